@@ -1,0 +1,38 @@
+"""Names the compiled modules; everything else about the project is in pyproject.toml."""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODULES = ["waiter", "ring_buffer"]
+
+# RINGMILL_CXXFLAGS adds flags of the caller's own, for example -fsanitize=thread (see CONTRIBUTING.md).
+flags = ["/std:c++17", "/O2"] if sys.platform == "win32" else ["-std=c++17", "-O2"]
+extra = os.environ.get("RINGMILL_CXXFLAGS", "").split()
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"ringmill._core.{name}",
+                [f"src/ringmill/_core/{name}.pyx"],
+                language="c++",
+                extra_compile_args=flags + extra,
+                extra_link_args=extra,
+            )
+            for name in MODULES
+        ],
+        nthreads=0 if sys.platform == "win32" else 2,
+        compiler_directives={
+            "language_level": 3,
+            "freethreading_compatible": True,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+        },
+    )
+)

@@ -1,0 +1,133 @@
+# How a thread, an event loop or a select sleeps and is woken. The protocol is at the head of waiter.pyx.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+    memory_order_seq_cst,
+)
+
+# What Cython cannot say: a pause instruction, a yield, and the steady clock (PyTime_Monotonic is new in 3.13).
+cdef extern from *:
+    """
+    #ifndef RINGMILL_MACHINE
+    #define RINGMILL_MACHINE
+    #include <chrono>
+    #include <cstdint>
+    #include <thread>
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    #endif
+    static inline void ringmill_pause(void) {
+    #if defined(_MSC_VER) && (defined(_M_ARM64) || defined(_M_ARM))
+        __yield();
+    #elif defined(_MSC_VER)
+        _mm_pause();
+    #elif defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+    #elif defined(__aarch64__)
+        __asm__ __volatile__("isb" ::: "memory");
+    #endif
+    }
+    static inline void ringmill_yield(void) { std::this_thread::yield(); }
+    static inline std::int64_t ringmill_now(void) {
+        using namespace std::chrono;
+        return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+    }
+    /* Hands an owned reference to Cython, which takes it over: no INCREF and DECREF on the way. */
+    static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
+    #endif
+    """
+    void pause "ringmill_pause"() noexcept nogil
+    void yield_processor "ringmill_yield"() noexcept nogil
+    int64_t now_ns "ringmill_now"() noexcept nogil
+    object steal "ringmill_steal"(PyObject*)
+
+cdef extern from "pythread.h" nogil:
+    ctypedef void* PyThread_type_lock
+    ctypedef enum PyLockStatus:
+        PY_LOCK_FAILURE
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+    PyThread_type_lock PyThread_allocate_lock()
+    int PyThread_acquire_lock(PyThread_type_lock, int wait)
+    void PyThread_release_lock(PyThread_type_lock)
+    PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock, long long microseconds, int intr_flag)
+    unsigned long PyThread_get_thread_ident()
+
+
+# A deadline is a point of the steady clock in nanoseconds; NEVER waits without limit.
+cdef enum:
+    NEVER = -1
+
+
+# A lock for a handful of instructions: no user code, no Python API that may run any, no detaching under it.
+cdef struct ShortLock:
+    atomic[uint32_t] held  # 0 or 1
+
+cdef inline void acquire(ShortLock* lock) noexcept nogil:
+    cdef int spins = 0
+    # acquire: pairs with the release in release(), so that the holder sees what the last one wrote
+    while lock.held.exchange(1, memory_order_acquire):
+        # relaxed: only to wait without writing to the line; the exchange above decides
+        while lock.held.load(memory_order_relaxed):
+            spins += 1
+            if spins < 64:
+                pause()
+            else:
+                yield_processor()
+
+cdef inline void release(ShortLock* lock) noexcept nogil:
+    lock.held.store(0, memory_order_release)  # release: pairs with the exchange in acquire()
+
+
+cdef struct WaitNode:
+    WaitNode* prev              # guarded by the queue's lock while queued
+    WaitNode* next
+    PyThread_type_lock lock     # a thread parks on it; locked at rest, released by the one grant
+    PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see enqueue)
+    uint32_t epoch              # the fork epoch in which it was queued
+    bint queued                 # guarded by the queue's lock: in the list, not granted
+    void* owner                 # who it is, for wake-ups by name; whatever the queue's user wants
+
+cdef struct WaitQueue:
+    atomic[uint64_t] word       # sleepers << 32 | searchers; written under the lock, read without
+    atomic[uint32_t] hint       # 1: something was published since the spinning searcher looked
+    atomic[uint32_t] epoch      # the fork epoch it belongs to
+    ShortLock lock
+    WaitNode* first             # guarded by the lock
+    WaitNode* last
+    int64_t spin_ns             # how long the next search spins; guarded by the lock, adapts
+
+
+cdef class Sleeper:
+    # Somebody who sleeps otherwise than on a lock: an event loop's future, a pool that reads a ring.
+    cdef WaitNode node
+    cdef void wake(self) noexcept
+
+
+cdef void init_queue(WaitQueue* q) noexcept
+cdef WaitNode* take_node() except NULL
+cdef void give_node(WaitNode* node) noexcept
+
+cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept
+cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
+cdef int park(WaitNode* node, int64_t deadline) except -1
+cdef void end_search(WaitQueue* q) noexcept
+cdef bint search(WaitQueue* q, int64_t deadline) noexcept
+
+cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept
+cdef bint notify_owner(WaitQueue* q, void* owner) noexcept
+cdef void notify_all(WaitQueue* q) noexcept
+
+cdef inline void notify(WaitQueue* q) noexcept:
+    # seq_cst: the last of the waker's two accesses; pairs with the store in begin_sleep and the sleeper's last look
+    cdef uint64_t word = q.word.load(memory_order_seq_cst)
+    if word:
+        notify_slow(q, word)
+
+cdef int64_t deadline_of(object timeout) except? -2
+cdef uint32_t current_epoch() noexcept

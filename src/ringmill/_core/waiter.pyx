@@ -1,0 +1,394 @@
+# How a thread, an event loop or a select sleeps until something is published, and who wakes it.
+#
+# One WaitQueue stands beside each predicate that can be waited for ("an item is there", "there is room"). Its user
+# owns the predicate; the queue knows only who waits. Everything here is called attached (rule 1 of the core);
+# `with nogil:` surrounds waiting only.
+#
+# The word holds two numbers: sleepers (nodes in the list) and searchers (threads that were woken, or spin, and have
+# not said yet what they found). It is written under the lock, and read without it by wakers.
+#
+#   sleeper                                      waker
+#   1  looks: nothing                            1  publishes (seq_cst read-modify-write of the ring's tail or head)
+#   2  begin_sleep: word.sleepers + 1 (seq_cst)  2  reads the word (seq_cst)
+#   3  looks again: nothing (seq_cst load)       3  sleepers and no searcher: grants the first node, searchers + 1
+#   4  parks                                     4  releases the node's lock: its last touch of the node
+#
+# No lost wake-up: all four accesses (publish, read of the word; write of the word, last look) are sequentially
+# consistent, so either the sleeper's last look sees the publication, or the waker reads a word with the sleeper in
+# it. A waker that meets a searcher wakes nobody: each search ends in end_search, or in begin_sleep, and after
+# either its owner looks once more (`pass_on` of the ring, or step 3), which sees what that waker had published,
+# because the waker read the word before the search ended. A searcher that found more than it takes grants the next.
+#
+# A granted node is out of the list. Whoever leaves without having parked to the end (timeout, interrupt, an item found
+# on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the
+# leaver is a searcher with the duty above: so the baton is passed on.
+#
+# Spinning is a search that was not preceded by sleep: at most one thread per queue, detached, for at most
+# MAX_SPIN_NS; a waker that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness
+# rests on the look after the search. The budget doubles when the spin was worth it and is halved when not, so that
+# on a busy machine it goes to nothing.
+#
+# After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
+# epoch it belongs to, and the first to touch it in the child empties it.
+
+import os
+import threading
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #define RINGMILL_SLICE_NS 0         /* a signal ends a wait on a semaphore */
+    #else
+    #define RINGMILL_SLICE_NS 50000000  /* elsewhere the main thread looks for signals twenty times a second */
+    #endif
+    """
+    const int64_t SLICE_NS "RINGMILL_SLICE_NS"
+
+cdef enum:
+    SEARCHER = 1
+    RESETTING = 0          # no epoch: the first is 1
+
+cdef uint64_t SLEEPER = <uint64_t>1 << 32
+cdef uint64_t SEARCHERS = SLEEPER - 1
+
+cdef int64_t MAX_SPIN_NS = 20_000 if (os.cpu_count() or 1) > 1 else 0
+cdef int64_t MIN_SPIN_NS = 500
+cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
+
+cdef uint32_t epoch_now = 1
+cdef ShortLock free_lock        # guards free_nodes
+cdef WaitNode* free_nodes = NULL
+cdef unsigned long main_thread = threading.main_thread().ident
+
+
+cdef void _after_fork_in_child() noexcept:
+    global epoch_now, free_nodes, main_thread
+    epoch_now += 1
+    free_lock.held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
+    free_nodes = NULL                              # maybe torn; leaked, a few bytes for each fork
+    main_thread = PyThread_get_thread_ident()
+
+
+def _forked():
+    _after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+cdef uint32_t current_epoch() noexcept:
+    return epoch_now
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the queue
+
+cdef void init_queue(WaitQueue* q) noexcept:
+    # relaxed: the queue is published with the object that contains it
+    q.word.store(0, memory_order_relaxed)
+    q.hint.store(0, memory_order_relaxed)
+    q.epoch.store(epoch_now, memory_order_relaxed)
+    q.lock.held.store(0, memory_order_relaxed)
+    q.first = NULL
+    q.last = NULL
+    q.spin_ns = MAX_SPIN_NS
+
+
+cdef void _lock(WaitQueue* q) noexcept:
+    cdef uint32_t seen = q.epoch.load(memory_order_acquire)  # acquire: pairs with the release below
+    while seen != epoch_now:
+        # acq_rel by default order: one thread of the child claims the reset
+        if seen != RESETTING and q.epoch.compare_exchange_strong(seen, RESETTING):
+            q.word.store(0, memory_order_seq_cst)
+            q.hint.store(0, memory_order_relaxed)  # relaxed: a hint
+            q.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
+            q.first = NULL
+            q.last = NULL
+            q.epoch.store(epoch_now, memory_order_release)  # release: the queue is whole
+            break
+        yield_processor()
+        seen = q.epoch.load(memory_order_acquire)  # acquire: pairs with the release above
+    acquire(&q.lock)
+
+
+cdef inline uint64_t _word(WaitQueue* q) noexcept:
+    return q.word.load(memory_order_relaxed)  # relaxed: under the lock, only its holder writes it
+
+
+cdef inline void _set_word(WaitQueue* q, uint64_t word) noexcept:
+    # seq_cst: the sleeper's write before its last look; pairs with the load in notify
+    q.word.store(word, memory_order_seq_cst)
+
+
+cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
+    node.prev = q.last
+    node.next = NULL
+    node.epoch = epoch_now
+    node.queued = True
+    if q.last:
+        q.last.next = node
+    else:
+        q.first = node
+    q.last = node
+
+
+cdef inline void _unlink(WaitQueue* q, WaitNode* node) noexcept:
+    if node.prev:
+        node.prev.next = node.next
+    else:
+        q.first = node.next
+    if node.next:
+        node.next.prev = node.prev
+    else:
+        q.last = node.prev
+    node.queued = False
+
+
+cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
+    # The caller, a searcher or not, is a sleeper from here on; it must look once more before it parks.
+    _lock(q)
+    if node.sleeper:
+        Py_INCREF(<object>node.sleeper)  # owned by the list, then by whoever grants or cancels
+    _append(q, node)
+    # after a fork the search was forgotten with the rest of the word
+    _set_word(q, _word(q) + SLEEPER - (SEARCHER if searching and _word(q) & SEARCHERS else 0))
+    release(&q.lock)
+
+
+cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
+    # Leaves the queue. True: a wake-up had been granted and is consumed, and the caller is a searcher now.
+    cdef bint granted
+    _lock(q)
+    if node.epoch != epoch_now:  # a signal handler forked while we slept: the list went with the parent
+        release(&q.lock)
+        return False
+    granted = not node.queued
+    if not granted:
+        _unlink(q, node)
+        _set_word(q, _word(q) - SLEEPER)
+    release(&q.lock)
+    if node.sleeper:
+        if not granted:
+            Py_DECREF(<object>node.sleeper)  # the list's; the granter drops its own
+        return False  # a grant to a Sleeper is no search: see notify_slow
+    if granted:
+        # The granter is between the unlock and its release of the lock: a few instructions.
+        PyThread_acquire_lock(node.lock, 1)
+    return granted
+
+
+cdef void end_search(WaitQueue* q) noexcept:
+    # The caller is a searcher no more; it must look once more, and grant the next if there is more.
+    _lock(q)
+    if _word(q) & SEARCHERS:  # not after a fork
+        _set_word(q, _word(q) - SEARCHER)
+    release(&q.lock)
+
+
+cdef void _wake(WaitNode* node) noexcept:
+    # The node is granted: out of the list, and nobody's but ours until the release, our last touch of it.
+    cdef PyObject* sleeper = node.sleeper
+    if sleeper:
+        (<Sleeper>sleeper).wake()
+        Py_DECREF(<object>sleeper)  # the list's reference, ours since the grant
+    else:
+        PyThread_release_lock(node.lock)
+
+
+cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
+    # Wakes one sleeper if there is one and nobody searches. `word` was read after the publication.
+    cdef WaitNode* node = NULL
+    if word & SEARCHERS:
+        # release: what was published before it; pairs with the load in search
+        q.hint.store(1, memory_order_release)
+        if q.epoch.load(memory_order_acquire) == epoch_now:  # acquire: pairs with the reset after a fork
+            return
+    _lock(q)
+    if q.first and not _word(q) & SEARCHERS:
+        node = q.first
+        _unlink(q, node)
+        # A Sleeper is told and answers for nobody: it is no searcher, and whoever else sleeps gets the next wake-up.
+        _set_word(q, _word(q) - SLEEPER + (0 if node.sleeper else SEARCHER))
+    release(&q.lock)
+    if node:
+        _wake(node)
+
+
+cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
+    # Wakes the sleeper of that name, searchers or not: nobody else can take what is there.
+    cdef WaitNode* node
+    if q.word.load(memory_order_seq_cst) < SLEEPER:  # seq_cst: as in notify
+        return False
+    _lock(q)
+    node = q.first
+    while node and node.owner != owner:
+        node = node.next
+    if node:
+        _unlink(q, node)
+        _set_word(q, _word(q) - SLEEPER + SEARCHER)
+    release(&q.lock)
+    if node:
+        _wake(node)
+    return node != NULL
+
+
+cdef void notify_all(WaitQueue* q) noexcept:
+    # Wakes everybody: the predicate became true for good (closed). The chain is ours once it is out of the list.
+    cdef WaitNode* node
+    cdef WaitNode* following
+    cdef uint64_t searchers
+    _lock(q)
+    node = q.first
+    q.first = NULL
+    q.last = NULL
+    searchers = _word(q) & SEARCHERS
+    following = node
+    while following:
+        following.queued = False
+        if not following.sleeper:
+            searchers += SEARCHER
+        following = following.next
+    _set_word(q, searchers)
+    q.hint.store(1, memory_order_release)  # release: as in notify_slow
+    release(&q.lock)
+    while node:
+        following = node.next  # before the wake: the node may be gone after it
+        _wake(node)
+        node = following
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# waiting
+
+cdef bint search(WaitQueue* q, int64_t deadline) noexcept:
+    # Spins, detached, if nobody searches yet and it has been worth it of late. True: the caller is a searcher now,
+    # and must look; whether or not it finds anything, begin_sleep or end_search follow.
+    cdef int64_t start, limit
+    cdef bint hinted = False
+    cdef int rounds = 0
+    if MAX_SPIN_NS == 0 or _word(q) & SEARCHERS:
+        return False
+    _lock(q)
+    if _word(q) & SEARCHERS:
+        release(&q.lock)
+        return False
+    _set_word(q, _word(q) + SEARCHER)
+    q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
+    limit = q.spin_ns
+    release(&q.lock)
+    start = now_ns()
+    limit = start + (limit if limit > MIN_SPIN_NS else MIN_SPIN_NS)
+    if deadline != NEVER and deadline < limit:
+        limit = deadline
+    with nogil:  # waits for another thread to publish something
+        while True:
+            # acquire: pairs with the release in notify_slow
+            if q.hint.load(memory_order_acquire):
+                hinted = True
+                break
+            pause()
+            rounds += 1
+            if rounds & 15 == 0 and now_ns() >= limit:
+                break
+    _lock(q)
+    if hinted:
+        q.spin_ns = min(MAX_SPIN_NS, 2 * max(q.spin_ns, MIN_SPIN_NS))
+    else:
+        q.spin_ns = q.spin_ns // 2
+    release(&q.lock)
+    return True
+
+
+cdef int park(WaitNode* node, int64_t deadline) except -1:
+    # Sleeps until granted: 1; or until the deadline: 0. Raises what a signal handler raises. After 0 or a raise the
+    # caller must cancel_sleep. Uses no CPU and does not hold the GIL.
+    cdef int64_t now, span
+    cdef PyLockStatus status
+    cdef bint sliced = SLICE_NS and PyThread_get_thread_ident() == main_thread
+    while True:
+        span = MAX_PARK_NS
+        if deadline != NEVER:
+            now = now_ns()
+            if now >= deadline:
+                return 0
+            span = min(span, deadline - now)
+        if sliced:
+            span = min(span, SLICE_NS)
+        with nogil:  # waits for the grant
+            # in microseconds, rounded up; the flag: a signal ends the wait
+            status = PyThread_acquire_lock_timed(node.lock, (span + 999) // 1000, 1)
+        if status == PY_LOCK_ACQUIRED:
+            return 1
+        PyErr_CheckSignals()
+        if node.epoch != epoch_now:
+            return 0  # as in cancel_sleep
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# nodes: a lock each, kept for reuse, never freed (a granter may still be inside the release of one)
+
+cdef WaitNode* take_node() except NULL:
+    global free_nodes
+    cdef WaitNode* node
+    acquire(&free_lock)
+    node = free_nodes
+    if node:
+        free_nodes = node.next
+    release(&free_lock)
+    if node == NULL:
+        node = <WaitNode*>PyMem_RawCalloc(1, sizeof(WaitNode))
+        if node == NULL:
+            raise MemoryError
+        node.lock = PyThread_allocate_lock()
+        if node.lock == NULL:
+            PyMem_RawFree(node)
+            raise MemoryError
+        PyThread_acquire_lock(node.lock, 1)
+    node.prev = NULL
+    node.next = NULL
+    node.owner = NULL
+    return node
+
+
+cdef void give_node(WaitNode* node) noexcept:
+    global free_nodes
+    acquire(&free_lock)
+    node.next = free_nodes
+    free_nodes = node
+    release(&free_lock)
+
+
+cdef class Sleeper:
+    def __cinit__(self):
+        self.node.sleeper = <PyObject*>self
+
+    cdef void wake(self) noexcept:
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# timeouts
+
+cdef int64_t deadline_of(object timeout) except? -2:
+    """The deadline that is `timeout` seconds from now; None is NEVER. TypeError, ValueError on anything else."""
+    cdef double seconds
+    if timeout is None:
+        return NEVER
+    if not isinstance(timeout, (int, float)):
+        if not hasattr(type(timeout), "__float__") and not hasattr(type(timeout), "__index__"):
+            raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    try:
+        seconds = timeout
+    except OverflowError:
+        seconds = 1e300 if timeout > 0 else -1.0
+    if not seconds >= 0.0:
+        raise ValueError(f"'timeout' must be a non-negative number, got {timeout!r}")
+    if seconds > 1e9:  # thirty years
+        return NEVER
+    return now_ns() + <int64_t>(seconds * 1e9)

@@ -1,0 +1,45 @@
+"""What every test runs under: a watchdog that dumps all stacks, and a seed that is printed."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+WATCHDOG_SECONDS = 120.0
+
+
+@pytest.fixture(autouse=True)
+def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that takes longer than this is a hang: dump all stacks and end the process."""
+    marker = request.node.get_closest_marker("watchdog")
+    seconds = marker.args[0] if marker else WATCHDOG_SECONDS
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def seed() -> int:
+    """A new seed each run, printed (pytest shows it with a failure); RINGMILL_SEED=N repeats a run."""
+    value = int(os.environ.get("RINGMILL_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"RINGMILL_SEED={value}")
+    return value
+
+
+@pytest.fixture(params=[0.005, 1e-6], ids=["interval-default", "interval-1us"])
+def switch_interval(request: pytest.FixtureRequest) -> Iterator[float]:
+    """On a GIL build a tiny switch interval makes the threads interleave finely."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(request.param)
+    yield request.param
+    sys.setswitchinterval(before)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "watchdog(seconds): a limit of this test's own for the stack-dumping watchdog")
+    config.addinivalue_line("markers", "stress: long concurrent runs; also run under ThreadSanitizer (CONTRIBUTING.md)")

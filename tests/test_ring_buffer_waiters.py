@@ -1,0 +1,295 @@
+"""Sleeping and waking: time-outs, wake-ups passed on, the collector and a fork beside threads that wait in a ring."""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from ringmill import Closed, RingBuffer
+from tests.threads import Started, run_threads, start_threads, wait_until
+
+# Timeouts
+
+
+@pytest.mark.parametrize("timeout", [0, 1e-6, 1e-3, 0.02])
+def test_waits_of_many_threads_time_out(timeout: float) -> None:
+    empty, full = RingBuffer[int](2), RingBuffer[int](2)
+    full.put_many([1, 2])
+
+    def getter() -> None:
+        with pytest.raises(queue.Empty):
+            empty.get(timeout=timeout)
+        with pytest.raises(queue.Empty):
+            empty.get_many(timeout=timeout)
+
+    def putter() -> None:
+        with pytest.raises(queue.Full):
+            full.put(3, timeout=timeout)
+        with pytest.raises(queue.Full) as caught:
+            full.put_many([3, 4], timeout=timeout)
+        assert caught.value.count == 0  # type: ignore[attr-defined]
+
+    run_threads(*[getter, putter] * 4)
+    assert empty.empty()
+    assert full.get_many() == [1, 2]
+    # The waits that ended left nothing behind that would eat a wake-up.
+    started = start_threads(empty.get, lambda: full.put_many([5, 6, 7]))
+    empty.put(4)
+    assert [full.get() for _ in range(3)] == [5, 6, 7]
+    assert started.join() == [4, 3]
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("side", ["getters", "putters"])
+@pytest.mark.parametrize("impatient", [1, 3])
+def test_a_waiter_that_leaves_passes_its_wake_up_on(
+    side: str, impatient: int, switch_interval: float, seed: int
+) -> None:
+    """One waits for ever beside some that time out just when the one item (or the one free slot) comes. If it goes to
+    none of them that leave, the one that stays must get it: nobody comes along later to wake it."""
+    rounds = 150
+    rng = random.Random(seed)
+    pauses = [[rng.choice([0, 1e-6, 1e-4, 1e-3]) for _ in range(impatient)] for _ in range(rounds)]
+    delays = [rng.choice([0, 1, 20, 300, 1000]) for _ in range(rounds)]
+    ring = RingBuffer[int](1)
+    gate = threading.Barrier(impatient + 2)
+    done = [0]
+    won: list[int] = []  # by those that would have left
+
+    def try_once(i: int, timeout: float | None) -> bool:
+        try:
+            if side == "getters":
+                ring.get(timeout=timeout)
+            else:
+                ring.put(i, timeout=timeout)
+        except (queue.Empty, queue.Full):
+            return False
+        return True
+
+    def help_one() -> None:
+        if side == "getters":
+            ring.put(0, timeout=30)
+        else:
+            ring.get(timeout=30)
+
+    def patient() -> None:
+        for i in range(rounds):
+            gate.wait()
+            try_once(i, None)
+            done[0] += 1
+            gate.wait()
+
+    def leaver(who: int) -> None:
+        for i in range(rounds):
+            gate.wait()
+            if try_once(i, pauses[i][who]):
+                won.append(i)
+                help_one()  # the one that stays needs another
+            gate.wait()
+
+    if side == "putters":
+        ring.put(-1)
+    started = start_threads(patient, *[lambda who=who: leaver(who) for who in range(impatient)])
+    try:
+        for i in range(rounds):
+            gate.wait()
+            for _ in range(delays[i]):
+                pass
+            help_one()
+            wait_until(lambda i=i: done[0] == i + 1)
+            gate.wait()
+    except BaseException:
+        ring.close()
+        gate.abort()
+        raise
+    started.join()
+    assert len(ring) == (side == "putters")
+
+
+@pytest.mark.stress
+def test_mixed_timeouts_under_traffic(switch_interval: float, seed: int) -> None:
+    """Readers that look in with all kinds of timeouts, and one item after the other: each is read before the next is
+    put, so that one which sits there unread while the readers sleep stops the test."""
+    ring = RingBuffer[int](2)
+    received: list[int] = []
+
+    def read(who: int) -> None:
+        rng = random.Random(seed + who)
+        while True:
+            try:
+                received.append(ring.get(timeout=rng.choice([0, 1e-6, 1e-3, None])))
+            except queue.Empty:
+                pass
+            except Closed:
+                return
+
+    started = start_threads(*[lambda who=who: read(who) for who in range(4)])
+    for i in range(300):
+        ring.put(i)
+        wait_until(lambda i=i: len(received) == i + 1)
+    ring.close()
+    started.join()
+    assert received == list(range(300))
+
+
+# The collector
+
+
+@pytest.mark.stress
+def test_collector_beside_full_and_empty_rings_under_traffic(switch_interval: float) -> None:
+    """A collector that stops the world must find every waiting thread detached, and every slot traversable."""
+    full, empty = RingBuffer[Any](2), RingBuffer[Any](3)
+    over = threading.Event()
+
+    def produce() -> None:
+        for i in range(400):
+            full.put([full, i])  # garbage in a cycle through the ring
+
+    def move() -> None:
+        for _ in range(400):
+            empty.put(full.get())
+
+    def consume() -> int:
+        return sum(item[1] for item in empty)
+
+    def collect() -> None:
+        while not over.is_set():
+            gc.collect()
+
+    collector = start_threads(collect)
+    sums = start_threads(consume, consume)
+    run_threads(produce, move, produce, move)
+    empty.close()
+    assert sum(sums.join()) == 2 * sum(range(400))
+    over.set()
+    collector.join()
+
+
+# Fork
+
+
+def wait_until_parked(started: Started) -> None:
+    """Waits until the threads use no processor time any more, where a thread's clock can be read; elsewhere it
+    returns at once, and what follows meets them on their way to sleep."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return
+    clocks = [time.pthread_getcpuclockid(thread.ident) for thread in started.threads if thread.ident]
+
+    def idle() -> bool:
+        before = [time.clock_gettime_ns(clock) for clock in clocks]
+        time.sleep(0.02)
+        return before == [time.clock_gettime_ns(clock) for clock in clocks]
+
+    wait_until(idle)
+
+
+def fork_and_check(child: Callable[[], None]) -> None:
+    """Runs `child` in a forked process; what it raises is printed there, and fails the test here."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(20)  # the watchdog thread is the parent's; a child that hangs is killed
+            child()
+            status = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+        finally:
+            os._exit(status)
+    _, code = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(code) == 0
+
+
+def use(ring: RingBuffer[Any]) -> None:
+    """Every kind of call on a ring that is empty and open, waits between threads included."""
+    capacity = ring.capacity
+    for i in range(2 * capacity + 1):
+        ring.put(i)
+        assert ring.get() == i
+    with pytest.raises(queue.Empty):
+        ring.get(timeout=0.001)
+    ring.put_many(range(capacity))
+    with pytest.raises(queue.Full):
+        ring.put(-1, timeout=0.001)
+    assert ring.get_many() == list(range(capacity))
+    got, _ = run_threads(lambda: [ring.get() for _ in range(50)], lambda: ring.put_many(range(50)))
+    assert got == list(range(50))
+    waiting = start_threads(partial(list, ring))
+    ring.close()
+    assert waiting.join() == [[]]
+
+
+posix_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+forks_beside_threads = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@posix_fork
+@forks_beside_threads
+def test_fork_beside_waiting_getters() -> None:
+    ring = RingBuffer[int](2)
+    getters = start_threads(ring.get, partial(ring.get, timeout=60), ring.get_many)
+    wait_until_parked(getters)
+    fork_and_check(lambda: use(ring))
+    assert len(ring) == 0
+    for item in (1, 2, 3):
+        ring.put(item)
+    assert sorted(item for result in getters.join() for item in (result if isinstance(result, list) else [result])) == [
+        1,
+        2,
+        3,
+    ]
+    use(ring)
+
+
+@posix_fork
+@forks_beside_threads
+def test_fork_beside_waiting_putters() -> None:
+    ring = RingBuffer[int](2)
+    ring.put_many([-1, -2])
+    putters = start_threads(partial(ring.put, 1), partial(ring.put, 2, timeout=60), partial(ring.put_many, [3, 3]))
+    wait_until_parked(putters)
+
+    def child() -> None:
+        assert ring.get_many() == [-1, -2]
+        assert ring.empty()  # the threads that were to put more are the parent's
+        use(ring)
+
+    fork_and_check(child)
+    assert len(ring) == 2
+    received = [ring.get() for _ in range(6)]
+    putters.join()
+    assert received[:2] == [-1, -2]
+    assert sorted(received[2:]) == [1, 2, 3, 3]
+    use(ring)
+
+
+@posix_fork
+@forks_beside_threads
+def test_a_child_of_a_child_that_closes_leaves_its_parents_alone() -> None:
+    ring = RingBuffer[int](1)
+    getter = start_threads(ring.get)
+    wait_until_parked(getter)
+
+    def child() -> None:
+        own = start_threads(ring.get)
+        wait_until_parked(own)
+        fork_and_check(ring.close)
+        assert not ring.closed
+        ring.put(1)
+        assert own.join() == [1]
+
+    fork_and_check(child)
+    ring.put(2)
+    assert getter.join() == [2]
