@@ -320,16 +320,18 @@ OPERATIONS = 10
 
 
 def random_programs(seed: int, waits: str) -> list[list[Call]]:
-    """What each thread is to call. Items differ; what waits for ever ("untimed") is ended by the last thread's close."""
+    """What each thread is to call; all items differ. Waits that are "untimed" end at the last thread's close."""
     rng = random.Random(seed)
     closer = THREADS - 1 if waits == "untimed" else rng.choice([None, *range(THREADS)])
     programs: list[list[Call]] = []
     for thread in range(THREADS):
         items = count(100 * thread)
         program: list[Call] = []
-        for _ in range(OPERATIONS):
+        closes_last = thread == closer and waits == "untimed"
+        # The one that never waits would be done, and the ring closed, before the others have begun to wait.
+        for _ in range(3 * OPERATIONS if closes_last else OPERATIONS):
             waiting = ["put", "get", rng.choice(["put_many", "get_many"])]
-            verb = rng.choice(["put_nowait", "get_nowait", *(waiting if waits == "timed" or thread != closer else [])])
+            verb = rng.choice(["put_nowait", "get_nowait", *([] if closes_last else waiting)])
             arguments: list[Any] = []
             if verb in PUTS:
                 arguments = [list(islice(items, rng.randint(1, 5)))] if verb == "put_many" else [next(items)]
@@ -339,7 +341,7 @@ def random_programs(seed: int, waits: str) -> list[list[Call]]:
                 arguments.append(None if waits == "untimed" else rng.choice([0.0, 0.0002, 0.001]))
             program.append((verb, *arguments))
         if thread == closer:
-            program.insert(OPERATIONS if waits == "untimed" else rng.randint(OPERATIONS // 2, OPERATIONS), ("close",))
+            program.insert(len(program) if closes_last else rng.randint(OPERATIONS // 2, OPERATIONS), ("close",))
         programs.append(program)
     return programs
 

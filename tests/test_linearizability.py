@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from ringmill import Closed, RingBuffer
-from tests.linearizability import Event, LinearizabilityError, Recorder, Result, check
+from tests.linearizability import (
+    Call,
+    Event,
+    LinearizabilityError,
+    Recorder,
+    Result,
+    check,
+    random_programs,
+    record,
+)
 
 OK, FULL, EMPTY, CLOSED = Result
 
@@ -44,7 +53,7 @@ def close(thread: int, call: int, ret: int) -> Event:
 
 AB = [put(0, 0, 1, "a"), put(0, 2, 3, "b")]
 
-# A violation and its nearest innocent twin, so that a verdict cannot come from something else. One line for each history.
+# Each violation with its nearest innocent twin, so that a verdict has no other reason. A line for each history.
 # fmt: off
 VIOLATIONS: dict[str, tuple[int, list[Event], list[Event]]] = {
     "item lost": (2,
@@ -373,7 +382,12 @@ def test_finds_the_bugs_the_core_avoids(bug: str) -> None:
 @pytest.mark.parametrize("bug", [*BUGS, "any"])
 @pytest.mark.parametrize("capacity", [1, 2, 3])
 def test_accepts_the_protocol_without_them(bug: str, capacity: int) -> None:
-    mixed = [[PUT_A, GET, PUT_B], [GET, PUT_C, GET], [GET, CLOSE, GET, ("put", "d")], [("put", "e"), ("put", "f")]]
+    mixed: list[list[Call]] = [
+        [PUT_A, GET, PUT_B],
+        [GET, PUT_C, GET],
+        [GET, CLOSE, GET, ("put", "d")],
+        [("put", "e"), ("put", "f")],
+    ]
     _, programs = BUGS.get(bug, (0, mixed))
     for n in range(SCHEDULES):
         check(in_turns(SteppedRing(capacity), programs, random.Random(n)), capacity)
@@ -381,7 +395,7 @@ def test_accepts_the_protocol_without_them(bug: str, capacity: int) -> None:
 
 # ---- RingBuffer ------------------------------------------------------------------------------------------------------
 
-HISTORIES = int(os.environ.get("RINGMILL_HISTORIES") or 25)  # for each of 12 cases
+HISTORIES = int(os.environ.get("RINGMILL_HISTORIES") or 50)  # for each of 12 cases
 
 
 @pytest.mark.stress

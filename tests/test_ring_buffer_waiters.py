@@ -245,11 +245,8 @@ def test_fork_beside_waiting_getters() -> None:
     assert len(ring) == 0
     for item in (1, 2, 3):
         ring.put(item)
-    assert sorted(item for result in getters.join() for item in (result if isinstance(result, list) else [result])) == [
-        1,
-        2,
-        3,
-    ]
+    first, second, some = getters.join()
+    assert sorted([first, second, *some]) == [1, 2, 3]
     use(ring)
 
 

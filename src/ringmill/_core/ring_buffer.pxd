@@ -29,9 +29,9 @@ cdef struct Slot:
     PyObject* item              # owned, while the stamp says that it is filled
 
 cdef enum Result:
-    DONE
-    NOT_NOW                     # full, or empty
-    SHUT                        # closed; for a getter: and drained
+    NOT_NOW = 0                 # full, or empty
+    DONE = 1
+    SHUT = 2                       # closed; for a getter: and drained
 
 
 cdef class RingBuffer:
@@ -64,9 +64,6 @@ cdef class RingBuffer:
     # With waiting: called attached, may run other code (a Sleeper's wake).
     cdef int put_item(self, PyObject* item, int64_t deadline, bint block) except -1
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1
-    cdef int _put_waiting(self, PyObject* item, int64_t deadline) except -1
-    cdef int _get_waiting(self, PyObject** item, int64_t deadline) except -1
-    cdef void _leave(self, WaitQueue* q, bint searching) noexcept
     cdef object _put_tuple(self, tuple items, int64_t deadline)
     cdef list _take(self, Py_ssize_t limit)
     cdef bint close_ring(self) except -1

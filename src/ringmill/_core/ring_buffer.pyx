@@ -37,22 +37,13 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 
 from ringmill._core.waiter cimport (
     NEVER,
-    WaitNode,
-    WaitQueue,
-    begin_sleep,
-    cancel_sleep,
     deadline_of,
-    end_search,
-    give_node,
     init_queue,
-    now_ns,
-    park,
-    pause,
-    search,
-    steal,
-    take_node,
     notify,
     notify_all,
+    pause,
+    steal,
+    wait_for,
     yield_processor,
 )
 
@@ -97,6 +88,23 @@ cdef inline void relax(int* spins) noexcept nogil:
         pause()
     else:
         yield_processor()
+
+
+cdef struct Wish:               # what a waiting put or get wants
+    PyObject* ring
+    PyObject* item
+
+cdef int put_attempt(void* wish) noexcept:
+    return (<RingBuffer>(<Wish*>wish).ring).try_put((<Wish*>wish).item, NULL)
+
+cdef int put_more(void* wish) noexcept:
+    return (<RingBuffer>(<Wish*>wish).ring).has_room()
+
+cdef int get_attempt(void* wish) noexcept:
+    return (<RingBuffer>(<Wish*>wish).ring).try_get(&(<Wish*>wish).item, NULL)
+
+cdef int get_more(void* wish) noexcept:
+    return (<RingBuffer>(<Wish*>wish).ring).has_items()
 
 
 cdef class RingBuffer:
@@ -341,87 +349,27 @@ cdef class RingBuffer:
 
     cdef int put_item(self, PyObject* item, int64_t deadline, bint block) except -1:
         # Puts, waiting for room. The caller's reference goes to the ring if DONE, and stays the caller's otherwise.
+        cdef Wish wish
         cdef int result = self.try_put(item, NULL)
         if result == NOT_NOW and block:
-            result = self._put_waiting(item, deadline)
+            wish.ring = <PyObject*>self
+            wish.item = item
+            result = wait_for(&self.not_full, put_attempt, put_more, &wish, NULL, deadline)
         if result == DONE:
             notify(&self.not_empty)
         return result
 
-    cdef int _put_waiting(self, PyObject* item, int64_t deadline) except -1:
-        cdef int result = NOT_NOW
-        cdef WaitQueue* q = &self.not_full
-        cdef bint searching = search(q, deadline)
-        cdef WaitNode* node
-        try:
-            node = take_node()
-        except MemoryError:
-            self._leave(q, searching)
-            raise
-        try:
-            while True:
-                result = self.try_put(item, NULL)
-                if result != NOT_NOW or (deadline != NEVER and now_ns() >= deadline):
-                    return result
-                begin_sleep(q, node, searching)
-                searching = False
-                try:
-                    if not self.has_room() and not self.is_shut() and park(node, deadline):
-                        searching = True
-                        continue
-                except BaseException:
-                    searching = cancel_sleep(q, node)
-                    raise
-                searching = cancel_sleep(q, node)
-        finally:
-            give_node(node)
-            self._leave(q, searching)
-
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1:
         # Takes one, waiting for it. The caller owns the reference if DONE.
+        cdef Wish wish
         cdef int result = self.try_get(item, NULL)
         if result == NOT_NOW and block:
-            result = self._get_waiting(item, deadline)
+            wish.ring = <PyObject*>self
+            result = wait_for(&self.not_empty, get_attempt, get_more, &wish, NULL, deadline)
+            item[0] = wish.item
         if result == DONE:
             notify(&self.not_full)
         return result
-
-    cdef int _get_waiting(self, PyObject** item, int64_t deadline) except -1:
-        cdef int result = NOT_NOW
-        cdef WaitQueue* q = &self.not_empty
-        cdef bint searching = search(q, deadline)
-        cdef WaitNode* node
-        try:
-            node = take_node()
-        except MemoryError:
-            self._leave(q, searching)
-            raise
-        try:
-            while True:
-                result = self.try_get(item, NULL)
-                if result != NOT_NOW or (deadline != NEVER and now_ns() >= deadline):
-                    return result
-                begin_sleep(q, node, searching)
-                searching = False
-                try:
-                    if not self.has_items() and not self.is_shut() and park(node, deadline):
-                        searching = True
-                        continue
-                except BaseException:
-                    searching = cancel_sleep(q, node)
-                    raise
-                searching = cancel_sleep(q, node)
-        finally:
-            give_node(node)
-            self._leave(q, searching)
-
-    cdef void _leave(self, WaitQueue* q, bint searching) noexcept:
-        # A searcher's duty: the search ends, and if there is more, the next sleeper is woken.
-        if not searching:
-            return
-        end_search(q)
-        if (self.has_items() if q == &self.not_empty else self.has_room()):
-            notify(q)
 
     cdef bint close_ring(self) except -1:
         cdef bint first = self.shut()

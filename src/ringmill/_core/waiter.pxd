@@ -119,6 +119,12 @@ cdef int park(WaitNode* node, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
 cdef bint search(WaitQueue* q, int64_t deadline) noexcept
 
+# What a waiter waits for. An attempt that is over (done, or in vain for good) returns non-zero; it is also the last
+# look before sleep. `more` tells whether another waiter of the same queue would find something.
+ctypedef int (*Attempt)(void* context) noexcept
+
+cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, int64_t deadline) except -1
+
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept
 cdef void notify_all(WaitQueue* q) noexcept

@@ -330,6 +330,41 @@ cdef int park(WaitNode* node, int64_t deadline) except -1:
             return 0  # as in cancel_sleep
 
 
+cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, int64_t deadline) except -1:
+    # The whole of the sleeper's side. Returns what the attempt returned, or 0 when the deadline passed. Raises what a
+    # signal handler raises, and MemoryError; nothing was taken then.
+    cdef int result = 0
+    cdef bint searching = search(q, deadline)
+    cdef WaitNode* node = NULL
+    try:
+        node = take_node()
+        node.owner = owner
+        while True:
+            result = attempt(context)
+            if result or (deadline != NEVER and now_ns() >= deadline):
+                return result
+            begin_sleep(q, node, searching)
+            searching = False
+            result = attempt(context)  # the last look
+            if result:
+                searching = cancel_sleep(q, node)
+                return result
+            try:
+                searching = park(node, deadline)
+            except BaseException:
+                searching = cancel_sleep(q, node)
+                raise
+            if not searching:
+                searching = cancel_sleep(q, node)
+    finally:
+        if node:
+            give_node(node)
+        if searching:
+            end_search(q)
+            if more(context):
+                notify(q)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # nodes: a lock each, kept for reuse, never freed (a granter may still be inside the release of one)
 

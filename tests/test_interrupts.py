@@ -1,0 +1,348 @@
+"""Ctrl-C ends every wait of the main thread and loses nothing, and a wait uses no processor time.
+
+Each case is a process of its own, as the signal goes to the process. To cover another wait, add a line to WAITS.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import pytest
+
+# Given to every script: `interrupt_when_parked()` sends one SIGINT as soon as the main thread sleeps.
+PRELUDE = """
+import os, queue, signal, sys, threading, time
+from ringmill import *
+
+main = threading.main_thread().ident
+sent = []
+
+def wait_until_parked():
+    # Until the main thread uses no processor time; where its clock cannot be read, a moment instead: a signal that
+    # comes before the wait has begun ends it just the same.
+    if not hasattr(time, "pthread_getcpuclockid"):
+        time.sleep(0.2)
+        return
+    clock = time.pthread_getcpuclockid(main)
+    before = -1
+    while before != (before := time.clock_gettime_ns(clock)):
+        time.sleep(0.05)
+
+def interrupt():
+    entered.wait()
+    wait_until_parked()
+    sent.append(time.monotonic())
+    if sys.platform == "win32":
+        signal.raise_signal(signal.SIGINT)
+    else:
+        os.kill(os.getpid(), signal.SIGINT)
+
+def interrupt_when_parked():
+    threading.Thread(target=interrupt, daemon=True).start()
+
+entered = threading.Event()
+"""
+
+INTERRUPT = """
+{setup}
+interrupt_when_parked()
+try:
+    entered.set()
+    {wait}
+except KeyboardInterrupt:
+    took = time.monotonic() - sent[0]
+else:
+    sys.exit("the wait ended by itself")
+assert took < 10, took
+{after}
+print("interrupted")
+"""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait that Ctrl-C must end. `wait` is one statement that would block; `after` checks that what was waited for
+    is still usable and that nothing is lost."""
+
+    name: str
+    setup: str
+    wait: str
+    after: str
+
+
+EMPTY = "ring = RingBuffer(2)"
+FULL = "ring = RingBuffer(2); ring.put_many([1, 2])"
+SOURCE = FULL + "; ring.get(); source = iter(range(3, 10))"
+USABLE_EMPTY = """
+assert len(ring) == 0 and not ring.closed
+for i in range(5):
+    ring.put(i); assert ring.get() == i
+threading.Thread(target=ring.put, args=(7,)).start()
+assert ring.get(timeout=30) == 7  # the wait that was left eats no wake-up
+"""
+USABLE_FULL = """
+assert len(ring) == 2 and not ring.closed
+putter = threading.Thread(target=ring.put, args=(7,))
+putter.start()
+assert [ring.get(timeout=30) for _ in range(3)] == [1, 2, 7]  # what was not put is not in
+putter.join()
+assert ring.empty()
+"""
+# One was in and one more was put before the wait. The item in the caller's hands may go down with the
+# KeyboardInterrupt, or come in its `rest`; none goes in twice or late.
+USABLE_SOURCE = (
+    """
+assert ring.get_many() == [2, 3]
+assert list(source) in ([4, 5, 6, 7, 8, 9], [5, 6, 7, 8, 9])
+"""
+    + USABLE_EMPTY
+)
+
+WAITS = [
+    Wait("get", EMPTY, "ring.get()", USABLE_EMPTY),
+    Wait("get-timeout", EMPTY, "ring.get(timeout=60)", USABLE_EMPTY),
+    Wait("get_many", EMPTY, "ring.get_many()", USABLE_EMPTY),
+    Wait("get_many-timeout", EMPTY, "ring.get_many(2, timeout=60)", USABLE_EMPTY),
+    Wait("iteration", EMPTY, "for item in ring: pass", USABLE_EMPTY),
+    Wait("next", EMPTY, "next(iter(ring))", USABLE_EMPTY),
+    Wait("put", FULL, "ring.put(3)", USABLE_FULL),
+    Wait("put-timeout", FULL, "ring.put(3, timeout=60)", USABLE_FULL),
+    Wait("put_many-list", FULL, "ring.put_many([3, 4])", USABLE_FULL),
+    Wait("put_many", SOURCE, "ring.put_many(source)", USABLE_SOURCE),
+    Wait("put_many-timeout", SOURCE, "ring.put_many(source, timeout=60)", USABLE_SOURCE),
+]
+
+
+def run_script(script: str) -> str:
+    """Runs a script in a fresh interpreter; one that hangs is killed, and one that fails fails the test."""
+    process = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", PRELUDE + script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 0, f"exit status {process.returncode}\n{process.stdout}{process.stderr}"
+    assert not process.stderr, process.stderr
+    return process.stdout.strip()
+
+
+@pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.name)
+def test_ctrl_c_ends_the_wait(wait: Wait) -> None:
+    script = INTERRUPT.format(setup=wait.setup, wait=wait.wait, after=wait.after)
+    assert run_script(script) == "interrupted"
+
+
+def test_ctrl_c_leaves_the_other_waiters_asleep() -> None:
+    """Another thread waits in the same ring: the signal is the main thread's, the next item is the other's."""
+    assert (
+        run_script("""
+ring = RingBuffer(2)
+got = []
+getter = threading.Thread(target=lambda: got.append(ring.get()))
+getter.start()
+interrupt_when_parked()
+try:
+    entered.set()
+    ring.get()
+except KeyboardInterrupt:
+    pass
+assert getter.is_alive() and not got
+ring.put(1)
+getter.join(30)
+print(got)
+""")
+        == "[1]"
+    )
+
+
+def test_a_handler_that_returns_does_not_end_the_wait() -> None:
+    assert (
+        run_script("""
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+ring = RingBuffer(2)
+def interrupt_and_put():
+    interrupt()
+    while not seen:  # the handler runs in the main thread, inside its wait
+        time.sleep(0.001)
+    ring.put("after")
+threading.Thread(target=interrupt_and_put).start()
+entered.set()
+print(ring.get(timeout=30), len(seen))
+""")
+        == "after 1"
+    )
+
+
+def test_a_handler_that_returns_does_not_prolong_the_wait() -> None:
+    """Deadlines are absolute: signals that keep coming do not start the time-out anew."""
+    assert (
+        run_script("""
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+over = threading.Event()
+def keep_interrupting():
+    while not over.is_set():
+        if sys.platform == "win32":
+            signal.raise_signal(signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+threading.Thread(target=keep_interrupting, daemon=True).start()
+begun = time.monotonic()
+try:
+    RingBuffer(2).get(timeout=0.3)
+except queue.Empty:
+    took = time.monotonic() - begun
+over.set()
+assert 0.29 < took < 20, took
+print("empty", len(seen) > 0)
+""")
+        == "empty True"
+    )
+
+
+# Signals at random moments under traffic. The handler raises only while C code of one call is at work between the
+# iterator that feeds the ring and the list that it feeds, so that no item is lost between two bytecodes of the test.
+TRAFFIC = """
+import collections, operator, random
+
+class Interrupted(Exception):
+    pass
+
+armed = False
+interrupts = 0
+
+def handler(number, frame):
+    global armed, interrupts
+    if armed and still():
+        armed = False
+        interrupts += 1
+        raise Interrupted
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+ring = RingBuffer({capacity})
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+@pytest.mark.parametrize("capacity", [1, 2, 64])
+def test_interrupted_getter_loses_and_doubles_nothing(capacity: int, seed: int) -> None:
+    """The main thread reads beside another one and is interrupted again and again, asleep or just being woken."""
+    script = TRAFFIC.format(capacity=capacity) + textwrap.dedent(f"""
+        still = lambda: True
+        other, mine = [], []
+        reader = threading.Thread(target=lambda: other.extend(ring))
+        def produce():
+            rng = random.Random({seed})
+            for i in range(4000):
+                ring.put(i)
+                if rng.random() < 0.1:
+                    time.sleep(rng.random() / 1000)  # let the readers run dry and sleep
+            ring.close()
+        producer = threading.Thread(target=produce)
+        reader.start()
+        producer.start()
+        while True:
+            try:
+                armed = True
+                mine.extend(ring)  # keeps what it has got when the ring's __next__ raises
+                armed = False
+                break
+            except Interrupted:
+                pass
+        armed = False
+        producer.join()
+        reader.join()
+        assert sorted(mine + other) == list(range(4000)), (len(mine), len(other))
+        assert interrupts > 0
+        print("whole")
+    """)
+    assert run_script(script) == "whole"
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+@pytest.mark.parametrize("capacity", [1, 2, 64])
+def test_interrupted_putter_loses_and_doubles_nothing(capacity: int, seed: int) -> None:
+    """The main thread puts beside another one; an item is in the ring if and only if its put did not raise."""
+    script = TRAFFIC.format(capacity=capacity) + textwrap.dedent(f"""
+        items = list(range(3000))
+        source = iter(items)
+        refused = []
+        still = lambda: operator.length_hint(source) > 0  # the last put may be over when the handler comes
+        got = []
+        def consume():
+            rng = random.Random({seed})
+            for item in ring:
+                got.append(item)
+                if rng.random() < 0.1:
+                    time.sleep(rng.random() / 1000)  # let the putters fill the ring and sleep
+        consumer = threading.Thread(target=consume)
+        other = threading.Thread(target=lambda: ring.put_many(range(-1000, 0)))
+        consumer.start()
+        other.start()
+        while operator.length_hint(source):
+            before = operator.length_hint(source)
+            try:
+                armed = True
+                collections.deque(map(ring.put, source), maxlen=0)
+            except Interrupted:
+                after = operator.length_hint(source)
+                if after < before:  # it was raised by the put of the last one drawn
+                    refused.append(items[-after - 1])
+        armed = False
+        other.join()
+        ring.close()
+        consumer.join()
+        assert sorted(got + refused) == list(range(-1000, 3000)), (len(got), len(refused))
+        assert interrupts > 0
+        print("whole")
+    """)
+    assert run_script(script) == "whole"
+
+
+# A wait costs nothing
+
+
+@pytest.mark.parametrize(
+    ("setup", "wait"),
+    [
+        (EMPTY, "ring.get(timeout=0.3)"),
+        (EMPTY, "ring.get_many(timeout=0.3)"),
+        (FULL, "ring.put(3, timeout=0.3)"),
+        (FULL, "ring.put_many([3], timeout=0.3)"),
+    ],
+    ids=["get", "get_many", "put", "put_many"],
+)
+def test_a_waiting_thread_uses_no_processor_time(setup: str, wait: str) -> None:
+    """Eight threads wait beside the main thread; nine that polled or spun would use seconds."""
+    assert (
+        run_script(f"""
+{setup}
+def wait():
+    try:
+        {wait}
+    except (queue.Empty, queue.Full):
+        return
+    sys.exit("the wait ended early")
+threads = [threading.Thread(target=wait) for _ in range(8)]
+before = time.process_time()
+for thread in threads:
+    thread.start()
+wait()
+for thread in threads:
+    thread.join()
+used = time.process_time() - before
+assert used < 0.1, used
+print("asleep")
+""")
+        == "asleep"
+    )
