@@ -6,10 +6,10 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["waiter", "ring_buffer"]
+MODULES = ["waiter", "ring_buffer", "operation", "feed", "dispatch", "stream"]
 
 # RINGMILL_CXXFLAGS adds flags of the caller's own, for example -fsanitize=thread (see CONTRIBUTING.md).
-flags = ["/std:c++17", "/O2"] if sys.platform == "win32" else ["-std=c++17", "-O2"]
+flags = ["/std:c++17"] if sys.platform == "win32" else ["-std=c++17"]
 extra = os.environ.get("RINGMILL_CXXFLAGS", "").split()
 
 setup(

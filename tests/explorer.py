@@ -1,24 +1,25 @@
 """An explicit-state model checker: every interleaving of a few small threads, each state visited once.
 
-A thread is a generator function. It yields one operation for each access to shared memory and is sent the result; what
-stands between two yields is local to the thread and takes no time. Memory is a handful of named, immutable, hashable values.
+A thread is a generator function. It yields one operation for each access to shared memory and is sent the result;
+what stands between two yields is local to the thread and takes no time. Memory is a handful of named, immutable,
+hashable values.
 
 `explore` walks all interleavings breadth first, so that the trace of what it reports is a shortest one. It reports
 
-* a violated invariant, or a `Violation` raised by an operation;
+* a violated invariant, or a `ViolationError` raised by an operation;
 * a deadlock: nobody can move, and `at_rest` does not accept what it finds (by default: somebody has not ended);
 * a livelock: a state from which no acceptable rest can be reached any more, though somebody can still move.
 
-Weak memory is modelled as a FIFO store buffer for each thread (x86-TSO): a buffered `Store` is visible to its own thread at
-once and to the others after a flush, which may come at any later step. A seq_cst store, a read-modify-write, and every other
-`Step` wait for the thread's own buffer to drain; a `Load` does not. That is the reordering (a store passed by a later load) on
-which sleep/wake protocols break; the weaker machines have more, so a protocol that passes is not thereby proved for them,
-but one that fails here fails there.
+Weak memory is modelled as a FIFO store buffer for each thread (x86-TSO): a buffered `Store` is visible to its own
+thread at once and to the others after a flush, which may come at any later step. A seq_cst store, a
+read-modify-write, and every other `Step` wait for the thread's own buffer to drain; a `Load` does not. That is the
+reordering (a store passed by a later load) on which sleep/wake protocols break; the weaker machines have more, so a
+protocol that passes is not thereby proved for them, but one that fails here fails there.
 
-A generator cannot be copied or hashed, so each one is turned into an automaton while the search goes: a state is the chain
-of suspended frames with their locals; a new one is reached by running the generator again from the start. Hence the rules
-for thread functions: locals are hashable; no `for` around a yield (its iterator is no local; refused); one yield in an
-expression; nothing outside is changed.
+A generator cannot be copied or hashed, so each one is turned into an automaton while the search goes: a state is the
+chain of suspended frames with their locals; a new one is reached by running the generator again from the start. Hence
+the rules for thread functions: locals are hashable; no `for` around a yield (its iterator is no local; refused); one
+yield in an expression; nothing outside is changed.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 Memory = SimpleNamespace  # the shared variables, as attributes; a Step may rebind them, and must not add any
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """Raised by a Step that finds what must never happen."""
 
 
@@ -99,6 +101,22 @@ _ENDED = -1
 _checked: set[CodeType] = set()
 
 
+def _identity(value: Any) -> Hashable:
+    """Makes two functions equal that the same line made over equal values; a run of a generator makes them anew."""
+    match value:
+        case FunctionType():
+            cells = tuple(_identity(cell.cell_contents) for cell in value.__closure__ or ())
+            return (value.__code__, value.__defaults__, cells)
+        case partial():
+            return (_identity(value.func), tuple(map(_identity, value.args)), tuple(value.keywords.items()))
+        case Step():
+            return (value.label, _identity(value.run))
+        case Choice():
+            return tuple(map(_identity, value.steps))
+    hashed: Hashable = value
+    return hashed
+
+
 def _frames(thread: Thread) -> Hashable:
     """What decides how a suspended generator goes on: position and locals of it and of those it delegates to."""
     chain = []
@@ -108,22 +126,10 @@ def _frames(thread: Thread) -> Hashable:
             if any(instruction.opname == "GET_ITER" for instruction in dis.get_instructions(frame.f_code)):
                 raise TypeError(f"{frame.f_code.co_qualname}: a loop's iterator is hidden from the explorer; use while")
             _checked.add(frame.f_code)
-        chain.append((frame.f_code, frame.f_lasti, tuple(sorted(frame.f_locals.items(), key=lambda item: item[0]))))
+        values = tuple((name, _identity(value)) for name, value in sorted(frame.f_locals.items()))
+        chain.append((frame.f_code, frame.f_lasti, values))
         thread = thread.gi_yieldfrom
     return tuple(chain)
-
-
-def _identity(value: Any) -> Hashable:
-    """Makes two closures equal that the same line made over equal values."""
-    match value:
-        case FunctionType():
-            return (value.__code__, value.__defaults__, tuple(_identity(cell.cell_contents) for cell in value.__closure__ or ()))
-        case Step():
-            return (value.label, _identity(value.run))
-        case Choice():
-            return tuple(_identity(step) for step in value.steps)
-    hashed: Hashable = value
-    return hashed
 
 
 class _Program:
@@ -245,7 +251,9 @@ class _Search:
         if buffer:
             return []
         if isinstance(op, Store):
-            return [(f"stores {op.name} = {op.value}", self._replaced(values, self.position[op.name], op.value), None, ())]
+            return [
+                (f"stores {op.name} = {op.value}", self._replaced(values, self.position[op.name], op.value), None, ())
+            ]
         effects: list[tuple[str, _Values, Any, _Buffer]] = []
         for step in op.steps if isinstance(op, Choice) else (op,):
             memory = self.namespace(values)
@@ -298,7 +306,7 @@ class _Search:
             for who, name in enumerate(self.names):
                 try:
                     moves = self.moves(who, nodes[who], values, buffers[who])
-                except Violation as violation:
+                except ViolationError as violation:
                     return report_problem(str(violation), at, f"{name}: the step that is refused")
                 for label, after, node, buffer in moves:
                     stuck = False
@@ -315,9 +323,7 @@ class _Search:
                         sources.append([])
                     sources[to].append(at)
             if stuck:
-                unfinished = frozenset(
-                    name for name, node in zip(self.names, nodes, strict=True) if node != _ENDED
-                )
+                unfinished = frozenset(name for name, node in zip(self.names, nodes, strict=True) if node != _ENDED)
                 complaint = at_rest(self.namespace(values), unfinished)
                 if complaint is not None:
                     return report_problem(complaint, at)
@@ -347,7 +353,7 @@ def explore(
 ) -> Report:
     """Searches every interleaving; the report names the first problem found, or none.
 
-    `invariant(memory)` is asked in every state, `at_rest(memory, unfinished)` where nobody can move; each returns a complaint
-    or None.
+    `invariant(memory)` is asked in every state, `at_rest(memory, unfinished)` where nobody can move; each returns a
+    complaint or None.
     """
     return _Search(memory, threads).run(invariant, at_rest)

@@ -42,7 +42,7 @@ import queue
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -61,7 +61,6 @@ class Result(Enum):
 
 PUTS = ("put", "put_nowait", "put_many")
 GETS = ("get", "get_nowait", "get_many")
-FAILURES = {"put": (Result.FULL, Result.CLOSED), "get": (Result.EMPTY, Result.CLOSED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +105,17 @@ class Step:
             return "close()"
         if self.result is not Result.OK:
             return f"{self.kind} -> {self.result.value}"
-        return f"{self.kind} {self.item!r}"
+        return self.kind if self.kind == "close" else f"{self.kind} {self.item!r}"
 
 
 class LinearizabilityError(AssertionError):
     """No order of the recorded operations explains their results."""
 
 
+SHOWN = 100
+"""How many operations a report shows on either side of the fault."""
+Problem = tuple[int, str]
+"""When, and what it is."""
 State = tuple[tuple[Any, ...], bool]
 """What is inside, oldest first, and whether the queue is closed."""
 
@@ -121,7 +124,7 @@ def apply(step: Step, state: State, capacity: int) -> State | None:
     """The sequential queue: the state after the step, or None if the step cannot give its result in this state."""
     items, closed = state
     if step.kind == "close":
-        return items, True
+        return (items, True) if step.result is Result.OK else None
     if step.kind == "put":
         result = Result.CLOSED if closed else Result.FULL if len(items) >= capacity else Result.OK
         if step.result is not result:
@@ -136,24 +139,24 @@ def check(history: Iterable[Event], capacity: int) -> None:
     """Raises LinearizabilityError, with the history and how far it can be explained, unless it is linearizable."""
     events = sorted(history, key=lambda event: (event.call, event.ret))
     if problem := _by_itself(events) or _search(_threads(events), capacity):
-        lines = [f"  {event.describe(origin=events[0].call)}" for event in events]
-        raise LinearizabilityError("\n".join([problem, f"history (capacity {capacity}):", *lines]))
+        when, what = problem
+        near = [event for event in events if event.call <= when][-SHOWN:] + [e for e in events if e.call > when][:SHOWN]
+        lines = [f"  {event.describe(origin=events[0].call)}" for event in near]
+        title = f"history (capacity {capacity}, {len(near)} of {len(events)} operations, the nearest to the fault):"
+        raise LinearizabilityError("\n".join([what, title, *lines]))
 
 
-def _by_itself(events: Sequence[Event]) -> str | None:
+def _by_itself(events: Sequence[Event]) -> Problem | None:
     """What no order could explain, whatever the other operations did."""
     for event in events:
-        kind = "put" if event.verb in PUTS else "get" if event.verb in GETS else event.verb
-        if event.result is not Result.OK and event.result not in FAILURES.get(kind, ()):
-            return f"a {event.verb} cannot end in {event.result.value}:{event.describe()}"
         if event.verb == "put_many" and event.result is Result.OK and event.count != len(event.items):
-            return f"put_many returned without an error and a wrong count:{event.describe()}"
+            return event.call, "put_many returned without an error and a wrong count"
         if event.verb == "put_many" and event.result is not Result.OK and not _partial(event):
-            return f"count and rest of put_many are not what was offered:{event.describe()}"
+            return event.call, "count and rest of put_many are not what was offered"
         if event.verb == "get_many" and event.result is Result.OK and not event.items:
-            return f"get_many returned without an item:{event.describe()}"
+            return event.call, "get_many returned without an item"
         if event.limit is not None and len(event.items) > event.limit:
-            return f"get_many took more than its limit:{event.describe()}"
+            return event.call, "get_many took more than its limit"
     return None
 
 
@@ -180,13 +183,13 @@ def _steps(event: Event) -> Iterator[Step]:
     kind = "put" if event.verb in PUTS else "get" if event.verb in GETS else event.verb
     ok = event.result is Result.OK
     done: tuple[Any, ...] = event.items if ok else event.items[: event.count or 0] if kind == "put" else ()
-    for item in (None,) if kind == "close" else done:
+    for item in (None,) if kind == "close" and ok else done:
         yield Step(event.call, event.ret, kind, item, Result.OK)
     if not ok:
         yield Step(event.call, event.ret, kind, None, event.result)
 
 
-def _search(threads: list[list[Step]], capacity: int) -> str | None:
+def _search(threads: list[list[Step]], capacity: int) -> Problem | None:
     """None if some order explains all steps; else how far the best one came."""
     # A configuration is how many steps of each thread have had their instant, and the state they led to. Whatever is
     # possible from there does not depend on the way there, so each configuration is looked at once.
@@ -217,15 +220,14 @@ def _search(threads: list[list[Step]], capacity: int) -> str | None:
                 seen.add(then)
                 stack.append(then)
     done, (items, closed) = best
-    stuck = [f"    {steps[n]}" for steps, n in zip(threads, done, strict=True) if n < len(steps)]
+    stuck = [steps[n] for steps, n in zip(threads, done, strict=True) if n < len(steps)]
     total = sum(map(len, threads))
-    return "\n".join(
-        [
-            f"not linearizable: at best {sum(done)} of {total} steps are explained ({len(seen)} configurations tried)",
-            f"  then {list(items)} is inside, {'closed' if closed else 'open'}, and none of these can be next:",
-            *stuck,
-        ]
-    )
+    lines = [
+        f"not linearizable: at best {sum(done)} of {total} steps are explained ({len(seen)} configurations tried)",
+        f"  then {list(items)} is inside, {'closed' if closed else 'open'}, and none of these can be next:",
+        *(f"    {step}" for step in stuck),
+    ]
+    return min(step.ret for step in stuck), "\n".join(lines)
 
 
 class Ring(Protocol):
@@ -249,51 +251,39 @@ class Recorder:
     def __init__(self, ring: Ring, thread: int, closed: type[Exception]) -> None:
         self.ring = ring
         self.thread = thread
-        self.events: list[Event] = []
         self._failures = (queue.Full, queue.Empty, closed)
+        self._log: list[tuple[str, tuple[Any, ...], Iterator[Any] | None, int, int, Any, Exception | None]] = []
 
-    def put(self, item: Any, timeout: float | None = None) -> None:
-        self._record("put", (item,), self._call(self.ring.put, item, timeout=timeout))
-
-    def put_nowait(self, item: Any) -> None:
-        self._record("put_nowait", (item,), self._call(self.ring.put_nowait, item))
-
-    def get(self, timeout: float | None = None) -> Result:
-        return self._record("get", None, self._call(self.ring.get, timeout=timeout))
-
-    def get_nowait(self) -> Result:
-        return self._record("get_nowait", None, self._call(self.ring.get_nowait))
-
-    def put_many(self, items: Iterable[Any], timeout: float | None = None) -> None:
-        items = tuple(items)
-        source = iter(items)  # how far ahead of its puts the ring draws is its own affair, so what it left is in `rest`
-        self._record("put_many", items, self._call(self.ring.put_many, source, timeout=timeout), source=source)
-
-    def get_many(self, limit: int | None = None, timeout: float | None = None) -> None:
-        self._record("get_many", None, self._call(self.ring.get_many, limit, timeout=timeout), limit=limit)
-
-    def close(self) -> None:
-        self._record("close", (), self._call(self.ring.close))
-
-    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, int, Any, Exception | None]:
-        value, failure = None, None
+    def call(self, verb: str, *arguments: Any) -> Exception | None:
+        """Returns the failure, if it was one. As short as can be: what it takes, the others' operations are apart."""
+        function = getattr(self.ring, verb)
+        value, failure, source, given = None, None, None, arguments
+        if verb == "put_many":  # how far ahead of its puts the ring draws is its own affair: see `rest`
+            source = iter(arguments[0])
+            given = (source, *arguments[1:])
         call = time.perf_counter_ns()
         try:
-            value = function(*args, **kwargs)
+            value = function(*given)
         except self._failures as error:
             failure = error
         ret = time.perf_counter_ns()
-        return call, ret, value, failure
+        self._log.append((verb, arguments, source, call, ret, value, failure))
+        return failure
 
-    def _record(
+    @property
+    def events(self) -> list[Event]:
+        return [self._event(*entry) for entry in self._log]
+
+    def _event(
         self,
         verb: str,
-        offered: tuple[Any, ...] | None,
-        outcome: tuple[int, int, Any, Exception | None],
-        source: Iterator[Any] | None = None,
-        limit: int | None = None,
-    ) -> Result:
-        call, ret, value, failure = outcome
+        arguments: tuple[Any, ...],
+        source: Iterator[Any] | None,
+        call: int,
+        ret: int,
+        value: Any,
+        failure: Any,
+    ) -> Event:
         match failure:
             case None:
                 result = Result.OK
@@ -303,45 +293,63 @@ class Recorder:
                 result = Result.EMPTY
             case _:
                 result = Result.CLOSED
-        count, rest, items = None, None, offered
-        if source is not None:
-            count = value if failure is None else failure.count  # type: ignore[attr-defined]
-            rest = None if failure is None else (*failure.rest, *source)  # type: ignore[attr-defined]
-        if items is None:
-            items = () if failure is not None else tuple(value) if verb == "get_many" else (value,)
-        self.events.append(Event(self.thread, call, ret, verb, items, result, count, rest, limit))
-        return result
+        event = partial(Event, self.thread, call, ret, verb)
+        if verb == "put_many" and source is not None:
+            rest = None if failure is None else (*failure.rest, *source)
+            return event(tuple(arguments[0]), result, value if failure is None else failure.count, rest)
+        if verb == "get_many":
+            return event(() if failure else tuple(value), result, limit=arguments[0] if arguments else None)
+        if verb in GETS:
+            return event(() if failure else (value,), result)
+        return event(arguments[:1], result)
 
 
 Call = tuple[Any, ...]
 """A verb and its arguments."""
 THREADS = 4
-OPERATIONS = 10
+OPERATIONS = {"timed": 10, "untimed": 10, "never": 1000}
+"""Of each thread, by how it waits. Without waits it takes many: see random_programs."""
+
+
+TIMEOUTS = {"timed": (0.0, 0.0002, 0.001), "untimed": (None,), "never": (0.0,)}
 
 
 def random_programs(seed: int, waits: str) -> list[list[Call]]:
-    """What each thread is to call; all items differ. Waits that are "untimed" end at the last thread's close."""
+    """What each thread is to call; all items differ.
+
+    `waits` is "timed"; "untimed", which end at the last thread's close; or "never". The last is for what can only go
+    wrong when a thread loses its processor between two instructions of the ring: rare, and seen at once by the others
+    if they have not finished.
+    """
     rng = random.Random(seed)
-    closer = THREADS - 1 if waits == "untimed" else rng.choice([None, *range(THREADS)])
+    operations = OPERATIONS[waits]
+    closer = {"timed": rng.choice([None, *range(THREADS)]), "untimed": THREADS - 1, "never": None}[waits]
     programs: list[list[Call]] = []
     for thread in range(THREADS):
-        items = count(100 * thread)
+        items = count(100_000 * thread)
         program: list[Call] = []
         closes_last = thread == closer and waits == "untimed"
         # The one that never waits would be done, and the ring closed, before the others have begun to wait.
-        for _ in range(3 * OPERATIONS if closes_last else OPERATIONS):
-            waiting = ["put", "get", rng.choice(["put_many", "get_many"])]
-            verb = rng.choice(["put_nowait", "get_nowait", *([] if closes_last else waiting)])
-            arguments: list[Any] = []
-            if verb in PUTS:
-                arguments = [list(islice(items, rng.randint(1, 5)))] if verb == "put_many" else [next(items)]
-            elif verb == "get_many":
-                arguments = [rng.choice([None, 1, 2, 4])]
-            if not verb.endswith("nowait"):
-                arguments.append(None if waits == "untimed" else rng.choice([0.0, 0.0002, 0.001]))
-            program.append((verb, *arguments))
+        for _ in range(3 * operations if closes_last else operations):
+            many = rng.choice(["put_many", "get_many"])
+            timeout = rng.choice(TIMEOUTS[waits])
+            waiting = [] if closes_last else ["put", "get", many]
+            verb = rng.choice(["put_nowait", "get_nowait", *waiting])
+            match verb:
+                case "put_many":
+                    program.append((verb, list(islice(items, rng.randint(1, 5))), timeout))
+                case "get_many":
+                    program.append((verb, rng.choice([None, 1, 2, 4]), timeout))
+                case "put":
+                    program.append((verb, next(items), True, timeout))
+                case "get":
+                    program.append((verb, True, timeout))
+                case "put_nowait":
+                    program.append((verb, next(items)))
+                case _:
+                    program.append((verb,))
         if thread == closer:
-            program.insert(len(program) if closes_last else rng.randint(OPERATIONS // 2, OPERATIONS), ("close",))
+            program.insert(len(program) if closes_last else rng.randint(operations // 2, operations), ("close",))
         programs.append(program)
     return programs
 
@@ -357,9 +365,9 @@ def record(ring: Ring, programs: Sequence[Sequence[Call]], closed: type[Exceptio
         while to_come:
             time.sleep(0)
         for verb, *arguments in program:
-            getattr(recorder, verb)(*arguments)
+            recorder.call(verb, *arguments)
 
     run_threads(*(partial(run, recorder, program) for recorder, program in zip(recorders, programs, strict=False)))
-    while recorders[-1].get_nowait() is Result.OK:
+    while recorders[-1].call("get_nowait") is None:
         pass
     return [event for recorder in recorders for event in recorder.events]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import textwrap
 from dataclasses import dataclass
 
 import pytest
@@ -207,10 +206,10 @@ print("empty", len(seen) > 0)
     )
 
 
-# Signals at random moments under traffic. The handler raises only while C code of one call is at work between the
-# iterator that feeds the ring and the list that it feeds, so that no item is lost between two bytecodes of the test.
+# Signals at random moments. Each call goes through `results.extend(iterator)`, which is C all the way: what
+# a call returned is in `results` before a handler can run, so the test itself loses nothing between two bytecodes.
 TRAFFIC = """
-import collections, operator, random
+import itertools, operator, random
 
 class Interrupted(Exception):
     pass
@@ -220,93 +219,160 @@ interrupts = 0
 
 def handler(number, frame):
     global armed, interrupts
-    if armed and still():
+    if armed:
         armed = False
         interrupts += 1
         raise Interrupted
 
-signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+def start(function):
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
 ring = RingBuffer({capacity})
+rng = random.Random({seed})
 """
+
+posix_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 
 
 @pytest.mark.stress
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+@posix_signals
 @pytest.mark.parametrize("capacity", [1, 2, 64])
 def test_interrupted_getter_loses_and_doubles_nothing(capacity: int, seed: int) -> None:
     """The main thread reads beside another one and is interrupted again and again, asleep or just being woken."""
-    script = TRAFFIC.format(capacity=capacity) + textwrap.dedent(f"""
-        still = lambda: True
-        other, mine = [], []
-        reader = threading.Thread(target=lambda: other.extend(ring))
-        def produce():
-            rng = random.Random({seed})
-            for i in range(4000):
-                ring.put(i)
-                if rng.random() < 0.1:
-                    time.sleep(rng.random() / 1000)  # let the readers run dry and sleep
-            ring.close()
-        producer = threading.Thread(target=produce)
-        reader.start()
-        producer.start()
-        while True:
-            try:
-                armed = True
-                mine.extend(ring)  # keeps what it has got when the ring's __next__ raises
-                armed = False
-                break
-            except Interrupted:
-                pass
+    script = """
+def produce():
+    for i in range(4000):
+        ring.put(i)
+        if rng.random() < 0.1:
+            time.sleep(rng.random() / 1000)  # lets the readers run dry and sleep
+    ring.close()
+
+mine, other = [], []
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+threads = start(produce), start(lambda: other.extend(ring))
+while True:
+    try:
+        armed = True
+        mine.extend(ring)  # keeps what it has got when the ring's __next__ raises
         armed = False
-        producer.join()
-        reader.join()
-        assert sorted(mine + other) == list(range(4000)), (len(mine), len(other))
-        assert interrupts > 0
-        print("whole")
-    """)
-    assert run_script(script) == "whole"
+        break
+    except Interrupted:
+        pass
+signal.setitimer(signal.ITIMER_REAL, 0)
+for thread in threads:
+    thread.join()
+assert sorted(mine + other) == list(range(4000)), (len(mine), len(other))
+assert interrupts > 0
+print("whole")
+"""
+    assert run_script(TRAFFIC.format(capacity=capacity, seed=seed) + script) == "whole"
 
 
 @pytest.mark.stress
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+@posix_signals
 @pytest.mark.parametrize("capacity", [1, 2, 64])
 def test_interrupted_putter_loses_and_doubles_nothing(capacity: int, seed: int) -> None:
-    """The main thread puts beside another one; an item is in the ring if and only if its put did not raise."""
-    script = TRAFFIC.format(capacity=capacity) + textwrap.dedent(f"""
-        items = list(range(3000))
-        source = iter(items)
-        refused = []
-        still = lambda: operator.length_hint(source) > 0  # the last put may be over when the handler comes
-        got = []
-        def consume():
-            rng = random.Random({seed})
-            for item in ring:
-                got.append(item)
-                if rng.random() < 0.1:
-                    time.sleep(rng.random() / 1000)  # let the putters fill the ring and sleep
-        consumer = threading.Thread(target=consume)
-        other = threading.Thread(target=lambda: ring.put_many(range(-1000, 0)))
-        consumer.start()
-        other.start()
-        while operator.length_hint(source):
-            before = operator.length_hint(source)
-            try:
-                armed = True
-                collections.deque(map(ring.put, source), maxlen=0)
-            except Interrupted:
-                after = operator.length_hint(source)
-                if after < before:  # it was raised by the put of the last one drawn
-                    refused.append(items[-after - 1])
+    """The main thread puts beside another one; an item is in the ring if and only if its put returned."""
+    script = """
+def consume():
+    for item in ring:
+        got.append(item)
+        if rng.random() < 0.1:
+            time.sleep(rng.random() / 1000)  # lets the putters fill the ring and sleep
+
+items = list(range(3000))
+source = iter(items)
+got, returned, refused = [], [], []
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+consumer, other = start(consume), start(lambda: ring.put_many(range(-1000, 0)))
+while operator.length_hint(source):
+    try:
+        armed = True
+        returned.extend(map(ring.put, source))
         armed = False
-        other.join()
-        ring.close()
-        consumer.join()
-        assert sorted(got + refused) == list(range(-1000, 3000)), (len(got), len(refused))
-        assert interrupts > 0
-        print("whole")
-    """)
-    assert run_script(script) == "whole"
+    except Interrupted:
+        drawn = len(items) - operator.length_hint(source)
+        if drawn > len(returned) + len(refused):
+            refused.append(items[drawn - 1])
+signal.setitimer(signal.ITIMER_REAL, 0)
+other.join()
+ring.close()
+consumer.join()
+assert sorted(got + refused) == list(range(-1000, 3000)), (len(got), len(refused))
+assert interrupts > 0
+print("whole")
+"""
+    assert run_script(TRAFFIC.format(capacity=capacity, seed=seed) + script) == "whole"
+
+
+@pytest.mark.stress
+@posix_signals
+@pytest.mark.parametrize("side", ["getters", "putters"])
+def test_an_interrupted_waiter_passes_its_wake_up_on(side: str, seed: int) -> None:
+    """The main thread and another one wait; a signal for the one and an item (or a free slot) for either come at once.
+    If the wake-up went to the main thread and the signal ends its wait, the other one must be told."""
+    calls = {
+        "getters": {"wait": "itertools.islice(ring, 1)", "serve": "ring.put_nowait(0)", "left": "0"},
+        "putters": {"wait": "map(ring.put, [0])", "serve": "ring.get_nowait()", "left": "1"},
+    }[side]
+    script = """
+ROUNDS = 200
+gate = threading.Barrier(3, timeout=20)
+over = threading.Event()
+mine = []
+
+def other():
+    for _ in range(ROUNDS):
+        gate.wait()
+        for _ in range(rng.choice([0, 0, 100, 1000])):
+            pass
+        [].extend({wait})
+        gate.wait()
+
+def serve():
+    for _ in range(ROUNDS):
+        gate.wait()
+        for _ in range(rng.choice([0, 100, 3000, 10000])):
+            pass
+        # One after the other without giving the GIL away: the main thread is woken by both before it can look.
+        if rng.random() < 0.5:
+            os.kill(os.getpid(), signal.SIGALRM)
+            {serve}
+        else:
+            {serve}
+            os.kill(os.getpid(), signal.SIGALRM)
+        while not over.wait(0.001):
+            os.kill(os.getpid(), signal.SIGALRM)  # the first came too early
+        gate.wait()
+
+signal.signal(signal.SIGALRM, handler)
+if {left}:
+    ring.put(0)
+start(other)
+start(serve)
+for i in range(ROUNDS):
+    over.clear()
+    before = len(mine)
+    gate.wait()
+    try:
+        armed = True
+        mine.extend({wait})
+        armed = False
+    except Interrupted:
+        pass
+    over.set()
+    if len(mine) > before:
+        {serve}  # it was meant for the other one
+    gate.wait()  # a BrokenBarrierError here: the other one sleeps on
+assert len(ring) == {left}
+assert interrupts > 0
+print("told")
+"""
+    assert run_script(TRAFFIC.format(capacity=1, seed=seed) + script.format(**calls)) == "told"
 
 
 # A wait costs nothing

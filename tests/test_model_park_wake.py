@@ -1,38 +1,50 @@
-"""Sleep and wake, as a model that is searched whole: waiter.pyx and the ring's blocking calls, without the ring's slots.
+"""Sleep and wake, as a model that is searched whole: waiter.pyx and the ring's blocking calls, without the ring's
+slots.
 
-Why no wake-up is lost. A getter that finds the ring empty first makes itself a sleeper (writes the word), then looks at the
-ring once more; a putter first claims (writes the tail), then looks at the word. All four accesses are sequentially
-consistent, so at least one of the two sees the other: the getter sees the item and takes itself off the list, or the putter
-sees the sleeper.
+Why no wake-up is lost. A getter that finds the ring empty first makes itself a sleeper (writes the word), then looks
+at the ring once more; a putter first claims (writes the tail), then looks at the word. All four accesses are
+sequentially consistent, so at least one of the two sees the other: the getter sees the item and takes itself off the
+list, or the putter sees the sleeper.
 
-Why it is enough to wake one, and only when nobody is searching. "Searching" is a debt: the one who is woken, or is granted a
-wake-up while it leaves, owes a look at the ring *after* it has stopped searching. It pays in one of three ways: it goes back
-to sleep (it becomes a sleeper and stops searching in one step, and then looks); it takes an item (it stops searching, then
-looks, and wakes the next if there is more); it gives up (the same, without an item). So a putter that skips the wake-up
-because somebody is searching knows that this somebody will look later than the putter's claim. And a grant is given under
-the lock, which asks again whether there is a sleeper and no searcher; so two wakers never make two searchers.
-
-Why a close strands nobody. The closed bit is set in the tail word before all sleepers are popped. A getter that was on
-the list by then is woken; one that comes later looks after that, and sees the bit. After a close nobody stays asleep, so
-the searchers that it makes owe nothing to anyone. Why a close loses no item: the bit is in the word that puts claim, so no
-claim follows it, and who sees "closed and empty" has seen the last item go.
+Why it is enough to wake one, and only when nobody is searching. Searching is a debt: a putter that skips the wake-up
+because somebody is searching relies on it that this somebody looks at the ring later than the putter's claim, *after*
+it has stopped counting as a searcher, and does something about what it sees. Who is woken, or is granted a wake-up
+while it leaves, owes such a look. It is paid by a look that finds nothing, or by one that finds something and wakes
+the next. A searcher that goes back to sleep becomes a sleeper and stops searching in one step, then looks; if it sees
+items and so does not sleep, the debt stands: it takes one item, and has to look for the others before it returns,
+although it is no searcher any more. (The first version of the protocol forgot that, and this model found it:
+`debt_outlives_sleep`.) A grant is given under the lock, which asks again whether there is a sleeper and no searcher;
+so two wakers never make two searchers.
 
 Putters that wait for room do the same on a second queue, with "room" for "item".
 
-The ring is its two counters here, each try is one step; test_models.py searches the slots, and shows that a try is one
-step. A section under the queue's lock is one step, too, except where `spelled_out`: nobody else sees what is between.
+The ring is its two counters here; test_models.py searches the slots, and shows that a try takes effect at one
+instant. So a try is one step, and so is a section under a queue's lock, since nobody else sees what is between. Where
+`fine`, both are taken apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.explorer import BLOCKED, Choice, Load, Memory, Report, Step, Store, Thread, ThreadFunction, Violation, explore
+from tests.explorer import (
+    BLOCKED,
+    Choice,
+    Load,
+    Memory,
+    Report,
+    Step,
+    Store,
+    Thread,
+    ThreadFunction,
+    ViolationError,
+    explore,
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,12 @@ class Rules:
     leaver_drains_semaphore: bool = True
     leaver_passes_on: bool = True
     taker_passes_on: bool = True
+    debt_outlives_sleep: bool = True  # a searcher whose last look kept it awake still has to look for more
     stops_search_before_looking: bool = True
-    grant_asks_again: bool = True
+    grant_asks_for_sleeper: bool = True  # again, under the lock
+    grant_asks_for_searcher: bool = True
     close_wakes_all: bool = True
+    closes_before_waking: bool = True
     closed_bit_in_tail: bool = True
     fine: bool = False  # each load and store is a step of its own, the lock is a variable, its release is buffered
     word_seq_cst: bool = True  # fine only: the stores to the word
@@ -63,19 +78,28 @@ class Waiting(NamedTuple):
     nodes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """One end of the ring: what gets and puts do differently."""
 
-    verb: str
-    waits: str  # the queue it sleeps on
-    wakes: str  # the queue whose sleepers its success may wake
-    possible: Callable[[int, int], bool]  # head word, tail word -> is there an item (room)?
+    gets: bool
+    capacity: int
 
+    @property
+    def verb(self) -> str:
+        return "get" if self.gets else "put"
 
-CAPACITY = 1
-GET = Side("get", "not_empty", "not_full", lambda head, tail: tail >> 1 > head)
-PUT = Side("put", "not_full", "not_empty", lambda head, tail: (tail >> 1) - head < CAPACITY)
+    @property
+    def waits(self) -> str:
+        """The queue that this side sleeps on, and the other's success wakes."""
+        return "not_empty" if self.gets else "not_full"
+
+    @property
+    def wakes(self) -> str:
+        return "not_full" if self.gets else "not_empty"
+
+    def possible(self, head: int, tail: int) -> bool:
+        """Whether there is an item (room)."""
+        return tail >> 1 > head if self.gets else (tail >> 1) - head < self.capacity
 
 
 def is_closed(m: Memory) -> bool:
@@ -84,21 +108,21 @@ def is_closed(m: Memory) -> bool:
 
 def attempt(rules: Rules, side: Side) -> Thread:
     """Tries once: "done", "closed" or "no". The tail word is twice the count, plus the closed bit."""
-    if side is PUT and not rules.claim_seq_cst:
+    if not side.gets and not rules.claim_seq_cst:
         yield Store("tail", (yield Load("tail")) + 2, buffered=True)
         return "done"
-    if side is PUT and (yield Load("flag")):
+    if not side.gets and (yield Load("flag")):
         return "closed"
     if not rules.fine:
         return (yield Step(side.verb, partial(attempt_at_once, side)))
     while True:
-        if side is GET:  # the position that this side claims is read first
+        if side.gets:  # the position that this side claims is read first
             head = yield Load("head")
             tail = yield Load("tail")
         else:
             tail = yield Load("tail")
             head = yield Load("head")
-        if side is PUT and tail & 1:
+        if not side.gets and tail & 1:
             return "closed"
         if not side.possible(head, tail):
             return "closed" if tail & 1 else "no"
@@ -107,7 +131,7 @@ def attempt(rules: Rules, side: Side) -> Thread:
 
 
 def attempt_at_once(side: Side, m: Memory) -> str:
-    if m.tail & 1 and side is PUT:
+    if m.tail & 1 and not side.gets:
         return "closed"
     if not side.possible(m.head, m.tail):
         return "closed" if is_closed(m) else "no"
@@ -117,9 +141,9 @@ def attempt_at_once(side: Side, m: Memory) -> str:
 
 def claim(side: Side, head: int, tail: int, m: Memory) -> bool:
     """The compare-and-swap."""
-    if (m.head if side is GET else m.tail) != (head if side is GET else tail):
+    if (m.head if side.gets else m.tail) != (head if side.gets else tail):
         return False
-    if side is GET:
+    if side.gets:
         m.head += 1
     else:
         m.tail += 2
@@ -168,7 +192,7 @@ def post(me: str) -> Step:
 
     def run(m: Memory) -> None:
         if me in m.posted:
-            raise Violation(f"the semaphore of {me} is released twice")
+            raise ViolationError(f"the semaphore of {me} is released twice")
         m.posted |= {me}
 
     return Step(f"wakes {me}", run)
@@ -184,8 +208,8 @@ def park(me: str) -> Step:
     return Step("parked", run)
 
 
-def timeout() -> Step:
-    return Step("parked", lambda m: "timeout")
+TIME_OUT = Step("time", lambda m: "out")
+GO_ON = Step("time", lambda m: "goes on")
 
 
 # The edits under the lock.
@@ -193,7 +217,7 @@ def timeout() -> Step:
 
 def begin_sleep(me: str, stop_searching: bool, w: Waiting) -> tuple[Waiting, None]:
     if me in w.nodes:
-        raise Violation(f"{me} is on the list already")
+        raise ViolationError(f"{me} is on the list already")
     return Waiting(w.sleepers + 1, w.searchers - stop_searching, (*w.nodes, me)), None
 
 
@@ -207,18 +231,10 @@ def stop_searching(w: Waiting) -> tuple[Waiting, None]:
     return w._replace(searchers=w.searchers - 1), None
 
 
-def grant(ask_again: bool, w: Waiting) -> tuple[Waiting, str | None]:
-    if ask_again and not (w.sleepers > 0 and w.searchers == 0):
+def grant(rules: Rules, w: Waiting) -> tuple[Waiting, str | None]:
+    if (rules.grant_asks_for_sleeper and w.sleepers == 0) or (rules.grant_asks_for_searcher and w.searchers > 0):
         return w, None
     return Waiting(w.sleepers - 1, w.searchers + 1, w.nodes[1:]), w.nodes[0] if w.nodes else None
-
-
-def grant_everyone(w: Waiting) -> tuple[Waiting, tuple[str, ...]]:
-    return Waiting(0, w.searchers + len(w.nodes)), w.nodes
-
-
-def grant_first(w: Waiting) -> tuple[Waiting, tuple[str, ...]]:
-    return Waiting(len(w.nodes[1:]), w.searchers + len(w.nodes[:1]), w.nodes[1:]), w.nodes[:1]
 
 
 # The threads.
@@ -228,21 +244,25 @@ def wake(rules: Rules, queue: str) -> Thread:
     """Wakes one sleeper if there is one and nobody is searching."""
     word = yield Load(queue)
     if word.sleepers > 0 and word.searchers == 0:
-        woken = yield from section(rules, queue, "grant", partial(grant, rules.grant_asks_again))
+        woken = yield from section(rules, queue, "grant", partial(grant, rules))
         if woken is not None:
             yield post(woken)
 
 
-def end_search(rules: Rules, side: Side, passes_on: bool) -> Thread:
-    """Stops searching, then looks whether there is something for the next one."""
-    more = False
-    if passes_on and not rules.stops_search_before_looking:
-        more = yield from look(rules, side, closed_counts=False)
-    yield from section(rules, side.waits, "stop searching", stop_searching)
-    if passes_on and rules.stops_search_before_looking:
-        more = yield from look(rules, side, closed_counts=False)
-    if more:
+def pass_on(rules: Rules, side: Side) -> Thread:
+    """Looks whether there is something for the next sleeper, and wakes it."""
+    if (yield from look(rules, side, closed_counts=False)):
         yield from wake(rules, side.waits)
+
+
+def settle(rules: Rules, side: Side, searching: bool, owes: bool) -> Thread:
+    """Ends a search, and pays what is owed; whoever returns from a blocking call comes through here."""
+    if owes and not rules.stops_search_before_looking:
+        yield from pass_on(rules, side)
+    if searching:
+        yield from section(rules, side.waits, "stop searching", stop_searching)
+    if owes and rules.stops_search_before_looking:
+        yield from pass_on(rules, side)
 
 
 def cancel_sleep(rules: Rules, side: Side, me: str) -> Thread:
@@ -257,12 +277,12 @@ def cancel_sleep(rules: Rules, side: Side, me: str) -> Thread:
 
 def operate(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
     """One blocking get or put: "done", "closed", or "timeout" where not patient."""
-    searching = False
+    searching = False  # counted as a searcher in the word
+    owes = False  # somebody may have skipped a wake-up because of this thread, and it has not looked since
     while True:
         got = yield from attempt(rules, side)
         if got != "no":
-            if searching:
-                yield from end_search(rules, side, rules.taker_passes_on)
+            yield from settle(rules, side, searching, owes and rules.taker_passes_on)
             if got == "done":
                 yield from wake(rules, side.wakes)
             return got
@@ -271,12 +291,16 @@ def operate(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
         searching = False
         if looks and (yield from look(rules, side, closed_counts=rules.last_look_sees_closed)):
             searching = yield from cancel_sleep(rules, side, me)
-            continue
-        if (yield park(me) if patient else Choice((park(me), timeout()))) == "woken":
-            searching = True
-            continue
-        if (yield from cancel_sleep(rules, side, me)):
-            yield from end_search(rules, side, rules.leaver_passes_on)
+            owes = searching or (owes and rules.debt_outlives_sleep)
+            if patient or (yield Choice((GO_ON, TIME_OUT))) == "goes on":
+                continue
+        else:
+            owes = False  # paid: it looked, and there was nothing
+            if (yield park(me) if patient else Choice((park(me), TIME_OUT))) == "woken":
+                searching = owes = True
+                continue
+            searching = owes = yield from cancel_sleep(rules, side, me)
+        yield from settle(rules, side, searching, owes and rules.leaver_passes_on)
         return "timeout"
 
 
@@ -294,28 +318,9 @@ def caller(rules: Rules, side: Side, me: str, patient: bool, rounds: int | None)
 def account(side: Side, got: str, m: Memory) -> None:
     """Ghost state: no thread looks at it."""
     if got == "done":
-        m.returned = (m.returned[0] + (side is GET), m.returned[1] + (side is PUT))
-    if got == "closed" and side is GET:
+        m.returned = (m.returned[0] + side.gets, m.returned[1] + (not side.gets))
+    if got == "closed" and side.gets:
         m.end_seen = True
-
-
-def closer(rules: Rules) -> Thread:
-    def set_bit(m: Memory) -> None:
-        m.tail |= 1
-
-    if rules.closed_bit_in_tail:
-        yield Step("sets the closed bit", set_bit)
-    else:
-        yield Store("flag", True)
-    yield from wake_all(rules, "not_empty")
-    yield from wake_all(rules, "not_full")
-
-
-def wake_all(rules: Rules, queue: str) -> Thread:
-    nodes = yield from section(rules, queue, "grant all", grant_everyone if rules.close_wakes_all else grant_first)
-    while nodes:
-        yield post(nodes[0])
-        nodes = nodes[1:]
 
 
 # What must hold.
@@ -332,7 +337,7 @@ def invariant(m: Memory) -> str | None:
 
 def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     """Asleep is right only on a ring that is open and has nothing for the sleeper."""
-    for side, w in ((GET, m.not_empty), (PUT, m.not_full)):
+    for side, w in ((Side(True, m.capacity), m.not_empty), (Side(False, m.capacity), m.not_full)):
         if w.nodes and is_closed(m):
             return f"asleep on a closed ring: {w.nodes}"
         if w.nodes and side.possible(m.head, m.tail):
@@ -351,7 +356,8 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     return None
 
 
-MEMORY: Mapping[str, Any] = {
+MEMORY: dict[str, Any] = {
+    "capacity": 1,
     "head": 0,
     "tail": 0,
     "flag": False,
@@ -365,14 +371,78 @@ MEMORY: Mapping[str, Any] = {
 }
 
 
-def search(rules: Rules, cast: str) -> Report:
-    """Explores a cast: G a get, P a put; digits: so many calls each; * until closed; ? may time out; X a close."""
+@cache
+def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
+    """Explores a cast: G a get, P a put; digits: so many calls each; * until closed; ? may time out; X the closer."""
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(cast.split()):
         me = f"{word}.{i}"
-        if word == "X":
+        if closer is not None and word == "X":
             threads[me] = partial(closer, rules)
         else:
             rounds = None if "*" in word else int(word[1:].rstrip("?") or 1)
-            threads[me] = partial(caller, rules, GET if word[0] == "G" else PUT, me, "?" not in word, rounds)
-    return explore(MEMORY, threads, invariant=invariant, at_rest=at_rest)
+            threads[me] = partial(caller, rules, Side(word[0] == "G", capacity), me, "?" not in word, rounds)
+    return explore(MEMORY | {"capacity": capacity}, threads, invariant=invariant, at_rest=at_rest)
+
+
+@pytest.mark.parametrize(
+    ("cast", "capacity", "at_least"),
+    [
+        ("G G P P", 1, 30_000),
+        ("G G P P", 2, 10_000),
+        ("G G2 P3", 2, 10_000),
+        ("G? G P? P", 1, 50_000),
+        ("G? G2 P2", 1, 10_000),
+    ],
+)
+def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
+    report = search(Rules(), cast, capacity)
+    print(report)
+    assert report.problem is None, str(report)
+    assert report.states > at_least
+
+
+@pytest.mark.parametrize(
+    ("cast", "at_least"), [("G P", 200), ("G? P", 300), ("G2 P2", 2_000), ("G? G P", 10_000), ("G G P2", 30_000)]
+)
+def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
+    report = search(Rules(fine=True), cast, 1)
+    print(report)
+    assert report.problem is None, str(report)
+    assert report.states > at_least
+
+
+LOST = "lost wake-up"
+
+
+@pytest.mark.parametrize(
+    ("bug", "cast", "capacity", "finding"),
+    [
+        pytest.param("looks_before_parking", "G P", 1, LOST, id="no-look-before-parking"),
+        pytest.param("looks_before_parking", "P P G", 1, LOST, id="no-look-before-parking-put"),
+        pytest.param("searcher_looks_before_parking", "G2 P2", 1, LOST, id="last-searcher-parks-without-looking"),
+        pytest.param("leaver_takes_grant", "G? P", 1, "still count as searching", id="leaver-drops-the-baton"),
+        pytest.param(
+            "leaver_drains_semaphore", "G? P", 1, "semaphores left", id="leaver-leaves-its-semaphore-released"
+        ),
+        pytest.param("leaver_passes_on", "G? G P", 1, LOST, id="search-given-up-without-a-look"),
+        pytest.param("taker_passes_on", "G G P2", 1, LOST, id="woken-takes-one-and-looks-for-no-more"),
+        pytest.param("debt_outlives_sleep", "G G2 P3", 2, LOST, id="kept-awake-searcher-looks-for-no-more"),
+        pytest.param("stops_search_before_looking", "G G P2", 1, LOST, id="looks-then-stops-searching"),
+        pytest.param(
+            "grant_asks_for_sleeper", "G P", 1, "counts -1 sleepers", id="grant-without-asking-again-no-sleeper"
+        ),
+        pytest.param(
+            "grant_asks_for_searcher", "G G P P", 2, "2 searchers", id="grant-without-asking-again-two-searchers"
+        ),
+        pytest.param("word_seq_cst", "G P", 1, LOST, id="waiter-word-buffered-past-the-look"),
+        pytest.param("claim_seq_cst", "G P", 1, LOST, id="claim-buffered-past-the-look-at-the-word"),
+    ],
+)
+def test_each_bug_is_found(bug: str, cast: str, capacity: int, finding: str) -> None:
+    right = Rules(fine=bug in ("word_seq_cst", "claim_seq_cst"))
+    report = search(replace(right, **{bug: False}), cast, capacity)
+    print(report)
+    assert finding in (report.problem or "nothing"), str(report)
+    assert report.trace
+    assert search(right, cast, capacity).problem is None

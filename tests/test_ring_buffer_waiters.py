@@ -51,71 +51,127 @@ def test_waits_of_many_threads_time_out(timeout: float) -> None:
     assert started.join() == [4, 3]
 
 
+# Wake-ups
+
+
+def in_rounds(ring: RingBuffer[Any], rounds: int, *functions: Callable[[int], None]) -> None:
+    """Calls each function on a thread of its own once a round, and begins a round when all are back from the last.
+
+    Nothing comes along after a round's work is done, so one whose wake-up was lost sleeps on, and fails the test.
+    """
+    gate = threading.Barrier(len(functions), timeout=30)
+
+    def run(function: Callable[[int], None]) -> None:
+        try:
+            for i in range(rounds):
+                gate.wait()
+                function(i)
+            gate.wait()
+        except BaseException:
+            gate.abort()
+            raise
+
+    started = start_threads(*[partial(run, function) for function in functions[1:]])
+    try:
+        run(functions[0])
+    except threading.BrokenBarrierError:
+        state = repr(ring)
+        ring.close()  # wakes the one that sleeps
+        for thread in started.threads:
+            thread.join()
+        errors = [error for error in started.errors if not isinstance(error, (threading.BrokenBarrierError, Closed))]
+        raise errors[0] if errors else AssertionError(f"somebody sleeps beside {state}") from None
+    started.join()
+
+
+def spin(count: int) -> None:
+    """Passes some time without giving the processor, or the GIL, away."""
+    for _ in range(count):
+        pass
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("capacity", [1, 2, 3])
+def test_no_wake_up_is_lost_at_the_end_of_a_burst(capacity: int, switch_interval: float, seed: int) -> None:
+    """Short bursts of three putters and three getters that want exactly what is put, and then it is quiet."""
+    ring = RingBuffer[int](capacity)
+    received: list[int] = []
+
+    def put_share(who: int, i: int) -> None:
+        rng = random.Random(seed + 10 * i + who)
+        spin(rng.choice([0, 0, 10, 300]))
+        first = 3 * (3 * i + who)
+        call = rng.randrange(3)
+        if call == 0:
+            assert ring.put_many([first, first + 1, first + 2]) == 3
+        elif call == 1:
+            assert ring.put_many(iter([first, first + 1, first + 2])) == 3
+        else:
+            for item in range(first, first + 3):
+                ring.put(item)
+
+    def get_share(who: int, i: int) -> None:
+        rng = random.Random(seed + 10 * i + who)
+        spin(rng.choice([0, 0, 10, 300]))
+        share: list[int] = []
+        while len(share) < 3:
+            call = rng.randrange(3)
+            if call == 0:
+                share.append(ring.get())
+            elif call == 1:
+                share.append(next(iter(ring)))
+            else:
+                share += ring.get_many(3 - len(share))
+        received.extend(share)
+
+    in_rounds(ring, 100, *[partial(put_share, who) for who in range(3)], *[partial(get_share, who) for who in range(3)])
+    assert sorted(received) == list(range(900))
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("side", ["getters", "putters"])
 @pytest.mark.parametrize("impatient", [1, 3])
 def test_a_waiter_that_leaves_passes_its_wake_up_on(
     side: str, impatient: int, switch_interval: float, seed: int
 ) -> None:
-    """One waits for ever beside some that time out just when the one item (or the one free slot) comes. If it goes to
-    none of them that leave, the one that stays must get it: nobody comes along later to wake it."""
-    rounds = 150
-    rng = random.Random(seed)
-    pauses = [[rng.choice([0, 1e-6, 1e-4, 1e-3]) for _ in range(impatient)] for _ in range(rounds)]
-    delays = [rng.choice([0, 1, 20, 300, 1000]) for _ in range(rounds)]
-    ring = RingBuffer[int](1)
-    gate = threading.Barrier(impatient + 2)
-    done = [0]
-    won: list[int] = []  # by those that would have left
+    """Two wait for ever beside some whose time is out just when two items (or two free slots) come. The wake-ups may
+    go to those that leave; what these do not take, the two must get: nobody comes along later to wake them."""
+    ring = RingBuffer[int](2)
 
-    def try_once(i: int, timeout: float | None) -> bool:
+    def try_once(timeout: float | None) -> bool:
         try:
             if side == "getters":
                 ring.get(timeout=timeout)
             else:
-                ring.put(i, timeout=timeout)
+                ring.put(0, timeout=timeout)
         except (queue.Empty, queue.Full):
             return False
         return True
 
-    def help_one() -> None:
-        if side == "getters":
-            ring.put(0, timeout=30)
-        else:
-            ring.get(timeout=30)
+    def stay(i: int) -> None:
+        spin(random.Random(seed + i).choice([0, 0, 100, 1000]))
+        assert try_once(None)
 
-    def patient() -> None:
-        for i in range(rounds):
-            gate.wait()
-            try_once(i, None)
-            done[0] += 1
-            gate.wait()
+    def leave(who: int, i: int) -> None:
+        if try_once(random.Random(seed + 100 * i + who).choice([0, 1e-6, 1e-4, 1e-3])):
+            # What it took was meant for one of the two.
+            if side == "getters":
+                ring.put(0)
+            else:
+                ring.get()
 
-    def leaver(who: int) -> None:
-        for i in range(rounds):
-            gate.wait()
-            if try_once(i, pauses[i][who]):
-                won.append(i)
-                help_one()  # the one that stays needs another
-            gate.wait()
+    def serve(i: int) -> None:
+        spin(random.Random(seed + i).choice([0, 10, 1000, 10000, 20000]))
+        for _ in range(2):
+            if side == "getters":
+                ring.put_nowait(0)
+            else:
+                ring.get_nowait()
 
     if side == "putters":
-        ring.put(-1)
-    started = start_threads(patient, *[lambda who=who: leaver(who) for who in range(impatient)])
-    try:
-        for i in range(rounds):
-            gate.wait()
-            for _ in range(delays[i]):
-                pass
-            help_one()
-            wait_until(lambda i=i: done[0] == i + 1)
-            gate.wait()
-    except BaseException:
-        ring.close()
-        gate.abort()
-        raise
-    started.join()
-    assert len(ring) == (side == "putters")
+        ring.put_many([0, 0])
+    in_rounds(ring, 150, serve, stay, stay, *[partial(leave, who) for who in range(impatient)])
+    assert len(ring) == (2 if side == "putters" else 0)
 
 
 @pytest.mark.stress
@@ -239,7 +295,7 @@ forks_beside_threads = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarn
 @forks_beside_threads
 def test_fork_beside_waiting_getters() -> None:
     ring = RingBuffer[int](2)
-    getters = start_threads(ring.get, partial(ring.get, timeout=60), ring.get_many)
+    getters = start_threads(ring.get, partial(ring.get, timeout=60), partial(ring.get_many, 1))
     wait_until_parked(getters)
     fork_and_check(lambda: use(ring))
     assert len(ring) == 0

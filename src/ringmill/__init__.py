@@ -13,17 +13,29 @@ from .errors import (
     Unroutable,
     WorkerInitError,
 )
+from .operation import Operation, Outcome, Task
+from .pool import PoolStats, Stream, WorkerPool, WorkerStats
+from .worker import TaskWorker, Worker
 
 __all__ = [
     "BrokenPool",
     "Closed",
+    "Operation",
     "OperationReused",
+    "Outcome",
     "PoolNotRunning",
+    "PoolStats",
     "Reject",
     "RetriesExhausted",
     "Retry",
     "RingBuffer",
     "RingmillError",
+    "Stream",
+    "Task",
+    "TaskWorker",
     "Unroutable",
+    "Worker",
     "WorkerInitError",
+    "WorkerPool",
+    "WorkerStats",
 ]

@@ -223,6 +223,7 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
     # Wakes the sleeper of that name, searchers or not: nobody else can take what is there.
     cdef WaitNode* node
+    q.hint.store(1, memory_order_release)  # release: as in notify_slow; it may be the one that spins
     if q.word.load(memory_order_seq_cst) < SLEEPER:  # seq_cst: as in notify
         return False
     _lock(q)

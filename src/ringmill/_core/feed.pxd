@@ -1,0 +1,43 @@
+# One source of work in a pool: the operations that wait, and the place where the finished ones come out.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport atomic
+
+from ringmill._core.ring_buffer cimport Result, RingBuffer
+from ringmill._core.waiter cimport ShortLock, Sleeper, WaitQueue
+
+cdef class Feed:
+    cdef RingBuffer pending         # workers take from it; written once, like the next six
+    cdef RingBuffer ready           # finished ones come out of it; None: nobody reads them
+    cdef bint foreign               # `pending` is the user's ring: an item is accepted by the worker that takes it
+    cdef bint resets                # a finished operation is reset as it is taken off a foreign ring
+    cdef RingBuffer tickets         # drawn by a thread: one for each operation between source and reader
+    cdef list shelf                 # ordered: finished ones that wait for their turn, NULL where none does
+    cdef Bell bell                  # foreign: rung by the ring when an item comes in
+    cdef ShortLock lock             # guards the next four
+    cdef uint64_t drawn             # foreign: how many were accepted
+    cdef uint64_t next_out          # ordered: the position that comes out next
+    cdef object failure             # what the stream ends with, unless None; settled before `total`
+    cdef PyObject* culprit          # foreign: the item that could not be accepted, owned
+    cdef atomic[int64_t] total      # how many come out in all; -1: not known yet. Written once, under the lock
+    cdef atomic[uint32_t] abandoned  # the stream was dropped: a worker cancels what is left
+    # in the pool's circular list of feeds; guarded by the pool's lock
+    cdef PyObject* next
+    cdef PyObject* prev
+    cdef bint linked
+
+    cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil
+    cdef void emit(self, PyObject* op, uint64_t position) noexcept
+    cdef bint end(self, object failure) except -1
+    cdef bint ended(self) noexcept nogil
+    cdef uint64_t accepted(self) noexcept nogil
+    cdef Py_ssize_t places(self) noexcept nogil
+    cdef bint has_work(self) noexcept nogil
+
+cdef class Bell(Sleeper):
+    cdef WaitQueue* target          # whom to notify; NULL once the pool has gone
+    cdef atomic[uint32_t] armed
+    cdef object owner               # keeps `target` alive
+    cdef void arm(self, WaitQueue* queue) noexcept
+    cdef void disarm(self, WaitQueue* queue) noexcept

@@ -1,0 +1,203 @@
+# A feed is one source of work in a pool, with its way out: `do` has one feed, each `execute` and each `wrap` its own.
+#
+#     accept --> pending ring --> a worker: claim, begin, call, settle --> emit --> ready ring --> reader
+#
+# Both ends are ring buffers, and their positions are the books: what was ever put into `pending` is what was
+# accepted, what was ever put into `ready` is what came out, what was ever taken from it is what was read. Nothing
+# else counts them, so the books cannot disagree with the queues.
+#
+# No worker ever waits to emit: `ready` has a place for each operation before it is accepted. An execute's rings are
+# as long as its list; a wrap draws only while drawn - read < buffer.
+#
+# A foreign feed takes from a RingBuffer of the user's. Nobody accepts its items beforehand, so the worker that takes
+# one does, under the feed's lock, which also keeps the places: {is there a place? take; number it}. Its bell sleeps
+# in the ring's queue in the workers' stead. It is armed by a worker before it sleeps, and by one that takes an item
+# while others sleep; a ring's put rings it, which disarms it, and it wakes a worker, which looks at the ring.
+#
+# The end: `total` is written once, when nothing more will be accepted (source exhausted, pool stopping, reader gone).
+# Whoever emits compares the count with `total` after its put, whoever writes `total` compares it with the count after
+# that; both are sequentially consistent, so one of them sees that all came out, and closes `ready`.
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+
+from ringmill._core.operation cimport (
+    CANCELLED,
+    PHASE,
+    RESETTING,
+    SUCCEEDED,
+    OperationBase,
+    accept,
+)
+from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT
+from ringmill._core.waiter cimport acquire, begin_sleep, cancel_sleep, notify, release
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        pass
+    bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
+    ctypedef struct PyListObject:
+        PyObject** ob_item
+
+cdef PyTypeObject* operation_type = <PyTypeObject*>OperationBase
+
+
+cdef bint _take_over(OperationBase op) noexcept nogil:
+    # Finished -> RESETTING: the caller resets it, and nobody else may.
+    cdef uint32_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
+    while SUCCEEDED <= seen & PHASE <= CANCELLED:
+        # acquire twice: of several, one gets it
+        if op.state.compare_exchange_weak(
+            seen, (seen & ~<uint32_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
+        ):
+            return True
+    return False
+
+
+cdef class Feed:
+    def __cinit__(self, RingBuffer pending, RingBuffer ready=None, *, bint ordered=False, bint foreign=False,
+                  bint resets=False, RingBuffer tickets=None):
+        self.pending = pending
+        self.ready = ready
+        self.foreign = foreign
+        self.resets = resets
+        self.tickets = tickets
+        self.shelf = [None] * ready.capacity if ordered else None
+        self.total.store(-1, memory_order_relaxed)  # relaxed: published with the object
+
+    def __dealloc__(self):
+        if self.culprit:
+            Py_DECREF(<object>self.culprit)
+
+    cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil:
+        # Takes the next operation, and the reference to it, for a worker (or for who cancels). SHUT: nothing is left
+        # and nothing comes. `reset`: the taker must reset it before it goes on.
+        cdef Result result
+        reset[0] = False
+        if not self.foreign:
+            return self.pending.try_get(op, position)
+        acquire(&self.lock)
+        if self.ended():
+            result = SHUT
+        elif self.places() <= 0:
+            result = NOT_NOW
+        else:
+            result = self.pending.try_get(op, NULL)
+            if result == DONE:
+                if PyObject_TypeCheck(op[0], operation_type) and accept(<OperationBase>op[0], home):
+                    position[0] = self.drawn
+                    self.drawn += 1
+                elif PyObject_TypeCheck(op[0], operation_type) and self.resets and _take_over(<OperationBase>op[0]):
+                    reset[0] = True
+                    position[0] = self.drawn
+                    self.drawn += 1
+                else:
+                    self.culprit = op[0]  # owned by the feed now; `end` is called by the taker, who gets SHUT
+                    result = SHUT
+        release(&self.lock)
+        return result
+
+    cdef void emit(self, PyObject* op, uint64_t position) noexcept:
+        # The operation is over: hand it to the reader. Takes the caller's reference.
+        cdef uint64_t place = 0
+        cdef Result result
+        cdef PyObject** slots
+        cdef PyObject** slot
+        cdef PyObject* head
+        if self.ready is None:
+            Py_DECREF(<object>op)  # was the worker's
+            return
+        if self.shelf is None:
+            result = self.ready.try_put(op, &place)
+            if result != DONE:  # the reader has closed it
+                Py_DECREF(<object>op)  # was the worker's
+                return
+        else:
+            # The shelf has a slot for each operation between source and reader, so positions do not collide.
+            slots = (<PyListObject*>self.shelf).ob_item
+            acquire(&self.lock)
+            slot = &slots[position % <uint64_t>self.ready.capacity]
+            slot[0] = op  # None, which is immortal or has references to spare, makes place: see below
+            result = NOT_NOW
+            while True:
+                slot = &slots[self.next_out % <uint64_t>self.ready.capacity]
+                head = slot[0]
+                if head == <PyObject*>None or self.ready.try_put(head, &place) != DONE:
+                    break  # a gap; or the reader has closed it, and the shelf keeps them until it goes
+                slot[0] = <PyObject*>None
+                self.next_out += 1
+                result = DONE
+            release(&self.lock)
+            if result != DONE:
+                return
+        notify(&self.ready.not_empty)
+        # seq_cst: pairs with end
+        if <int64_t>(place + 1) == self.total.load(memory_order_seq_cst):
+            self.ready.close_ring()
+
+    cdef bint end(self, object failure) except -1:
+        # Nothing more will be accepted. True for the first who says so; its `failure` is what the stream ends with.
+        cdef bint first
+        cdef uint64_t count = 0
+        if not self.foreign:
+            self.pending.shut()  # the tail stands still: put_count is what was accepted
+        acquire(&self.lock)
+        first = not self.ended()
+        if first:
+            count = self.drawn if self.foreign else self.pending.put_count()
+            self.failure = failure
+            self.total.store(<int64_t>count, memory_order_seq_cst)  # seq_cst: pairs with emit
+        release(&self.lock)
+        if first and self.tickets is not None:
+            self.tickets.close_ring()
+        # seq_cst (put_count): pairs with emit
+        if first and self.ready is not None and self.ready.put_count() == count:
+            self.ready.close_ring()
+        return first
+
+    cdef bint ended(self) noexcept nogil:
+        return self.total.load(memory_order_seq_cst) >= 0  # seq_cst: as end
+
+    cdef uint64_t accepted(self) noexcept nogil:
+        cdef uint64_t count
+        if not self.foreign:
+            return self.pending.put_count()
+        acquire(&self.lock)
+        count = self.drawn
+        release(&self.lock)
+        return count
+
+    cdef Py_ssize_t places(self) noexcept nogil:
+        # How many more may be accepted until the reader reads. For a foreign feed, under the lock or as a hint.
+        cdef uint64_t accepted = self.drawn if self.foreign else self.pending.put_count()
+        return self.ready.capacity - <Py_ssize_t>(accepted - self.ready.get_count())
+
+    cdef bint has_work(self) noexcept nogil:
+        # Whether a worker would find something to do: an operation, or the end of the source.
+        cdef bint found
+        if not self.foreign:
+            return self.pending.has_items()
+        acquire(&self.lock)
+        found = not self.ended() and (
+            self.places() > 0 and self.pending.has_items() or self.pending.is_shut() and not self.pending.has_items()
+        )
+        release(&self.lock)
+        return found
+
+
+cdef class Bell(Sleeper):
+    cdef void wake(self) noexcept:
+        # Rung, and out of the ring's queue: may be armed again from here on.
+        self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the notify; whoever saw 1 and slept is woken
+        if self.target:
+            notify(self.target)
+
+    cdef void arm(self, WaitQueue* queue) noexcept:
+        # seq_cst: of several, one queues the node; whoever sees it armed may sleep
+        if not self.armed.exchange(1, memory_order_seq_cst):
+            begin_sleep(queue, &self.node, False)
+
+    cdef void disarm(self, WaitQueue* queue) noexcept:
+        if self.armed.exchange(1, memory_order_seq_cst):  # seq_cst: as arm; stays 1, for good
+            cancel_sleep(queue, &self.node)

@@ -1,0 +1,85 @@
+# The compiled base of Operation: outcome, tries and waiters. The states are at the head of operation.pyx.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acq_rel,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+)
+
+from ringmill._core.waiter cimport WaitNode
+
+cdef enum:
+    # the phase, in the state's low bits
+    NEW = 0
+    QUEUED = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    CANCELLED = 5
+    RESETTING = 6               # finished, and being made new
+    PHASE = 7
+    # flags above it
+    RELEASED = 8                # done() was called: nobody waits any more
+    WAITED = 16                 # somebody waits, or did
+
+cdef class Note:
+    # The error that ended an operation; logs itself if it goes unseen.
+    cdef object error
+    cdef object traceback
+    cdef object subject         # what failed, in words
+    cdef bint seen
+
+cdef class Home:
+    # Where operations are at home: a pool's compiled half. A table of the living ones finds it by its number, so an
+    # operation needs no reference to it.
+    cdef readonly uint32_t number
+    cdef uint32_t epoch
+    cdef object __weakref__
+    cdef int cancelled_one(self, OperationBase op) except -1
+    cdef bint enter_wait(self) except -1
+    cdef void leave_wait(self) noexcept
+    cdef object stopped_error(self)
+
+cdef class OperationBase:
+    cdef atomic[uint32_t] state
+    cdef atomic[uint32_t] home  # the number of the pool that accepted it last; 0 until that is known
+    cdef atomic[uint32_t] tried  # process was called that often in vain; written by the worker that runs it
+    cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
+    cdef Note note              # guarded by the same; written before the phase that says so
+    cdef object __weakref__
+
+    cdef bint begin(self) noexcept nogil
+    cdef void end(self, uint32_t phase, bint overridden)
+    cdef bint release(self) except -1
+    cdef int park(self, int64_t deadline) except -1
+    cdef Note get_note(self)
+    cdef void set_note(self, Note note)
+
+cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
+    return op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
+
+cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
+    # NEW -> QUEUED, from any thread. False: it is pending somewhere, or finished and not reset.
+    cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while not seen & PHASE:
+        # acq_rel: takes over what reset left, hands the operation to whoever claims it
+        if op.state.compare_exchange_weak(seen, seen | QUEUED, memory_order_acq_rel, memory_order_relaxed):
+            op.home.store(home, memory_order_release)  # release: pairs with home_of
+            return True
+    return False
+
+cdef inline void unaccept(OperationBase op) noexcept nogil:
+    # QUEUED -> NEW: the pool did not take it after all. Stays CANCELLED if it was cancelled meanwhile.
+    cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while seen & PHASE == QUEUED:
+        # acq_rel: as accept
+        if op.state.compare_exchange_weak(seen, seen ^ QUEUED, memory_order_acq_rel, memory_order_relaxed):
+            return
+
+cdef object wake_waiters(OperationBase op)
+cdef object reset(OperationBase op)
+cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept

@@ -1,0 +1,410 @@
+# The compiled base of Operation: what happened to it, how often it was tried, and who waits for it.
+#
+# The state is one word, a phase and two flags:
+#
+#            accept             begin              end
+#     NEW ----------> QUEUED ----------> RUNNING ----------> SUCCEEDED | FAILED
+#      ^                |  ^                |
+#      |                |  +---- redrive ---+
+#      |                +---- cancel, breakage ------------> CANCELLED | FAILED
+#      +--------------------------- reset ---------------------------+
+#
+# Who may move it: accept, any thread that hands it to a pool; begin, the worker that claimed it from its ring;
+# redrive and end, the worker that runs it; cancel, anybody, but only out of NEW and QUEUED, so that begin and cancel
+# race by compare-exchange and one wins. Whoever moves it out of QUEUED for good ends it, alone.
+#
+# RELEASED says that done() was called; it comes after the phase, except where a user calls done() early. A waiter
+# sets WAITED and reads RELEASED in one read-modify-write under its bucket's lock; the releaser sets RELEASED and reads
+# WAITED in one read-modify-write, then takes the chain of waiters under that lock. Both on one word: one of them sees
+# the other. The buckets are a fixed table of locks, chosen by address, so that an operation carries none.
+#
+# Verbs that a subclass overrides (increment_try, wait, done) are notifications: nothing here depends on them.
+
+import copyreg
+import enum
+import itertools
+import logging
+import os
+from concurrent.futures import CancelledError, InvalidStateError
+from weakref import WeakValueDictionary
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uintptr_t
+
+from ringmill._core.waiter cimport (
+    NEVER,
+    PyThread_acquire_lock,
+    PyThread_release_lock,
+    ShortLock,
+    acquire,
+    current_epoch,
+    deadline_of,
+    give_node,
+    now_ns,
+    park,
+    pause,
+    release,
+    take_node,
+)
+
+from ringmill.errors import OperationReused, PoolNotRunning
+
+logger = logging.getLogger("ringmill")
+
+cdef enum:
+    BUCKETS = 256               # a power of two
+
+cdef ShortLock buckets[BUCKETS]
+cdef object homes = WeakValueDictionary()
+cdef object numbers = itertools.count(1)
+cdef int64_t MAX_SPIN_NS = 20_000 if (os.cpu_count() or 1) > 1 else 0
+
+cdef inline ShortLock* _bucket(OperationBase op) noexcept nogil:
+    return &buckets[(<uintptr_t><void*>op >> 6) & (BUCKETS - 1)]
+
+
+def _after_fork_in_child():
+    cdef int k
+    for k in range(BUCKETS):
+        buckets[k].held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Outcome(enum.Enum):
+    """How an operation stands."""
+
+    PENDING = "pending"         #: not finished, or not begun
+    SUCCEEDED = "succeeded"     #: `process` returned
+    FAILED = "failed"           #: it failed for good; `error` says why
+    CANCELLED = "cancelled"     #: it never ran to an end
+
+
+Outcome.__module__ = "ringmill"
+cdef tuple OUTCOMES = (
+    Outcome.PENDING, Outcome.PENDING, Outcome.PENDING, Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED,
+    Outcome.PENDING,
+)
+
+
+cdef class Note:
+    def __init__(self, error, subject):
+        self.error = error
+        self.traceback = error.__traceback__
+        self.subject = subject
+
+    def __del__(self):
+        if not self.seen:
+            logger.error(
+                "the error of a failed %s was never looked at", self.subject,
+                exc_info=(type(self.error), self.error, self.traceback),
+            )
+
+
+cdef class Home:
+    def __cinit__(self):
+        self.number = next(numbers)
+        self.epoch = current_epoch()
+        homes[self.number] = self
+
+    cdef int cancelled_one(self, OperationBase op) except -1:
+        raise NotImplementedError
+
+    cdef bint enter_wait(self) except -1:
+        raise NotImplementedError
+
+    cdef void leave_wait(self) noexcept:
+        pass
+
+    cdef object stopped_error(self):
+        raise NotImplementedError
+
+
+cdef class OperationBase:
+    # Born zeroed: NEW, with no tries, no home and no waiters. No __init__: a subclass need not call one.
+
+    # -----------------------------------------------------------------------------------------------------------
+    # for the pool
+
+    cdef bint begin(self) noexcept nogil:
+        # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile, and has been ended.
+        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        while seen & PHASE == QUEUED:
+            # acq_rel: takes over what the submitter wrote; decides the race with cancel
+            if self.state.compare_exchange_weak(
+                seen, seen ^ (QUEUED ^ RUNNING), memory_order_acq_rel, memory_order_relaxed
+            ):
+                return True
+        return False
+
+    cdef void end(self, uint32_t phase, bint overridden):
+        # Sets the outcome, then calls done(). Only by whoever moved it out of QUEUED. The note is in place.
+        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchanges decide
+        if not overridden:
+            # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head)
+            seen = self.state.exchange(phase | RELEASED, memory_order_acq_rel)
+            if seen & (WAITED | RELEASED) == WAITED:
+                wake_waiters(self)
+            return
+        while not self.state.compare_exchange_weak(
+            seen, (seen & ~<uint32_t>PHASE) | phase, memory_order_acq_rel, memory_order_relaxed
+        ):
+            pass
+        try:
+            self.done()
+        except BaseException:
+            logger.exception("%s.done() raised", type(self).__qualname__)
+        self.release()
+
+    cdef bint release(self) except -1:
+        # acq_rel: publishes what came before done(); reads WAITED (see the head)
+        cdef uint32_t seen = self.state.fetch_or(RELEASED, memory_order_acq_rel)
+        if seen & (WAITED | RELEASED) == WAITED:
+            wake_waiters(self)
+        return not seen & RELEASED
+
+    cdef Note get_note(self):
+        cdef ShortLock* lock = _bucket(self)
+        acquire(lock)
+        note = self.note
+        release(lock)
+        return note
+
+    cdef void set_note(self, Note note):
+        # Writes a field that others may be reading; the old note goes after the lock, when `old` does.
+        cdef ShortLock* lock = _bucket(self)
+        acquire(lock)
+        old = self.note
+        self.note = note
+        release(lock)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # for everybody
+
+    @property
+    def outcome(self):
+        """How the operation stands: an `Outcome`. A snapshot until it is finished, then for good."""
+        return OUTCOMES[phase_of(self)]
+
+    @property
+    def error(self):
+        """The exception that ended the operation, with its traceback; None if there is none (yet)."""
+        cdef Note note = self.get_note() if phase_of(self) == FAILED else None
+        if note is None:
+            return None
+        note.seen = True
+        return note.error
+
+    @property
+    def tries(self):
+        """How often `process` was called in vain and is to be called again (or was given up on); a snapshot."""
+        return self.tried.load(memory_order_relaxed)  # relaxed: a count
+
+    def increment_try(self):
+        """Called by the worker once for each `Retry`, when `tries` has been counted. Override it to be told."""
+
+    def done(self):
+        """Wakes everybody who waits. Called once the outcome is set; idempotent; from any thread.
+
+        Called earlier, by the user, it releases the waiters and does not touch the outcome.
+        """
+        self.release()
+
+    def wait(self, timeout=None):
+        """Blocks until the operation is done, at most `timeout` seconds (None: without limit).
+
+        Returns whether it is done. Any number of threads may wait. Raises RuntimeError inside a worker of the pool
+        that has to do it, when no worker would be left; `PoolNotRunning` in the child of a fork.
+        """
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef int64_t limit
+        cdef Home home
+        cdef int rounds = 0
+        # acquire: pairs with end
+        if self.state.load(memory_order_acquire) & RELEASED:
+            return True
+        home = _home_of(self)
+        if home is None:
+            return bool(self.park(deadline))
+        if home.epoch != current_epoch():
+            raise home.stopped_error()
+        if MAX_SPIN_NS:
+            limit = now_ns() + MAX_SPIN_NS
+            if deadline != NEVER and deadline < limit:
+                limit = deadline
+            with nogil:  # waits for the worker
+                # acquire: pairs with end
+                while not self.state.load(memory_order_acquire) & RELEASED:
+                    pause()
+                    rounds += 1
+                    if rounds & 15 == 0 and now_ns() >= limit:
+                        break
+            if self.state.load(memory_order_acquire) & RELEASED:  # acquire: pairs with end
+                return True
+        if not home.enter_wait():
+            return bool(self.park(deadline))
+        try:
+            return bool(self.park(deadline))
+        finally:
+            home.leave_wait()
+
+    cdef int park(self, int64_t deadline) except -1:
+        cdef WaitNode* node = take_node()
+        cdef WaitNode** link
+        cdef ShortLock* lock = _bucket(self)
+        cdef bint granted = False
+        acquire(lock)
+        # acq_rel: see the head
+        if self.state.fetch_or(WAITED, memory_order_acq_rel) & RELEASED:
+            release(lock)
+            give_node(node)
+            return 1
+        node.next = self.waiters
+        node.queued = True
+        node.epoch = current_epoch()
+        self.waiters = node
+        release(lock)
+        try:
+            granted = park(node, deadline)
+        finally:
+            if not granted:
+                acquire(lock)
+                granted = not node.queued
+                link = &self.waiters
+                while not granted and link[0]:
+                    if link[0] == node:
+                        link[0] = node.next
+                        break
+                    link = &link[0].next
+                release(lock)
+                if granted:
+                    # The releaser is between its unlock and its release of our lock: a few instructions.
+                    PyThread_acquire_lock(node.lock, 1)
+            give_node(node)
+        return granted
+
+    def cancel(self):
+        """Ends the operation as CANCELLED unless a worker is running it now or it is finished: False then.
+
+        Never blocks; safe from any thread. An operation that no pool has accepted is cancelled too.
+        """
+        # acquire: pairs with accept
+        cdef uint32_t seen = self.state.load(memory_order_acquire)
+        cdef Home home
+        while seen & PHASE == NEW or seen & PHASE == QUEUED:
+            home = _home_of(self)
+            # acq_rel: as begin, with which it races
+            if self.state.compare_exchange_weak(
+                seen, (seen & ~<uint32_t>PHASE) | CANCELLED, memory_order_acq_rel, memory_order_acquire
+            ):
+                self.end(CANCELLED, type(self).done is not OperationBase.done)
+                if home is not None and home.epoch == current_epoch():
+                    home.cancelled_one(self)
+                return True
+        return False
+
+    def check(self):
+        """Returns the operation if it succeeded, raises its error otherwise.
+
+        `concurrent.futures.CancelledError` if it was cancelled, `InvalidStateError` while it is pending. Never blocks.
+        """
+        cdef uint32_t phase = phase_of(self)
+        cdef Note note
+        if phase == SUCCEEDED:
+            return self
+        if phase == FAILED:
+            note = self.get_note()
+            if note is not None:
+                note.seen = True
+                raise note.error.with_traceback(note.traceback)
+        if phase == CANCELLED:
+            raise CancelledError(f"{self!r} was cancelled")
+        raise InvalidStateError(f"{self!r} is not finished: wait() for it first")
+
+    def reset(self):
+        """Makes a finished operation new, to be accepted once more; does nothing to a new one.
+
+        `OperationReused` while it is pending.
+        """
+        if reset(self) is None:
+            raise OperationReused(f"{self!r} is pending and cannot be reset: wait() for it first")
+
+    def _fail(self, error):
+        # For the worker that runs it: failed, though process returns. Task.run uses it.
+        self.set_note(Note(error, type(self).__qualname__))
+
+    def __repr__(self):
+        tries = f", tries={self.tries}" if self.tries else ""
+        return f"<{type(self).__qualname__} {OUTCOMES[phase_of(self)].value}{tries} at {<uintptr_t><void*>self:#x}>"
+
+    # Pickles and copies arrive new: the subclass's own fields travel, the state does not.
+
+    def __getstate__(self):
+        slots = {
+            name: getattr(self, name) for name in copyreg._slotnames(type(self)) if hasattr(self, name)
+        }
+        fields = getattr(self, "__dict__", None)
+        return (fields, slots) if slots else fields
+
+    def __reduce_ex__(self, protocol):
+        return copyreg.__newobj__, (type(self),), self.__getstate__()
+
+
+cdef object wake_waiters(OperationBase op):
+    # The chain is ours once it is out of the operation; each node is gone with its release.
+    cdef ShortLock* lock = _bucket(op)
+    cdef WaitNode* node
+    cdef WaitNode* following
+    acquire(lock)
+    node = op.waiters
+    op.waiters = NULL
+    following = node
+    while following:
+        following.queued = False
+        following = following.next
+    release(lock)
+    while node:
+        following = node.next  # before the release: the node may be gone after it
+        if node.epoch == current_epoch():  # else its thread stayed in the parent of a fork
+            PyThread_release_lock(node.lock)
+        node = following
+
+
+cdef Home _home_of(OperationBase op):
+    # The pool that has it, if it is pending in one that lives.
+    cdef uint32_t phase = phase_of(op)
+    cdef uint32_t number
+    while phase == QUEUED or phase == RUNNING:
+        number = op.home.load(memory_order_acquire)  # acquire: pairs with accept
+        if number:
+            return homes.get(number)
+        pause()  # the accepting thread is between the phase and the number
+        phase = phase_of(op)
+    return None
+
+
+cdef object reset(OperationBase op):
+    # Finished -> NEW: True. New already: False. Pending: None.
+    cdef uint32_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
+    while True:
+        if seen & PHASE == NEW:
+            return False
+        if seen & PHASE == QUEUED or seen & PHASE == RUNNING or seen & PHASE == RESETTING:
+            return None
+        # acq_rel: of several threads that reset it, one does
+        if op.state.compare_exchange_weak(
+            seen, (seen & ~<uint32_t>PHASE) | RESETTING, memory_order_acq_rel, memory_order_acquire
+        ):
+            break
+    renew(op, NEW, 0)
+    return True
+
+
+cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept:
+    # RESETTING -> NEW, or QUEUED in a pool. By the thread that made it RESETTING.
+    op.set_note(None)
+    op.tried.store(0, memory_order_relaxed)  # relaxed: published by the phase
+    op.home.store(home, memory_order_relaxed)  # relaxed: published by the phase
+    op.state.store(phase, memory_order_release)  # release: pairs with accept, begin and cancel

@@ -1,0 +1,35 @@
+# The read end: finished operations, and the drawing of a wrap's source. See stream.pyx.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport atomic
+
+from ringmill._core.dispatch cimport Core
+from ringmill._core.feed cimport Feed
+from ringmill._core.waiter cimport WaitQueue
+
+cdef class Stream:
+    cdef Feed feed                  # written once, like the next four
+    cdef Core core
+    cdef bint wraps                 # of a wrap: dropping it closes it
+    cdef bint draws                 # the reader draws the source, under `turn`
+    cdef bint resets
+    cdef object source              # the iterator that is drawn, until it is exhausted; guarded by `turn`
+    cdef atomic[uint32_t] busy      # 1: a reader has the turn
+    cdef WaitQueue turn             # readers that wait for it
+    cdef atomic[uint64_t] reader    # the thread that has it
+    cdef atomic[uint32_t] closed_by_reader
+    cdef object __weakref__
+
+    cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1
+    cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1
+    cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1
+    cdef int take_turn(self, int64_t deadline, bint block) except -1
+    cdef int give_turn(self) except -1
+    cdef bint draw(self) except -1
+    cdef int taken(self, Py_ssize_t count) except -1
+    cdef object finish(self)
+
+cdef class PoolBase:
+    cdef object __weakref__
+    cdef Core _core                 # of the current or the last run

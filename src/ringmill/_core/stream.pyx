@@ -1,0 +1,384 @@
+# The read end of an execute or a wrap: finished operations, each once, in the order of finishing or of the source.
+#
+# A Stream is the reader's handle on a feed. The pool knows the feed only, so a stream that is dropped is collected, and
+# its feed is flagged for a worker to settle.
+#
+# Where the reader draws the source (wrap of an iterable), each read has the turn: one reader at a time draws and
+# reads. A read draws one operation for the one that it takes, and more, up to the buffer, while nothing is ready; then
+# it waits for what is under way. Between source and reader there are put_count(pending) - get_count(ready), so the
+# rings' own positions keep the bound. Drawing runs the user's code; what that raises is kept by the feed and reaches
+# the reader after all that was accepted before it. KeyboardInterrupt and its like are raised at once as well.
+#
+# Where a thread draws, it takes a ticket for each operation before it draws it, and a read gives one back. Where the
+# workers draw (a RingBuffer), a read makes a place, so it notifies the workers.
+#
+# turn: a binary lock whose waiters sleep in a WaitQueue, since it is held while the source runs and while the reader
+# waits, and must respect a timeout and KeyboardInterrupt.
+
+import queue
+from types import GenericAlias
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+
+from ringmill._core.operation cimport (
+    CANCELLED,
+    OperationBase,
+    accept,
+    phase_of,
+    reset,
+    unaccept,
+)
+from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT
+from ringmill._core.waiter cimport (
+    NEVER,
+    PyThread_get_thread_ident,
+    current_epoch,
+    deadline_of,
+    init_queue,
+    notify,
+    now_ns,
+    steal,
+    wait_for,
+)
+
+from ringmill.errors import Closed, OperationReused, PoolNotRunning
+
+cdef object Empty = queue.Empty
+
+cdef extern from "Python.h":
+    PyObject* PyIter_Next(object iterator) except? NULL
+
+
+cdef int turn_attempt(void* stream) noexcept:
+    # seq_cst: a sleeper's last look; takes over what the last reader wrote
+    return not (<Stream>stream).busy.exchange(1, memory_order_seq_cst)
+
+cdef int turn_more(void* stream) noexcept:
+    return not (<Stream>stream).busy.load(memory_order_seq_cst)  # seq_cst: as notify
+
+
+cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
+    # Accepts what a source gave. Returns None, or the error that ends the source; raises nothing of its own.
+    if not isinstance(op, OperationBase):
+        return TypeError(f"the source must give Operations, got {op!r}")
+    if resets:
+        reset(<OperationBase>op)
+    if not accept(<OperationBase>op, core.number):
+        return OperationReused(f"the source gave {op!r}, which is pending, or finished and not reset")
+    Py_INCREF(op)  # the ring's, if it gets there
+    if feed.pending.try_put(<PyObject*>op, NULL) != DONE:
+        # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
+        unaccept(<OperationBase>op)
+        Py_DECREF(op)
+        return core.stopped_error()
+    notify(&core.idle)
+    return None
+
+
+cdef class Stream:
+    """The read end on which finished operations come out: an iterator, each operation once.
+
+    Made by `WorkerPool.execute` and `WorkerPool.wrap`. Operations come in the order in which they finish, or, from a
+    wrap with `ordered=True`, in the order of the source; failed and cancelled ones come too. Any number of threads
+    may read and share them.
+    """
+
+    def __cinit__(self, Core core, Feed feed, *, source=None, bint wraps=False, bint draws=False, bint resets=False):
+        self.core = core
+        self.feed = feed
+        self.source = source
+        self.wraps = wraps
+        self.draws = draws
+        self.resets = resets
+        init_queue(&self.turn)
+        # relaxed: published with the object
+        self.busy.store(0, memory_order_relaxed)
+        self.reader.store(0, memory_order_relaxed)
+        self.closed_by_reader.store(0, memory_order_relaxed)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __del__(self):
+        # The collector may run anywhere, so it only flags the feed; a worker ends it and cancels what is left.
+        if self.wraps and self.feed is not None and self.core.epoch == current_epoch():
+            if not self.feed.ready.is_shut() or self.feed.pending.has_items():
+                self.feed.abandoned.store(1, memory_order_release)  # release: pairs with next_feed
+                notify(&self.core.idle)
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    cdef int taken(self, Py_ssize_t count) except -1:
+        # So many were read: places became free.
+        cdef PyObject* ticket = NULL
+        if self.feed.foreign:
+            notify(&self.core.idle)
+        elif self.feed.tickets is not None:
+            while count > 0 and self.feed.tickets.try_get(&ticket, NULL) == DONE:
+                Py_DECREF(<object>ticket)  # was the ring's
+                count -= 1
+            notify(&self.feed.tickets.not_full)
+        return 0
+
+    cdef object finish(self):
+        # All that will come out has been read.
+        self.core.remove(self.feed)
+        # acquire: pairs with close
+        if self.feed.failure is not None and not self.closed_by_reader.load(memory_order_acquire):
+            raise self.feed.failure
+
+    cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
+        cdef int result
+        if self.core.epoch != current_epoch():
+            raise self.core.stopped_error()
+        result = self.read_drawing(op, deadline, block) if self.draws else self.read_ready(op, deadline, block)
+        if result == DONE:
+            if self.wraps:
+                self.taken(1)
+        elif result == SHUT:
+            self.finish()
+        return result
+
+    cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1:
+        cdef int result = self.feed.ready.try_get(op, NULL)
+        if result != NOT_NOW or not block:
+            return result
+        if not self.core.enter_wait():
+            return self.feed.ready.get_item(op, deadline, True)
+        try:
+            return self.feed.ready.get_item(op, deadline, True)
+        finally:
+            self.core.leave_wait()
+
+    cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
+        cdef int result
+        if not self.take_turn(deadline, block):
+            return NOT_NOW
+        try:
+            if self.source is not None and self.feed.places() > 0:
+                self.draw()  # one for the one that we take
+            while True:
+                result = self.feed.ready.try_get(op, NULL)
+                if result != NOT_NOW:
+                    return result
+                if self.source is None or self.feed.places() <= 0:
+                    break
+                if not block or (deadline != NEVER and now_ns() >= deadline):
+                    return NOT_NOW
+                self.draw()
+            return self.read_ready(op, deadline, block)
+        finally:
+            self.give_turn()
+
+    cdef int take_turn(self, int64_t deadline, bint block) except -1:
+        if not turn_attempt(<void*>self):
+            # relaxed: equal only if this very thread wrote it
+            if self.reader.load(memory_order_relaxed) == PyThread_get_thread_ident():
+                raise RuntimeError("the source of a stream reads that stream")
+            if not block or not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, deadline):
+                return 0
+        self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as above
+        return 1
+
+    cdef int give_turn(self) except -1:
+        self.reader.store(0, memory_order_relaxed)  # relaxed: as take_turn
+        self.busy.store(0, memory_order_seq_cst)  # seq_cst: before the look at the waiters; publishes what we wrote
+        notify(&self.turn)
+        return 0
+
+    cdef bint draw(self) except -1:
+        # Draws one operation and hands it to the workers. False: the source is exhausted, or the pool has stopped.
+        cdef PyObject* raw
+        if self.feed.pending.is_shut():
+            self.source = None
+            return False
+        try:
+            raw = PyIter_Next(self.source)
+            if raw == NULL:
+                error = None
+            else:
+                op = steal(raw)
+                error = accept_drawn(self.core, self.feed, op, self.resets)
+                if error is None:
+                    return True
+        except BaseException as raised:
+            self.source = None
+            self.feed.end(raised)
+            if not isinstance(raised, Exception):
+                raise
+            return False
+        self.source = None
+        self.feed.end(error)
+        return False
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef PyObject* op = NULL
+        if self.read(&op, NEVER, True) != DONE:
+            raise StopIteration
+        return steal(op)
+
+    def get(self, timeout=None):
+        """Takes the next operation, waiting up to `timeout` seconds for it (None: without limit).
+
+        Raises `queue.Empty` when none came in time; `Closed` at the end, or what the stream ends with: the source's
+        own error, `PoolNotRunning`, `BrokenPool`. Safe from any thread.
+        """
+        cdef PyObject* op = NULL
+        cdef int result = self.read(&op, deadline_of(timeout), True)
+        if result == SHUT:
+            raise Closed(f"all operations have been read: {self!r}")
+        if result == NOT_NOW:
+            raise Empty
+        return steal(op)
+
+    def get_many(self, max=None, timeout=None):
+        """Waits for the first operation, then takes what is ready, up to `max`, as a list.
+
+        Raises as `get`. Safe from any thread.
+        """
+        cdef PyObject* op = NULL
+        cdef Py_ssize_t limit = self.feed.ready.capacity
+        cdef Py_ssize_t length
+        cdef int64_t deadline = deadline_of(timeout)
+        if max is not None:
+            if isinstance(max, float) or not hasattr(type(max), "__index__"):
+                raise TypeError(f"max must be an integer or None, not {max!r}")
+            if max < 1:
+                raise ValueError(f"max must be at least 1, got {max!r}")
+            limit = min(limit, max)
+        ops = [self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)]
+        if self.draws:
+            # Each is read as alone, so that each draws its successor.
+            while len(ops) < limit and self.feed.ready.has_items() and self.read(&op, NEVER, False) == DONE:
+                ops.append(steal(op))
+            return ops
+        length = min(limit - 1, self.feed.ready.length())
+        if length:
+            more = self.feed.ready._take(length)
+            if self.wraps:
+                self.taken(len(more))
+            ops += more
+        return ops
+
+    def close(self):
+        """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks."""
+        if self.core.epoch != current_epoch():
+            return
+        self.closed_by_reader.store(1, memory_order_release)  # release: pairs with finish
+        self.feed.end(None)
+        self.feed.ready.close_ring()
+        self.core.end_unbegun(self.feed, CANCELLED, None, None)
+        self.core.remove(self.feed)
+        notify(&self.core.idle)
+        self.feed.ready.shutdown(immediate=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    @property
+    def total(self):
+        """How many operations come out in all, those already read included; None while that is not known."""
+        total = self.feed.total.load(memory_order_acquire)  # acquire: pairs with end
+        return None if total < 0 else total
+
+    def __len__(self):
+        """How many operations are ready to be read; a snapshot."""
+        return self.feed.ready.length()
+
+    def __bool__(self):
+        return True
+
+    @property
+    def closed(self):
+        """Whether nothing will be added: all have come out, or the reader closed it. What is ready can be read."""
+        return self.feed.ready.is_shut()
+
+    def __repr__(self):
+        state = "closed" if self.feed.ready.is_shut() else "open"
+        total = self.total
+        read = self.feed.ready.get_count()
+        return f"<Stream {state}, {self.feed.ready.length()} ready, {read} read of {'?' if total is None else total}>"
+
+
+
+
+def feed_from_thread(Core core, Feed feed, iterator, bint resets):
+    """Draws a source on the calling thread, one ticket each, until it is exhausted or the feed has ended."""
+    cdef PyObject* raw
+    try:
+        while True:
+            feed.tickets.put(None)
+            raw = PyIter_Next(iterator)
+            if raw == NULL:
+                error = None
+                break
+            op = steal(raw)
+            error = accept_drawn(core, feed, op, resets)
+            if error is not None:
+                break
+            raw = NULL
+            op = None
+    except Closed:
+        error = None
+    except BaseException as raised:
+        error = raised
+    feed.end(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what WorkerPool inherits: the calls that every operation goes through
+
+cdef class PoolBase:
+    """The compiled base of WorkerPool."""
+
+    def _open(self, Core core):
+        # A run begins: its core takes the calls from now on. It stays after the end, to say that.
+        self._core = core
+
+    def _wrap(self, Feed feed, source, bint draws, bint resets):
+        self._core.add(feed)
+        return Stream(self._core, feed, source=source, wraps=True, draws=draws, resets=resets)
+
+    def do(self, op, timeout=None):
+        """Hands one operation over to the workers and returns it.
+
+        Blocks while the queue is full, at most `timeout` seconds (None: without limit), then raises `queue.Full`;
+        from a worker of this pool it never blocks. `PoolNotRunning` when the pool does not run, also for those
+        blocked when it stops; their operation stays new. `OperationReused` for one that is pending, or finished and
+        not reset. Safe from any thread.
+        """
+        cdef int64_t deadline = NEVER
+        cdef Core core
+        if not isinstance(op, OperationBase):
+            raise TypeError(f"op must be an Operation, not {op!r}")
+        if timeout is not None:
+            deadline = deadline_of(timeout)
+        core = self._core
+        if core is None:
+            raise PoolNotRunning(f"{self!r} is not running: call start()")
+        return core.do(<OperationBase>op, deadline)
+
+    def execute(self, ops):
+        """Hands a batch over, all or none, without blocking; returns the `Stream` on which the operations come out.
+
+        Lists and checks the operations first: TypeError for what is none, `OperationReused` for one that is pending,
+        finished and not reset, or listed twice; then none is accepted. Not bounded by `queue_size`. The stream closes
+        after the last operation, failed ones included. `PoolNotRunning` when the pool does not run. Safe from any
+        thread.
+        """
+        cdef Core core = self._core
+        if core is None:
+            raise PoolNotRunning(f"{self!r} is not running: call start()")
+        return Stream(core, core.execute(ops))

@@ -1,0 +1,379 @@
+"""WorkerPool: stateful workers behind a queue. Stream: where finished operations come out.
+
+May import `operation`, `worker`, `supervisor` and the compiled core.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+import threading
+import time
+import traceback
+import warnings
+import weakref
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar
+
+from ._core.feed import Feed
+from ._core.ring_buffer import RingBuffer
+from ._core.stream import PoolBase, Stream, feed_from_thread
+from .errors import PoolNotRunning, WorkerInitError
+from .operation import Operation
+from .supervisor import Supervisor
+from .worker import Worker
+
+__all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
+
+OpT = TypeVar("OpT", bound=Operation)
+
+logger = logging.getLogger("ringmill")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """What one worker has done in this run."""
+
+    name: str
+    running: int
+    succeeded: int
+    failed: int
+    tries: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """One consistent snapshot of a run: accepted = queued + running + delayed + succeeded + failed + cancelled.
+
+    All but `queued`, `running` and `delayed` only grow. An operation that was cancelled while it was queued counts as
+    queued until its place in the queue is reached.
+    """
+
+    accepted: int
+    queued: int
+    running: int
+    delayed: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    tries: int
+    restarts: int
+    workers: tuple[WorkerStats, ...]
+
+
+class WorkerPool(PoolBase, Generic[OpT]):
+    """A set of workers, alike or not, that read operations off one shared queue, each on a thread of its own.
+
+    >>> from ringmill import Operation, Worker, WorkerPool
+    >>> class Square(Operation):
+    ...     def __init__(self, number):
+    ...         self.number = number
+    >>> class Squarer(Worker):
+    ...     def process(self, op):
+    ...         op.result = op.number**2
+    >>> with WorkerPool([Squarer() for _ in range(4)]) as pool:
+    ...     sorted(op.result for op in pool.execute(Square(n) for n in range(5)))
+    [0, 1, 4, 9, 16]
+
+    `queue_size`: how many operations may wait before `do` blocks. `max_tries`: how often `process` is called for one
+    operation before it fails with `RetriesExhausted`; None is no limit. `backoff(tries)`: seconds before a failed try
+    is repeated; None is at once. `max_restarts`: how many crashes of one worker within `restart_period` seconds are
+    repaired; None is no limit. `restart_pause`: seconds before the second restart in a row, doubling up to 30.
+
+    All calls may be made from any thread. A pool can be started again after it was shut down.
+    """
+
+    def __init__(
+        self,
+        workers: Iterable[Worker[OpT]],
+        *,
+        queue_size: int = 1024,
+        max_tries: int | None = 10,
+        backoff: Callable[[int], float] | None = None,
+        max_restarts: int | None = 5,
+        restart_period: float = 60.0,
+        restart_pause: float = 0.5,
+        name: str = "ringmill",
+    ) -> None:
+        if isinstance(workers, Worker):
+            raise TypeError(f"workers must be an iterable of Workers, got one: {workers!r}")
+        crew = list(workers)
+        if not crew:
+            raise ValueError("workers must not be empty")
+        for worker in crew:
+            if not isinstance(worker, Worker):
+                raise TypeError(f"workers must be Workers, got {worker!r}")
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        if backoff is not None and not callable(backoff):
+            raise TypeError(f"backoff must be callable or None, not {backoff!r}")
+        self._settings = {
+            "queue_size": _integer("queue_size", queue_size, 1),
+            "max_tries": None if max_tries is None else _integer("max_tries", max_tries, 1),
+            "backoff": backoff,
+            "max_restarts": None if max_restarts is None else _integer("max_restarts", max_restarts, 0),
+            "restart_period": _seconds("restart_period", restart_period),
+            "restart_pause": _seconds("restart_pause", restart_pause),
+        }
+        self._name = name
+        self._lifecycle = threading.RLock()
+        self._run: Supervisor | None = None
+        RingBuffer(self._settings["queue_size"])  # too large a size fails here, not in start()
+        _claim(crew, self)
+        self._workers: tuple[Worker[OpT], ...] = tuple(crew)
+
+    @property
+    def workers(self) -> tuple[Worker[OpT], ...]:
+        """The workers, in the order in which they were given."""
+        return self._workers
+
+    @property
+    def name(self) -> str:
+        """The name that its threads and its log lines carry."""
+        return self._name
+
+    # ------------------------------------------------------------------------------------------------------------
+    # start and end
+
+    def start(self, timeout: float | None = None) -> None:
+        """Starts each worker on its thread and returns when all are ready. Does nothing while the pool runs.
+
+        When an `init` raises, those that came up are cleaned up, and `WorkerInitError` carries every cause; the pool is
+        stopped then and may be started again. TimeoutError after `timeout` seconds (None: without limit): late inits
+        are cleaned up. While a thread of an earlier run still lives it waits for it, up to `timeout`, then raises
+        RuntimeError.
+        """
+        if timeout is not None:
+            _seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._lifecycle.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+            raise TimeoutError(f"{self!r} is being started or shut down by another thread, for {timeout} s by now")
+        try:
+            earlier = self._current()
+            if earlier is not None:
+                if earlier.core.is_open:
+                    return
+                if earlier.core.is_own_thread():
+                    raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
+                if not earlier.join(deadline):
+                    stuck = ", ".join(thread.name for thread in earlier.alive())
+                    raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
+            run = Supervisor(self._name, self._workers, **self._settings)
+            self._run = run
+            causes, late = run.start(deadline)
+            if not causes and not late:
+                self._open(run.core)
+                _running.add(run)
+                return
+            if not late:
+                run.join(None)
+        finally:
+            self._lifecycle.release()
+        if causes:
+            worker, error = causes[0]
+            raise WorkerInitError(
+                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {worker!r}: {error!r}", causes
+            ) from error
+        raise TimeoutError(f"{self!r} was not ready within {timeout} s")
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None
+    ) -> list[OpT]:
+        """Accepts no new work, finishes what was accepted, cleans up the workers and joins their threads.
+
+        Streams close after their last operation; wraps draw no more. `cancel_pending=True` ends what has not begun as
+        CANCELLED and returns it. After `timeout` seconds, what is left is cancelled and returned, and the log names
+        each worker that is still stuck, with its stack. `wait=False` returns at once; a later call can wait.
+        Idempotent, quiet on a broken pool; afterwards `start()` works again. RuntimeError from one of the pool's own
+        workers, unless `wait=False`. A KeyboardInterrupt while it waits cancels what has not begun, and is raised when
+        the rest is finished; a second one is raised at once.
+        """
+        if timeout is not None:
+            _seconds("timeout", timeout)
+            if not wait:
+                raise ValueError(f"timeout={timeout!r} needs wait=True")
+        run = self._current()
+        if run is None:
+            return []
+        if wait and run.core.is_own_thread():
+            raise RuntimeError(f"a worker of {self!r} cannot wait for its own end: call shutdown(wait=False)")
+        return _end(run, wait, cancel_pending, timeout)
+
+    def __enter__(self) -> WorkerPool[OpT]:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown(cancel_pending=kind is not None)
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None and run.core.is_open:
+            warnings.warn(f"{self!r} was dropped while it ran: shut it down", ResourceWarning, source=self, stacklevel=2)
+            run.core.drain()
+
+    def _current(self) -> Supervisor | None:
+        """The run that this process has started, if any: a run that was inherited through a fork is none."""
+        run = self._run
+        return None if run is None or run.core.is_inherited else run
+
+    # ------------------------------------------------------------------------------------------------------------
+    # work: `do` and `execute` are compiled (_core/stream.pyx)
+
+    def wrap(
+        self,
+        source: Iterable[OpT] | RingBuffer[OpT],
+        *,
+        buffer: int = 1024,
+        ordered: bool = False,
+        feed: Literal["reader", "thread"] = "reader",
+        reset: bool = False,
+    ) -> Stream[OpT]:
+        """Streams a source through the workers; returns the `Stream` on which its operations come out.
+
+        At most `buffer` operations are between source and reader, so a slow reader slows the source down, and an
+        endless source needs no more memory than a short one. An iterable is drawn by the reading thread, lazily, one
+        reader at a time: each read draws one for the one that it takes, and more while nothing is ready. With
+        `feed="thread"` a thread of its own draws it, for sources that block. A RingBuffer is drawn by the workers as
+        items arrive. The stream closes when the source is exhausted, or closed, and all its operations are done; an
+        exception in the source reaches the reader after what was accepted before it. `ordered=True`: in the order of
+        the source. `reset=True`: each operation is reset as it is drawn, so that pools can be chained.
+
+        Never blocks. `PoolNotRunning` when the pool does not run. Safe from any thread.
+        """
+        size = _integer("buffer", buffer, 1)
+        if feed not in ("reader", "thread"):
+            raise ValueError(f"feed must be 'reader' or 'thread', got {feed!r}")
+        run = self._current()
+        if run is None:
+            raise PoolNotRunning(f"{self!r} is not running: call start()")
+        ready: RingBuffer[OpT] = RingBuffer(size)
+        if isinstance(source, RingBuffer) and feed == "reader":
+            return self._wrap(Feed(source, ready, ordered=ordered, foreign=True, resets=reset), None, False, reset)
+        iterator = _iterator(source)
+        if feed == "reader":
+            return self._wrap(Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset)
+        inlet = Feed(RingBuffer(size), ready, ordered=ordered, tickets=RingBuffer(size))
+        stream: Stream[OpT] = self._wrap(inlet, None, False, reset)
+        threading.Thread(
+            target=feed_from_thread, args=(run.core, inlet, iterator, reset), name=f"{self._name}-feed", daemon=True
+        ).start()
+        return stream
+
+    def stats(self) -> PoolStats:
+        """Counts of the current run, or of the last one: one consistent snapshot. Costs a short lock."""
+        run = self._current()
+        if run is None:
+            return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, 0, ())
+        total, rows = run.core.stats()
+        names = [runner.name for runner in run.core.runners]
+        return PoolStats(
+            **total, workers=tuple(WorkerStats(name=name, **row) for name, row in zip(names, rows, strict=True))
+        )
+
+    def __repr__(self) -> str:
+        run = getattr(self, "_run", None)
+        state = "not started" if run is None else run.core.state
+        return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(getattr(self, '_workers', ()))} workers>"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the end of a run
+
+_running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+
+def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | None) -> list[Any]:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    run.core.drain()
+    cancelled = run.core.cancel_pending() if cancel_pending else []
+    if not wait:
+        return cancelled
+    try:
+        ended = run.join(deadline)
+    except KeyboardInterrupt:
+        run.core.cancel_pending()
+        run.join(None)
+        raise
+    if not ended:
+        cancelled += run.core.cancel_pending()
+        run.core.end_now()
+        frames = sys._current_frames()
+        for thread in run.alive():
+            stack = "".join(traceback.format_stack(frames[thread.ident])) if thread.ident in frames else "(ended)"
+            logger.warning("worker %s is stuck after %s s of shutdown:\n%s", thread.name, timeout, stack)
+    return cancelled
+
+
+def _end_all() -> None:
+    """At interpreter exit: running pools finish what they accepted; after Ctrl-C, only what has begun."""
+    interrupted = issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
+    runs = [run for run in _running if not run.core.is_inherited]
+    for run in runs:
+        run.core.drain()
+        run.core.cancel_delayed()
+    for run in runs:
+        _end(run, True, interrupted, None)
+
+
+atexit.register(_end_all)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# arguments
+
+_claims: dict[int, tuple[weakref.ref[Worker[Any]], weakref.ref[WorkerPool[Any]]]] = {}
+_claims_lock = threading.Lock()
+
+
+def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
+    """Makes the workers the pool's, all or none. By identity: a worker need not be hashable."""
+    with _claims_lock:
+        seen = set()
+        for worker in crew:
+            claim = _claims.get(id(worker))
+            if claim is not None and claim[0]() is worker and claim[1]() is not None:
+                raise ValueError(f"workers: {worker!r} belongs to another pool: {claim[1]()!r}")
+            if id(worker) in seen:
+                raise ValueError(f"workers: {worker!r} is listed twice")
+            seen.add(id(worker))
+        for worker in crew:
+            _claims[id(worker)] = (weakref.ref(worker, _forget(id(worker))), weakref.ref(pool))
+
+
+def _forget(key: int) -> Callable[[Any], None]:
+    def forget(_: Any) -> None:
+        _claims.pop(key, None)
+
+    return forget
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return int(value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
+    return float(value)
+
+
+def _iterator(source: Any) -> Iterator[Any]:
+    if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
+        raise TypeError(f"source is an async iterable, which wrap cannot draw yet: {source!r}")
+    try:
+        return iter(source)
+    except TypeError:
+        raise TypeError(f"source must be an iterable or a RingBuffer, got {source!r}") from None

@@ -1,0 +1,342 @@
+"""What happens seldom in one run of a pool: redrive routing, restart, breakage, the end.
+
+A Supervisor lives from `WorkerPool.start` to the end of its threads. The compiled core calls `_judge` on the worker's
+thread for each operation that did not simply succeed; each worker's thread runs `_main`. It knows nothing of the
+WorkerPool, so that a pool that is dropped can be collected while its threads still work.
+
+The life of a worker's thread:
+
+    init -> report -> (all came up?) -> serve -> [crash -> cleanup -> pause -> init]* -> cleanup -> end
+                       no: cleanup, end                  too many: retire; the last one breaks the pool
+
+May import `operation`, `worker` and the compiled core.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._core.dispatch import Core, Redrive, Runner
+from .errors import Reject, RetriesExhausted, Retry, Unroutable
+from .operation import Operation
+from .worker import Worker
+
+logger = logging.getLogger("ringmill")
+
+LONGEST_PAUSE = 30.0
+
+
+class Supervisor:
+    """One run of a pool: its core, its threads, and the rules for what goes wrong."""
+
+    def __init__(
+        self,
+        name: str,
+        workers: Sequence[Worker[Any]],
+        *,
+        queue_size: int,
+        max_tries: int | None,
+        backoff: Callable[[int], float] | None,
+        max_restarts: int | None,
+        restart_period: float,
+        restart_pause: float,
+    ) -> None:
+        self.name = name
+        self.max_tries = max_tries
+        self.backoff = backoff
+        self.max_restarts = max_restarts
+        self.restart_period = restart_period
+        self.restart_pause = restart_pause
+        self.core = Core(self, workers, queue_size)
+        self.timer = Timer(self.core, name)
+        self.lock = threading.Lock()
+        self.left = [True] * len(workers)  # by index: not retired; guarded by the lock
+        self.reports: list[tuple[Runner, BaseException | None]] = []
+        self.reported = threading.Condition()
+        self.verdict: bool | None = None  # whether the start succeeded; guarded by `reported`
+        self.rows: dict[int, bytes] = {}  # by index: whom a worker is equal to; written by its own thread
+        self.threads: list[threading.Thread] = []
+
+    def __repr__(self) -> str:
+        return f"<WorkerPool {self.name!r}>"
+
+    # ------------------------------------------------------------------------------------------------------------
+    # start and end
+
+    def start(self, deadline: float | None) -> tuple[list[tuple[Worker[Any], BaseException]], bool]:
+        """Starts all threads and waits until each has reported.
+
+        Returns the workers whose `init` raised, and whether the deadline (of the monotonic clock) passed. Unless that
+        is ([], False), the run is over: threads clean up and end by themselves.
+        """
+        late = False
+        try:
+            for runner in self.core.runners:
+                runner.name = f"{self.name}-{runner.index}"
+                thread = threading.Thread(target=self._main, args=(runner,), name=runner.name, daemon=True)
+                self.threads.append(thread)
+                thread.start()
+            with self.reported:
+                while len(self.reports) < len(self.threads):
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        late = True
+                        break
+                    self.reported.wait(left)
+        except BaseException:
+            self.threads = [thread for thread in self.threads if thread.ident is not None]
+            self._announce(False)
+            raise
+        causes = [(runner.worker, error) for runner, error in self.reports if error is not None]
+        self._announce(not causes and not late)
+        return causes, late
+
+    def _announce(self, verdict: bool) -> None:
+        if not verdict:
+            self.core.end_now()
+        with self.reported:
+            self.verdict = verdict
+            self.reported.notify_all()
+
+    def join(self, deadline: float | None) -> bool:
+        """Waits until all threads have ended, or until the deadline; returns whether they have."""
+        for thread in self.threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if self.alive():
+            return False
+        self.timer.stop()
+        return True
+
+    def alive(self) -> list[threading.Thread]:
+        return [thread for thread in self.threads if thread.is_alive()]
+
+    # ------------------------------------------------------------------------------------------------------------
+    # a worker's thread
+
+    def _main(self, runner: Runner) -> None:
+        error = self._init(runner.worker)
+        with self.reported:
+            self.reports.append((runner, error))
+            self.reported.notify_all()
+            while self.verdict is None:
+                self.reported.wait()
+        if error is not None or not self.verdict:
+            self._cleanup(runner)
+            return
+        logger.debug("worker %s started", runner.name)
+        crashes: deque[float] = deque()
+        streak = 0
+        while True:
+            begun = time.monotonic()
+            runner.set_alive(True)
+            try:
+                crash = runner.serve()
+            except BaseException as failure:  # a fault of ringmill's own, or MemoryError: treated as the worker's
+                crash = failure
+            runner.set_alive(False)
+            self._cleanup(runner)
+            if crash is None:
+                return
+            if time.monotonic() - begun >= self.restart_period:
+                streak = 0
+            streak = self._restart(runner, crash, crashes, streak)
+            if streak < 0:
+                self._retire(runner)
+                return
+            if streak == 0:
+                return
+
+    def _restart(self, runner: Runner, crash: BaseException, crashes: deque[float], streak: int) -> int:
+        """Brings a crashed worker up again: returns the new length of its streak of crashes.
+
+        0 if the pool ended meanwhile, -1 if the worker is lost.
+        """
+        while True:
+            now = time.monotonic()
+            crashes.append(now)
+            while crashes and crashes[0] < now - self.restart_period:
+                crashes.popleft()
+            if self.max_restarts is not None and len(crashes) > self.max_restarts:
+                logger.error("worker %s crashed %d times within %g s", runner.name, len(crashes), self.restart_period,
+                             exc_info=crash)
+                return -1
+            streak += 1
+            pause = 0.0 if streak == 1 else min(self.restart_pause * 2 ** min(streak - 2, 60), LONGEST_PAUSE)
+            logger.warning("worker %s crashed, restarts in %g s", runner.name, pause, exc_info=crash)
+            if self.core.pause(pause):
+                return 0
+            runner.count_restart()
+            error = self._init(runner.worker)
+            if error is None:
+                return streak
+            self._cleanup(runner)
+            crash = error
+
+    def _retire(self, runner: Runner) -> None:
+        logger.error("worker %s is retired", runner.name)
+        with self.lock:
+            self.left[runner.index] = False
+            left = bytes(self.left)
+        if any(left):
+            self.core.fail_unroutable(left)
+        else:
+            logger.critical("%r has lost its last worker and is broken", self)
+            self.core.break_down()
+
+    def _init(self, worker: Worker[Any]) -> BaseException | None:
+        try:
+            worker.init()
+        except BaseException as error:
+            return error
+        return None
+
+    def _cleanup(self, runner: Runner) -> None:
+        try:
+            runner.worker.cleanup()
+        except BaseException:
+            logger.exception("cleanup of worker %s raised", runner.name)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # what becomes of an operation that did not succeed; on its worker's thread
+
+    def _judge(self, runner: Runner, op: Operation, error: BaseException, raised: bool) -> BaseException | None:
+        """Ends the operation at hand or puts it back. Returns the error if the worker is broken by it.
+
+        `raised`: `process` raised the error; otherwise a Task recorded it.
+        """
+        try:
+            if raised:
+                if isinstance(error, Reject):
+                    return self._reject(runner, op, error)
+                if isinstance(error, (Retry, *runner.worker.retry_on)):
+                    return self._retry(runner, op, error)
+                if not isinstance(error, Exception):
+                    runner.fail(error, False)
+                    return error
+            return self._fail(runner, op, error)
+        except BaseException as fault:
+            # Out of memory, or a hook that broke what it must not. The operation must not be lost for it.
+            if runner.at_hand:
+                runner.fail(error, False)
+            return fault
+
+    def _fail(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
+        broken: BaseException | None = None
+        handles = type(runner.worker).handle_error is not Worker.handle_error
+        if handles:
+            try:
+                runner.worker.handle_error(error, op)
+            except BaseException as raised:
+                broken = raised
+        runner.fail(error, handles)
+        return broken
+
+    def _retry(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
+        tries = runner.count_try()
+        try:
+            op.increment_try()
+        except BaseException:
+            logger.exception("%s.increment_try() raised", type(op).__qualname__)
+        if self.max_tries is not None and tries >= self.max_tries:
+            exhausted = RetriesExhausted(f"gave up on {op!r} after {tries} tries")
+            exhausted.__cause__ = error
+            return self._fail(runner, op, exhausted)
+        delay = error.delay if isinstance(error, Retry) else None
+        if delay is None and self.backoff is not None:
+            try:
+                delay = float(self.backoff(tries))
+            except BaseException as raised:
+                return self._fail(runner, op, raised)
+        record = runner.redrive
+        rejected = record.rejected if record is not None else None
+        had = _union(record.had if record is not None else None, self._row(runner))
+        if not any(other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
+                   for other in self.core.runners):
+            had = self._row(runner)  # all have had it: it starts over
+        delayed = delay is not None and delay > 0
+        record = runner.put_back(had, rejected, delayed)
+        if delayed:
+            self.timer.add(record, delay)
+        return None
+
+    def _reject(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
+        record = runner.redrive
+        me = bytes(index == runner.index for index in range(len(self.core.runners)))
+        rejected = _union(record.rejected if record is not None else None, me)
+        with self.lock:
+            routable = any(left and not no for left, no in zip(self.left, rejected, strict=True))
+        if not routable:
+            unroutable = Unroutable(f"every worker has rejected {op!r}")
+            unroutable.__cause__ = error
+            return self._fail(runner, op, unroutable)
+        runner.put_back(record.had if record is not None else None, rejected, False)
+        return None
+
+    def _row(self, runner: Runner) -> bytes:
+        """By index: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
+        row = self.rows.get(runner.index)
+        if row is None:
+            row = bytes(other is runner or self._equal(runner, other) for other in self.core.runners)
+            self.rows[runner.index] = row
+        return row
+
+    def _equal(self, runner: Runner, other: Runner) -> bool:
+        try:
+            return bool(runner.worker.equal(other.worker))
+        except BaseException:
+            logger.exception("equal of worker %s raised", runner.name)
+            return False
+
+
+def _union(mask: bytes | None, more: bytes) -> bytes:
+    return more if mask is None else bytes(a | b for a, b in zip(mask, more, strict=True))
+
+
+class Timer:
+    """Holds back redrives until their delay is over: one thread, however many there are; none before the first."""
+
+    def __init__(self, core: Core, name: str) -> None:
+        self.core = core
+        self.name = f"{name}-timer"
+        self.changed = threading.Condition()
+        self.heap: list[tuple[float, int, Redrive]] = []  # guarded by `changed`, like the next two
+        self.thread: threading.Thread | None = None
+        self.stopped = False
+        self.numbers = itertools.count()
+
+    def add(self, record: Redrive, delay: float) -> None:
+        with self.changed:
+            heapq.heappush(self.heap, (time.monotonic() + delay, next(self.numbers), record))
+            if self.thread is None and not self.stopped:
+                self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                self.thread.start()
+            elif self.heap[0][2] is record:
+                self.changed.notify()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.heap.clear()
+            self.changed.notify()
+            thread = self.thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                while not self.stopped and (not self.heap or self.heap[0][0] > time.monotonic()):
+                    wait = min(self.heap[0][0] - time.monotonic(), threading.TIMEOUT_MAX) if self.heap else None
+                    self.changed.wait(wait)
+                if self.stopped:
+                    return
+                record = heapq.heappop(self.heap)[2]
+            self.core.due(record)
+            del record
