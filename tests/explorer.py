@@ -120,15 +120,16 @@ def _identity(value: Any) -> Hashable:
 def _frames(thread: Thread) -> Hashable:
     """What decides how a suspended generator goes on: position and locals of it and of those it delegates to."""
     chain = []
-    while thread is not None:
-        frame = thread.gi_frame
+    suspended: Any = thread
+    while suspended is not None:
+        frame = suspended.gi_frame
         if frame.f_code not in _checked:
             if any(instruction.opname == "GET_ITER" for instruction in dis.get_instructions(frame.f_code)):
                 raise TypeError(f"{frame.f_code.co_qualname}: a loop's iterator is hidden from the explorer; use while")
             _checked.add(frame.f_code)
         values = tuple((name, _identity(value)) for name, value in sorted(frame.f_locals.items()))
         chain.append((frame.f_code, frame.f_lasti, values))
-        thread = thread.gi_yieldfrom
+        suspended = suspended.gi_yieldfrom
     return tuple(chain)
 
 

@@ -26,6 +26,7 @@ import itertools
 import logging
 import os
 from concurrent.futures import CancelledError, InvalidStateError
+from sys import is_finalizing
 from weakref import WeakValueDictionary
 
 from cpython.object cimport PyObject
@@ -96,7 +97,7 @@ cdef class Note:
         self.subject = subject
 
     def __del__(self):
-        if not self.seen:
+        if not self.seen and not is_finalizing():
             logger.error(
                 "the error of a failed %s was never looked at", self.subject,
                 exc_info=(type(self.error), self.error, self.traceback),
