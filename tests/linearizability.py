@@ -140,7 +140,9 @@ def check(history: Iterable[Event], capacity: int) -> None:
     events = sorted(history, key=lambda event: (event.call, event.ret))
     if problem := _by_itself(events) or _search(_threads(events), capacity):
         when, what = problem
-        near = [event for event in events if event.call <= when][-SHOWN:] + [e for e in events if e.call > when][:SHOWN]
+        earlier = [event for event in events if event.call <= when]
+        pending = [event for event in earlier[:-SHOWN] if event.ret >= when]
+        near = [*pending, *earlier[-SHOWN:], *events[len(earlier) :][:SHOWN]]
         lines = [f"  {event.describe(origin=events[0].call)}" for event in near]
         title = f"history (capacity {capacity}, {len(near)} of {len(events)} operations, the nearest to the fault):"
         raise LinearizabilityError("\n".join([what, title, *lines]))

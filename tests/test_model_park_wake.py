@@ -227,6 +227,10 @@ def leave(me: str, w: Waiting) -> tuple[Waiting, bool]:
     return Waiting(w.sleepers - 1, w.searchers, tuple(node for node in w.nodes if node != me)), True
 
 
+def start_search(w: Waiting) -> tuple[Waiting, bool]:
+    return (w, False) if w.searchers else (w._replace(searchers=1), True)
+
+
 def stop_searching(w: Waiting) -> tuple[Waiting, None]:
     return w._replace(searchers=w.searchers - 1), None
 
@@ -275,10 +279,12 @@ def cancel_sleep(rules: Rules, side: Side, me: str) -> Thread:
     return rules.leaver_takes_grant
 
 
-def operate(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
+def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Thread:
     """One blocking get or put: "done", "closed", or "timeout" where not patient."""
     searching = False  # counted as a searcher in the word
-    owes = False  # somebody may have skipped a wake-up because of this thread, and it has not looked since
+    if spins:  # a search that no sleep went before; what it spins for is in the steps of the others
+        searching = yield from section(rules, side.waits, "spin on", start_search)
+    owes = searching  # somebody may have skipped a wake-up because of this thread, and it has not looked since
     while True:
         got = yield from attempt(rules, side)
         if got != "no":
@@ -304,11 +310,11 @@ def operate(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
         return "timeout"
 
 
-def caller(rules: Rules, side: Side, me: str, patient: bool, rounds: int | None) -> Thread:
+def caller(rules: Rules, side: Side, me: str, patient: bool, spins: bool, rounds: int | None) -> Thread:
     """Calls `rounds` times, or until closed; counts what it got."""
     done = 0
     while rounds is None or done < rounds:
-        got = yield from operate(rules, side, me, patient)
+        got = yield from operate(rules, side, me, patient, spins)
         yield Step("returns", partial(account, side, got))
         if got == "closed":
             return
@@ -373,15 +379,16 @@ MEMORY: dict[str, Any] = {
 
 @cache
 def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
-    """Explores a cast: G a get, P a put; digits: so many calls each; * until closed; ? may time out; X the closer."""
+    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first; ? may time out; X closes."""
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(cast.split()):
         me = f"{word}.{i}"
         if closer is not None and word == "X":
             threads[me] = partial(closer, rules)
         else:
-            rounds = None if "*" in word else int(word[1:].rstrip("?") or 1)
-            threads[me] = partial(caller, rules, Side(word[0] == "G", capacity), me, "?" not in word, rounds)
+            rounds = None if "*" in word else int(word[1:].strip("~?") or 1)
+            side = Side(word[0] == "G", capacity)
+            threads[me] = partial(caller, rules, side, me, "?" not in word, "~" in word, rounds)
     return explore(MEMORY | {"capacity": capacity}, threads, invariant=invariant, at_rest=at_rest)
 
 
@@ -393,6 +400,8 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
         ("G G2 P3", 2, 10_000),
         ("G? G P? P", 1, 50_000),
         ("G? G2 P2", 1, 10_000),
+        ("G G~ P2", 2, 3_000),
+        ("G G~? P~2", 1, 10_000),
     ],
 )
 def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
@@ -428,6 +437,7 @@ LOST = "lost wake-up"
         pytest.param("leaver_passes_on", "G? G P", 1, LOST, id="search-given-up-without-a-look"),
         pytest.param("taker_passes_on", "G G P2", 1, LOST, id="woken-takes-one-and-looks-for-no-more"),
         pytest.param("debt_outlives_sleep", "G G2 P3", 2, LOST, id="kept-awake-searcher-looks-for-no-more"),
+        pytest.param("debt_outlives_sleep", "G G~ P2", 2, LOST, id="kept-awake-spinner-looks-for-no-more"),
         pytest.param("stops_search_before_looking", "G G P2", 1, LOST, id="looks-then-stops-searching"),
         pytest.param(
             "grant_asks_for_sleeper", "G P", 1, "counts -1 sleepers", id="grant-without-asking-again-no-sleeper"

@@ -134,44 +134,45 @@ def test_no_wake_up_is_lost_at_the_end_of_a_burst(capacity: int, switch_interval
 def test_a_waiter_that_leaves_passes_its_wake_up_on(
     side: str, impatient: int, switch_interval: float, seed: int
 ) -> None:
-    """Two wait for ever beside some whose time is out just when two items (or two free slots) come. The wake-ups may
-    go to those that leave; what these do not take, the two must get: nobody comes along later to wake them."""
-    ring = RingBuffer[int](2)
+    """One waits for ever beside some whose time is out just when as many items (or free slots) come as there are
+    waiters. The wake-ups may go to those that leave, and these may take one each or none: one is left for the one that
+    stays, and nobody comes along later to wake it."""
+    waiters = impatient + 1
+    ring = RingBuffer[int](waiters)
 
-    def try_once(timeout: float | None) -> bool:
+    def wait(timeout: float | None) -> None:
         try:
             if side == "getters":
                 ring.get(timeout=timeout)
             else:
                 ring.put(0, timeout=timeout)
         except (queue.Empty, queue.Full):
-            return False
-        return True
+            assert timeout is not None
 
     def stay(i: int) -> None:
-        spin(random.Random(seed + i).choice([0, 0, 100, 1000]))
-        assert try_once(None)
+        if i % 2:
+            spin(random.Random(seed + i).choice([0, 0, 100, 1000]))
+            wait(None)
 
     def leave(who: int, i: int) -> None:
-        if try_once(random.Random(seed + 100 * i + who).choice([0, 1e-6, 1e-4, 1e-3])):
-            # What it took was meant for one of the two.
-            if side == "getters":
-                ring.put(0)
-            else:
-                ring.get()
+        if i % 2:
+            wait(random.Random(seed + 100 * i + who).choice([0, 1e-6, 1e-4, 1e-3]))
 
     def serve(i: int) -> None:
+        if i % 2 == 0:  # between two rounds, when nobody waits
+            while len(ring):
+                ring.get_nowait()
+            if side == "putters":
+                ring.put_many([0] * waiters)
+            return
         spin(random.Random(seed + i).choice([0, 10, 1000, 10000, 20000]))
-        for _ in range(2):
+        for _ in range(waiters):
             if side == "getters":
                 ring.put_nowait(0)
             else:
                 ring.get_nowait()
 
-    if side == "putters":
-        ring.put_many([0, 0])
-    in_rounds(ring, 150, serve, stay, stay, *[partial(leave, who) for who in range(impatient)])
-    assert len(ring) == (2 if side == "putters" else 0)
+    in_rounds(ring, 300, serve, stay, *[partial(leave, who) for who in range(impatient)])
 
 
 @pytest.mark.stress

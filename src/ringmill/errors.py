@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,23 +31,20 @@ class RingmillError(Exception):
     """The root of ringmill's own exceptions."""
 
 
-if hasattr(queue, "ShutDown"):
-
-    class Closed(RingmillError, queue.ShutDown):
-        """The ring, stream or hub is closed, and nothing is left in it.
-
-        Raised by `RingBuffer.put_many`, it carries `count`, how many items went in, and `rest`, those that
-        were drawn from the iterable and did not.
-        """
-
+if sys.version_info >= (3, 13):
+    _ShutDown = queue.ShutDown
 else:
 
-    class Closed(RingmillError):  # type: ignore[no-redef]  # queue.ShutDown is new in CPython 3.13
-        """The ring, stream or hub is closed, and nothing is left in it.
+    class _ShutDown(Exception):
+        """Stands in for queue.ShutDown, which is new in CPython 3.13."""
 
-        Raised by `RingBuffer.put_many`, it carries `count`, how many items went in, and `rest`, those that
-        were drawn from the iterable and did not.
-        """
+
+class Closed(RingmillError, _ShutDown):
+    """The ring, stream or hub is closed, and nothing is left in it. A `queue.ShutDown`, from CPython 3.13 on.
+
+    Raised by `RingBuffer.put_many`, it carries `count`, how many items went in, and `rest`, those that were drawn
+    from the iterable and did not.
+    """
 
 
 class PoolNotRunning(RingmillError, RuntimeError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._core.operation import OperationBase, Outcome

@@ -16,14 +16,14 @@ import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ._core.feed import Feed
 from ._core.ring_buffer import RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
 from .errors import PoolNotRunning, WorkerInitError
 from .operation import Operation
-from .supervisor import Supervisor
+from .supervisor import Settings, Supervisor
 from .worker import Worker
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
@@ -111,18 +111,19 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise TypeError(f"name must be a string, not {name!r}")
         if backoff is not None and not callable(backoff):
             raise TypeError(f"backoff must be callable or None, not {backoff!r}")
-        self._settings = {
-            "queue_size": _integer("queue_size", queue_size, 1),
-            "max_tries": None if max_tries is None else _integer("max_tries", max_tries, 1),
-            "backoff": backoff,
-            "max_restarts": None if max_restarts is None else _integer("max_restarts", max_restarts, 0),
-            "restart_period": _seconds("restart_period", restart_period),
-            "restart_pause": _seconds("restart_pause", restart_pause),
-        }
+        self._settings = Settings(
+            name=name,
+            queue_size=_integer("queue_size", queue_size, 1),
+            max_tries=None if max_tries is None else _integer("max_tries", max_tries, 1),
+            backoff=backoff,
+            max_restarts=None if max_restarts is None else _integer("max_restarts", max_restarts, 0),
+            restart_period=_seconds("restart_period", restart_period),
+            restart_pause=_seconds("restart_pause", restart_pause),
+        )
         self._name = name
         self._lifecycle = threading.RLock()
         self._run: Supervisor | None = None
-        RingBuffer(self._settings["queue_size"])  # too large a size fails here, not in start()
+        RingBuffer(self._settings.queue_size)  # too large a size fails here, not in start()
         _claim(crew, self)
         self._workers: tuple[Worker[OpT], ...] = tuple(crew)
 
@@ -162,7 +163,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
                 if not earlier.join(deadline):
                     stuck = ", ".join(thread.name for thread in earlier.alive())
                     raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
-            run = Supervisor(self._name, self._workers, **self._settings)
+            run = Supervisor(self._workers, self._settings)
             self._run = run
             causes, late = run.start(deadline)
             if not causes and not late:
@@ -176,7 +177,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if causes:
             worker, error = causes[0]
             raise WorkerInitError(
-                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {worker!r}: {error!r}", causes
+                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {worker!r}: {error!r}",
+                causes,
             ) from error
         raise TimeoutError(f"{self!r} was not ready within {timeout} s")
 
@@ -215,7 +217,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None and run.core.is_open:
-            warnings.warn(f"{self!r} was dropped while it ran: shut it down", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(f"{self!r} was dropped while it ran", ResourceWarning, stacklevel=2, source=self)
             run.core.drain()
 
     def _current(self) -> Supervisor | None:
@@ -225,6 +227,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     # ------------------------------------------------------------------------------------------------------------
     # work: `do` and `execute` are compiled (_core/stream.pyx)
+
+    if TYPE_CHECKING:
+
+        def do(self, op: OpT, timeout: float | None = None) -> OpT: ...
+
+        def execute(self, ops: Iterable[OpT]) -> Stream[OpT]: ...
 
     def wrap(
         self,
@@ -280,7 +288,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
     def __repr__(self) -> str:
         run = getattr(self, "_run", None)
         state = "not started" if run is None else run.core.state
-        return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(getattr(self, '_workers', ()))} workers>"
+        workers = getattr(self, "_workers", ())
+        return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(workers)} workers>"
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ._core.dispatch import Core, Redrive, Runner
@@ -33,28 +34,26 @@ logger = logging.getLogger("ringmill")
 LONGEST_PAUSE = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What WorkerPool was given, checked; documented there."""
+
+    name: str
+    queue_size: int
+    max_tries: int | None
+    backoff: Callable[[int], float] | None
+    max_restarts: int | None
+    restart_period: float
+    restart_pause: float
+
+
 class Supervisor:
     """One run of a pool: its core, its threads, and the rules for what goes wrong."""
 
-    def __init__(
-        self,
-        name: str,
-        workers: Sequence[Worker[Any]],
-        *,
-        queue_size: int,
-        max_tries: int | None,
-        backoff: Callable[[int], float] | None,
-        max_restarts: int | None,
-        restart_period: float,
-        restart_pause: float,
-    ) -> None:
-        self.name = name
-        self.max_tries = max_tries
-        self.backoff = backoff
-        self.max_restarts = max_restarts
-        self.restart_period = restart_period
-        self.restart_pause = restart_pause
-        self.core = Core(self, workers, queue_size)
+    def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
+        self.name = name = settings.name
+        self.settings = settings
+        self.core = Core(self, workers, settings.queue_size)
         self.timer = Timer(self.core, name)
         self.lock = threading.Lock()
         self.left = [True] * len(workers)  # by index: not retired; guarded by the lock
@@ -144,7 +143,7 @@ class Supervisor:
             self._cleanup(runner)
             if crash is None:
                 return
-            if time.monotonic() - begun >= self.restart_period:
+            if time.monotonic() - begun >= self.settings.restart_period:
                 streak = 0
             streak = self._restart(runner, crash, crashes, streak)
             if streak < 0:
@@ -161,14 +160,14 @@ class Supervisor:
         while True:
             now = time.monotonic()
             crashes.append(now)
-            while crashes and crashes[0] < now - self.restart_period:
+            while crashes and crashes[0] < now - self.settings.restart_period:
                 crashes.popleft()
-            if self.max_restarts is not None and len(crashes) > self.max_restarts:
-                logger.error("worker %s crashed %d times within %g s", runner.name, len(crashes), self.restart_period,
-                             exc_info=crash)
+            if self.settings.max_restarts is not None and len(crashes) > self.settings.max_restarts:
+                period = self.settings.restart_period
+                logger.error("worker %s crashed %d times in %g s", runner.name, len(crashes), period, exc_info=crash)
                 return -1
             streak += 1
-            pause = 0.0 if streak == 1 else min(self.restart_pause * 2 ** min(streak - 2, 60), LONGEST_PAUSE)
+            pause = 0.0 if streak == 1 else min(self.settings.restart_pause * 2 ** min(streak - 2, 60), LONGEST_PAUSE)
             logger.warning("worker %s crashed, restarts in %g s", runner.name, pause, exc_info=crash)
             if self.core.pause(pause):
                 return 0
@@ -244,14 +243,14 @@ class Supervisor:
             op.increment_try()
         except BaseException:
             logger.exception("%s.increment_try() raised", type(op).__qualname__)
-        if self.max_tries is not None and tries >= self.max_tries:
+        if self.settings.max_tries is not None and tries >= self.settings.max_tries:
             exhausted = RetriesExhausted(f"gave up on {op!r} after {tries} tries")
             exhausted.__cause__ = error
             return self._fail(runner, op, exhausted)
         delay = error.delay if isinstance(error, Retry) else None
-        if delay is None and self.backoff is not None:
+        if delay is None and self.settings.backoff is not None:
             try:
-                delay = float(self.backoff(tries))
+                delay = float(self.settings.backoff(tries))
             except BaseException as raised:
                 return self._fail(runner, op, raised)
         record = runner.redrive
@@ -260,10 +259,10 @@ class Supervisor:
         if not any(other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
                    for other in self.core.runners):
             had = self._row(runner)  # all have had it: it starts over
-        delayed = delay is not None and delay > 0
-        record = runner.put_back(had, rejected, delayed)
-        if delayed:
-            self.timer.add(record, delay)
+        if delay is None or delay <= 0:
+            runner.put_back(had, rejected, False)
+        else:
+            self.timer.add(runner.put_back(had, rejected, True), delay)
         return None
 
     def _reject(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:

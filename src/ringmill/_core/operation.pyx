@@ -25,8 +25,8 @@ import enum
 import itertools
 import logging
 import os
+import sys
 from concurrent.futures import CancelledError, InvalidStateError
-from sys import is_finalizing
 from weakref import WeakValueDictionary
 
 from cpython.object cimport PyObject
@@ -50,7 +50,9 @@ from ringmill._core.waiter cimport (
 
 from ringmill.errors import OperationReused, PoolNotRunning
 
-logger = logging.getLogger("ringmill")
+# C globals, which outlive the module's dictionary: a Note may go while the interpreter ends.
+cdef object logger = logging.getLogger("ringmill")
+cdef object is_finalizing = sys.is_finalizing
 
 cdef enum:
     BUCKETS = 256               # a power of two

@@ -15,9 +15,12 @@
 #
 # No lost wake-up: all four accesses (publish, read of the word; write of the word, last look) are sequentially
 # consistent, so either the sleeper's last look sees the publication, or the waker reads a word with the sleeper in
-# it. A waker that meets a searcher wakes nobody: each search ends in end_search, or in begin_sleep, and after
-# either its owner looks once more (`pass_on` of the ring, or step 3), which sees what that waker had published,
-# because the waker read the word before the search ended. A searcher that found more than it takes grants the next.
+# it. A waker that meets a searcher wakes nobody, so the searcher owes a look: after its search has ended (end_search, or
+# begin_sleep), and for more than it takes itself. Where the look after begin_sleep finds nothing, that was it. Where
+# any look finds something, the searcher takes one and looks whether there is more; if so, it wakes the next. That look
+# sees whatever the waker had published, because the waker read the word before the search ended. The debt outlives the
+# search: one that goes back to sleep, finds something on its last look and cancels is no searcher any more, and owes.
+# (tests/test_model_park_wake.py searches all interleavings; without that last rule it finds a lost wake-up.)
 #
 # A granted node is out of the list. Whoever leaves without having parked to the end (timeout, interrupt, an item found
 # on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the
@@ -336,6 +339,7 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
     # signal handler raises, and MemoryError; nothing was taken then.
     cdef int result = 0
     cdef bint searching = search(q, deadline)
+    cdef bint owes = searching  # a waker may have counted on us since we last looked and found nothing
     cdef WaitNode* node = NULL
     try:
         node = take_node()
@@ -350,6 +354,7 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
             if result:
                 searching = cancel_sleep(q, node)
                 return result
+            owes = False  # nobody can have counted on us before that look and published after it
             try:
                 searching = park(node, deadline)
             except BaseException:
@@ -357,13 +362,14 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
                 raise
             if not searching:
                 searching = cancel_sleep(q, node)
+            owes = searching
     finally:
         if node:
             give_node(node)
         if searching:
             end_search(q)
-            if more(context):
-                notify(q)
+        if (searching or owes) and more(context):
+            notify(q)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""A typed use of ringmill, for `mypy --strict`; not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_type
+
+from ringmill import Operation, Outcome, RingBuffer, Stream, Task, TaskWorker, Worker, WorkerPool
+
+
+@dataclass
+class Fetch(Operation):
+    url: str
+    body: bytes = b""
+
+
+class Fetcher(Worker[Fetch]):
+    retry_on = (OSError,)
+
+    def process(self, op: Fetch) -> None:
+        op.body = op.url.encode()
+
+    def handle_error(self, error: BaseException, op: Fetch) -> None:
+        print(op.url, error)
+
+
+def use() -> None:
+    ring: RingBuffer[int] = RingBuffer(8)
+    ring.put(1)
+    assert_type(ring.get(), int)
+    assert_type(ring.get_many(max=3), list[int])
+    assert_type(ring.put_many([1, 2]), int)
+
+    with WorkerPool([Fetcher(), Fetcher()]) as pool:
+        assert_type(pool, WorkerPool[Fetch])
+        op = pool.do(Fetch("a"))
+        assert_type(op, Fetch)
+        assert_type(op.check(), Fetch)
+        assert_type(op.outcome, Outcome)
+        stream = pool.execute([Fetch("b")])
+        assert_type(stream, Stream[Fetch])
+        for fetch in stream:
+            assert_type(fetch, Fetch)
+        for fetch in pool.wrap(Fetch(str(n)) for n in range(3)):
+            assert_type(fetch.body, bytes)
+        assert_type(pool.shutdown(cancel_pending=True), list[Fetch])
+
+    with WorkerPool([TaskWorker()]) as tasks:
+        task = Task(len, "abc")
+        tasks.do(task)
+        assert_type(task.result(timeout=1), int)
+        assert_type(task.exception(), BaseException | None)
+
+
+def misuse(pool: WorkerPool[Fetch]) -> None:
+    pool.do("not an operation")  # type: ignore[arg-type]
+    RingBuffer("three")  # type: ignore[arg-type]
