@@ -101,8 +101,6 @@ class Step:
     result: Result
 
     def __str__(self) -> str:
-        if self.kind == "close":
-            return "close()"
         if self.result is not Result.OK:
             return f"{self.kind} -> {self.result.value}"
         return self.kind if self.kind == "close" else f"{self.kind} {self.item!r}"
@@ -257,7 +255,7 @@ class Recorder:
         self._log: list[tuple[str, tuple[Any, ...], Iterator[Any] | None, int, int, Any, Exception | None]] = []
 
     def call(self, verb: str, *arguments: Any) -> Exception | None:
-        """Returns the failure, if it was one. As short as can be: what it takes, the others' operations are apart."""
+        """Calls the method and returns how it failed, or None. Short, since threads meet only within operations."""
         function = getattr(self.ring, verb)
         value, failure, source, given = None, None, None, arguments
         if verb == "put_many":  # how far ahead of its puts the ring draws is its own affair: see `rest`
@@ -310,18 +308,16 @@ Call = tuple[Any, ...]
 """A verb and its arguments."""
 THREADS = 4
 OPERATIONS = {"timed": 10, "untimed": 10, "never": 1000}
-"""Of each thread, by how it waits. Without waits it takes many: see random_programs."""
-
-
+"""Of each thread, by how it waits."""
 TIMEOUTS = {"timed": (0.0, 0.0002, 0.001), "untimed": (None,), "never": (0.0,)}
 
 
 def random_programs(seed: int, waits: str) -> list[list[Call]]:
     """What each thread is to call; all items differ.
 
-    `waits` is "timed"; "untimed", which end at the last thread's close; or "never". The last is for what can only go
-    wrong when a thread loses its processor between two instructions of the ring: rare, and seen at once by the others
-    if they have not finished.
+    `waits` is "timed"; "untimed", which end at the last thread's close; or "never". The last is for what goes wrong only
+    when a thread loses its processor between two instructions of the ring: that is rare, so it takes many operations,
+    and then the others see it, as long as they have not finished.
     """
     rng = random.Random(seed)
     operations = OPERATIONS[waits]

@@ -7,6 +7,7 @@ import itertools
 import queue
 import random
 import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -182,6 +183,29 @@ def test_cycles_through_a_ring_are_collected() -> None:
         reference = weakref.ref(make())
         gc.collect()
         assert reference() is None, make.__name__
+
+
+@pytest.mark.parametrize(
+    "end", ["del ring", "chain[0].put(ring); del ring, chain; gc.collect()"], ids=["chain", "circle"]
+)
+def test_a_deep_chain_of_rings_is_dropped(end: str) -> None:
+    """Each ring holds the next; to drop them must not take a stack frame for each, as it does not with lists."""
+    script = f"""
+import gc
+from ringmill import RingBuffer
+ring = RingBuffer(2)
+chain = [ring]
+for _ in range(200_000):
+    following, ring = ring, RingBuffer(2)
+    ring.put(following)
+del following
+chain[1:] = ()
+{end}
+print("dropped")
+"""
+    # A process of its own: what goes wrong here is the end of it.
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "dropped\n", "")
 
 
 def test_a_ring_that_is_used_survives_the_collector() -> None:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ._core.feed import Feed
-from ._core.ring_buffer import RingBuffer
+from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
 from .errors import PoolNotRunning, WorkerInitError
 from .operation import Operation
@@ -101,7 +101,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
     ) -> None:
         if isinstance(workers, Worker):
             raise TypeError(f"workers must be an iterable of Workers, got one: {workers!r}")
-        crew = list(workers)
+        try:
+            crew = list(workers)
+        except TypeError:
+            raise TypeError(f"workers must be an iterable of Workers, got {workers!r}") from None
         if not crew:
             raise ValueError("workers must not be empty")
         for worker in crew:
@@ -113,7 +116,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise TypeError(f"backoff must be callable or None, not {backoff!r}")
         self._settings = Settings(
             name=name,
-            queue_size=_integer("queue_size", queue_size, 1),
+            queue_size=_integer("queue_size", queue_size, 1, MAX_CAPACITY),
             max_tries=None if max_tries is None else _integer("max_tries", max_tries, 1),
             backoff=backoff,
             max_restarts=None if max_restarts is None else _integer("max_restarts", max_restarts, 0),
@@ -123,7 +126,6 @@ class WorkerPool(PoolBase, Generic[OpT]):
         self._name = name
         self._lifecycle = threading.RLock()
         self._run: Supervisor | None = None
-        RingBuffer(self._settings.queue_size)  # too large a size fails here, not in start()
         _claim(crew, self)
         self._workers: tuple[Worker[OpT], ...] = tuple(crew)
 
@@ -164,8 +166,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
                     stuck = ", ".join(thread.name for thread in earlier.alive())
                     raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
             run = Supervisor(self._workers, self._settings)
-            self._run = run
-            causes, late = run.start(deadline)
+            try:
+                causes, late = run.start(deadline)
+            finally:
+                self._run = run  # a shutdown that runs beside comes before this start
             if not causes and not late:
                 self._open(run.core)
                 _running.add(run)
@@ -217,8 +221,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None and run.core.is_open:
+            run.core.drain()  # before the warning, which may be an error
             warnings.warn(f"{self!r} was dropped while it ran", ResourceWarning, stacklevel=2, source=self)
-            run.core.drain()
 
     def _current(self) -> Supervisor | None:
         """The run that this process has started, if any: a run that was inherited through a fork is none."""
@@ -255,7 +259,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
         Never blocks. `PoolNotRunning` when the pool does not run. Safe from any thread.
         """
-        size = _integer("buffer", buffer, 1)
+        size = _integer("buffer", buffer, 1, MAX_CAPACITY)
         if feed not in ("reader", "thread"):
             raise ValueError(f"feed must be 'reader' or 'thread', got {feed!r}")
         run = self._current()
@@ -363,11 +367,13 @@ def _forget(key: int) -> Callable[[Any], None]:
     return forget
 
 
-def _integer(name: str, value: Any, least: int) -> int:
+def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}")
     return int(value)
 
 

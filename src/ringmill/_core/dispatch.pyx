@@ -238,14 +238,21 @@ cdef class Core(Home):
 
     def execute(self, operations):
         """Accepts all or none, as one feed; returns it, to be read."""
-        cdef list ops = list(operations)
-        cdef Py_ssize_t count = len(ops), k = 0
+        cdef list ops
+        cdef Py_ssize_t count, k = 0
         cdef OperationBase op
         cdef Feed feed
+        try:
+            ops = list(operations)
+        except TypeError:
+            if hasattr(type(operations), "__iter__"):
+                raise
+            raise TypeError(f"ops must be an iterable of Operations, got {operations!r}") from None
+        count = len(ops)
         self.check_open()
         for item in ops:
             if not isinstance(item, OperationBase):
-                raise TypeError(f"operations must be Operations, got {item!r}")
+                raise TypeError(f"ops must be Operations, got {item!r}")
         feed = Feed(RingBuffer(count or 1), RingBuffer(count or 1))
         try:
             for k in range(count):

@@ -6,6 +6,8 @@ from typing_extensions import disjoint_base
 
 T = TypeVar("T")
 
+MAX_CAPACITY: int
+
 @disjoint_base
 class RingBuffer(Generic[T]):
     def __init__(self, capacity: int) -> None: ...

@@ -78,7 +78,7 @@ cdef uint64_t CLOSED = <uint64_t>1 << 63
 cdef enum:
     BATCH = 128                 # slots that one claim takes at most: bounds how long others wait for one of them
 # More slots than any address space holds are an error of the caller's, not a lack of memory.
-cdef object MAX_CAPACITY = (1 << 47) // sizeof(Slot)
+MAX_CAPACITY = (1 << 47) // sizeof(Slot)
 
 
 cdef inline void relax(int* spins) noexcept nogil:

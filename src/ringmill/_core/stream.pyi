@@ -11,6 +11,7 @@ OpT = TypeVar("OpT")
 
 @disjoint_base
 class Stream(Generic[OpT]):
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     @property
     def total(self) -> int | None: ...
     @property
