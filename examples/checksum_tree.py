@@ -18,6 +18,7 @@ import hashlib
 import os
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class Checksum(Operation):
 class Hasher(Worker[Checksum]):
     """Hashes one file at a time. `readinto` and SHA-256 let other threads run, so workers use several cores."""
 
+    def __init__(self, stopping: threading.Event) -> None:
+        self.stopping = stopping
+
     def init(self) -> None:
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)  # its slices are views: what was read is hashed without a copy
@@ -50,6 +54,8 @@ class Hasher(Worker[Checksum]):
         size = 0
         with open(op.path, "rb", buffering=0) as file:
             while count := file.readinto(self.buffer):
+                if self.stopping.is_set():  # a pool lets its workers finish what they began; a file may be huge
+                    raise InterruptedError
                 sha256.update(self.view[:count])
                 size += count
         op.digest = sha256.hexdigest()
@@ -126,31 +132,36 @@ def hash_tree(top: str, workers: int, ordered: bool, tally: Tally) -> None:
     """Prints the line of each file. Raises OSError if stdout, or stderr, cannot be written."""
     out = sys.stdout.buffer
     shares_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    stopping = threading.Event()
     with (
         tqdm(desc="hashing", unit=" files", disable=None) as bar,  # None: no bar if stderr is not a terminal
-        WorkerPool([Hasher() for _ in range(workers)], name="checksum") as pool,
+        WorkerPool([Hasher(stopping) for _ in range(workers)], name="checksum") as pool,
         pool.wrap(walk(top, tally, bar), ordered=ordered) as stream,
     ):
-        for op in stream:
-            if isinstance(op.error, OSError):
-                report(op.path, op.error, tally)
-            else:
-                op.check()  # any other error is a mistake in this program
-                if shares_terminal:
-                    bar.clear()
-                out.write(line(op))
-                tally.files += 1
-                tally.bytes += op.size
-            bar.update()
-            if not len(stream):  # nothing more to print yet: do not sit on what there is
-                out.flush()
-        out.flush()
+        try:
+            for op in stream:
+                if isinstance(op.error, OSError):
+                    report(op.path, op.error, tally)
+                else:
+                    op.check()  # any other error is a mistake in this program
+                    if shares_terminal:
+                        bar.clear()
+                    out.write(line(op))
+                    tally.files += 1
+                    tally.bytes += op.size
+                bar.update()
+                if not len(stream):  # nothing more to print yet: do not sit on what there is
+                    out.flush()
+            out.flush()
+        except BaseException:
+            stopping.set()
+            raise
 
 
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 

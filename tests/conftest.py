@@ -12,13 +12,16 @@ import pytest
 
 WATCHDOG_SECONDS = 120.0
 
+# While a test runs, pytest captures file descriptor 2 and would swallow the dump of a process that ends.
+real_stderr = pytest.StashKey[int]()
+
 
 @pytest.fixture(autouse=True)
 def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that takes longer than this is a hang: dump all stacks and end the process."""
     marker = request.node.get_closest_marker("watchdog")
     seconds = marker.args[0] if marker else WATCHDOG_SECONDS
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=request.config.stash[real_stderr])
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -41,5 +44,6 @@ def switch_interval(request: pytest.FixtureRequest) -> Iterator[float]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[real_stderr] = os.dup(2)
     config.addinivalue_line("markers", "watchdog(seconds): a limit of this test's own for the stack-dumping watchdog")
     config.addinivalue_line("markers", "stress: long concurrent runs; also run under ThreadSanitizer (CONTRIBUTING.md)")

@@ -315,9 +315,9 @@ TIMEOUTS = {"timed": (0.0, 0.0002, 0.001), "untimed": (None,), "never": (0.0,)}
 def random_programs(seed: int, waits: str) -> list[list[Call]]:
     """What each thread is to call; all items differ.
 
-    `waits` is "timed"; "untimed", which end at the last thread's close; or "never". The last is for what goes wrong only
-    when a thread loses its processor between two instructions of the ring: that is rare, so it takes many operations,
-    and then the others see it, as long as they have not finished.
+    `waits` is "timed"; "untimed", which end at the last thread's close; or "never". The last is for what goes wrong
+    only when a thread loses its processor between two instructions of the ring: that is rare, so it takes many
+    operations, and then the others see it, as long as they have not finished.
     """
     rng = random.Random(seed)
     operations = OPERATIONS[waits]

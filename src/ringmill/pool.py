@@ -6,11 +6,10 @@ May import `operation`, `worker`, `supervisor` and the compiled core.
 from __future__ import annotations
 
 import atexit
-import logging
+import os
 import sys
 import threading
 import time
-import traceback
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
@@ -30,8 +29,6 @@ __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
 
 OpT = TypeVar("OpT", bound=Operation)
 
-logger = logging.getLogger("ringmill")
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
@@ -49,8 +46,7 @@ class WorkerStats:
 class PoolStats:
     """One consistent snapshot of a run: accepted = queued + running + delayed + succeeded + failed + cancelled.
 
-    All but `queued`, `running` and `delayed` only grow. An operation that was cancelled while it was queued counts as
-    queued until its place in the queue is reached.
+    All but `queued`, `running` and `delayed` only grow.
     """
 
     accepted: int
@@ -124,10 +120,11 @@ class WorkerPool(PoolBase, Generic[OpT]):
             restart_pause=_seconds("restart_pause", restart_pause),
         )
         self._name = name
-        self._lifecycle = threading.RLock()
+        self._lifecycle = threading.Lock()  # held by start(), so that one of several does it
         self._run: Supervisor | None = None
         _claim(crew, self)
         self._workers: tuple[Worker[OpT], ...] = tuple(crew)
+        _pools.add(self)
 
     @property
     def workers(self) -> tuple[Worker[OpT], ...]:
@@ -153,6 +150,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if timeout is not None:
             _seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
+        if (run := self._current()) is not None and run.core.is_own_thread():
+            raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
         if not self._lifecycle.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"{self!r} is being started or shut down by another thread, for {timeout} s by now")
         try:
@@ -160,8 +159,6 @@ class WorkerPool(PoolBase, Generic[OpT]):
             if earlier is not None:
                 if earlier.core.is_open:
                     return
-                if earlier.core.is_own_thread():
-                    raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
                 if not earlier.join(deadline):
                     stuck = ", ".join(thread.name for thread in earlier.alive())
                     raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
@@ -300,6 +297,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
 # the end of a run
 
 _running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+_pools: weakref.WeakSet[WorkerPool[Any]] = weakref.WeakSet()
 
 
 def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | None) -> list[Any]:
@@ -315,12 +313,9 @@ def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | Non
         run.join(None)
         raise
     if not ended:
+        assert timeout is not None
         cancelled += run.core.cancel_pending()
-        run.core.end_now()
-        frames = sys._current_frames()
-        for thread in run.alive():
-            stack = "".join(traceback.format_stack(frames[thread.ident])) if thread.ident in frames else "(ended)"
-            logger.warning("worker %s is stuck after %s s of shutdown:\n%s", thread.name, timeout, stack)
+        run.force(timeout)
     return cancelled
 
 
@@ -335,7 +330,17 @@ def _end_all() -> None:
         _end(run, True, interrupted, None)
 
 
+def _after_fork_in_child() -> None:
+    """Locks that a thread of the parent may have held are made anew; the core does the same for its own."""
+    global _claims_lock
+    _claims_lock = threading.Lock()
+    for pool in list(_pools):
+        pool._lifecycle = threading.Lock()
+
+
 atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 # ----------------------------------------------------------------------------------------------------------------

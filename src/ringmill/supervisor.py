@@ -17,8 +17,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ from .worker import Worker
 
 logger = logging.getLogger("ringmill")
 
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 30.0  # seconds between two restarts of one worker
+GRACE = 0.5  # seconds that an interrupted worker has to come to an end
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Supervisor:
         self.core = Core(self, workers, settings.queue_size)
         self.timer = Timer(self.core, name)
         self.lock = threading.Lock()
-        self.left = [True] * len(workers)  # by index: not retired; guarded by the lock
+        self.left = [True] * len(workers)  # by index: not retired; guarded by the lock, like `living`
+        self.living = 0  # threads that have not ended
         self.reports: list[tuple[Runner, BaseException | None]] = []
         self.reported = threading.Condition()
         self.verdict: bool | None = None  # whether the start succeeded; guarded by `reported`
@@ -80,6 +84,8 @@ class Supervisor:
             for runner in self.core.runners:
                 runner.name = f"{self.name}-{runner.index}"
                 thread = threading.Thread(target=self._main, args=(runner,), name=runner.name, daemon=True)
+                with self.lock:
+                    self.living += 1
                 self.threads.append(thread)
                 thread.start()
             with self.reported:
@@ -108,18 +114,43 @@ class Supervisor:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""
         for thread in self.threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        if self.alive():
-            return False
-        self.timer.stop()
-        return True
+        return not self.alive()
 
     def alive(self) -> list[threading.Thread]:
         return [thread for thread in self.threads if thread.is_alive()]
+
+    def force(self, timeout: float) -> None:
+        """The last rung: workers that are stuck are interrupted, streams that wait for them end, the log names them."""
+        self.core.end_now()
+        stuck = [runner for runner, thread in zip(self.core.runners, self.threads, strict=True) if thread.is_alive()]
+        for runner in stuck:
+            try:
+                runner.worker.interrupt()
+            except BaseException:
+                logger.exception("interrupt of worker %s raised", runner.name)
+        if any(type(runner.worker).interrupt is not Worker.interrupt for runner in stuck):
+            self.join(time.monotonic() + GRACE)
+        frames = sys._current_frames()
+        for thread in self.alive():
+            frame = frames.get(thread.ident or 0)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(it has just ended)"
+            logger.warning("worker %s is stuck after %g s of shutdown:\n%s", thread.name, timeout, stack)
+        self.core.abort_streams()
 
     # ------------------------------------------------------------------------------------------------------------
     # a worker's thread
 
     def _main(self, runner: Runner) -> None:
+        try:
+            self._live(runner)
+        finally:
+            with self.lock:
+                self.living -= 1
+                last = self.living == 0
+            if last:
+                self.timer.stop()
+
+    def _live(self, runner: Runner) -> None:
         error = self._init(runner.worker)
         with self.reported:
             self.reports.append((runner, error))
@@ -183,7 +214,7 @@ class Supervisor:
         with self.lock:
             self.left[runner.index] = False
             left = bytes(self.left)
-        if any(left):
+        if self.core.retire():
             self.core.fail_unroutable(left)
         else:
             logger.critical("%r has lost its last worker and is broken", self)

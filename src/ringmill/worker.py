@@ -59,6 +59,13 @@ class Worker(ABC, Generic[OpT]):
     def cleanup(self) -> None:
         """Called once after each `init`, also after one that raised. What it raises is logged."""
 
+    def interrupt(self) -> None:
+        """Called when `shutdown(timeout=)` has run out while this worker still runs an operation. Default: nothing.
+
+        The one method that is called from another thread, the one that shuts down: make `process` return soon, by
+        closing its socket, say.
+        """
+
 
 class TaskWorker(Worker[Task[Any]]):
     """Runs Tasks."""

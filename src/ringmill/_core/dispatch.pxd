@@ -45,6 +45,7 @@ cdef class Core(Home):
     cdef uint64_t cancelled
     cdef uint64_t failed        # without a worker: by breakage
     cdef Py_ssize_t waiting     # workers that wait for work of this pool
+    cdef Py_ssize_t present     # workers that are not retired
     cdef atomic[uint32_t] phase
     cdef atomic[Py_ssize_t] side_count  # len(side); written under the lock
     cdef WaitQueue idle         # workers that sleep
@@ -67,6 +68,7 @@ cdef class Core(Home):
     cdef bint may_take(self, Redrive record, Runner runner) noexcept
     cdef bint any_work(self, Runner runner) noexcept
     cdef int push_aside(self, Redrive record, bint from_delay) except -1
+    cdef object give_up(self, OperationBase op, object error)
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1
     cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, object error,
                      list ended) except -1
@@ -83,8 +85,7 @@ cdef class Runner:
     cdef public str name
     cdef object process
     cdef atomic[uint64_t] word      # twice the operations it ended, plus one while it runs one
-    cdef uint64_t failed            # these five are written under the pool's lock
-    cdef uint64_t cancelled
+    cdef uint64_t failed            # these four are written under the pool's lock
     cdef uint64_t redriven
     cdef uint64_t tries
     cdef uint64_t restarts

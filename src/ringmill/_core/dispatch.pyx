@@ -9,7 +9,7 @@
 # Books. A worker's word is twice the number of operations that it gave up (settled or put back), plus one while it
 # runs one: one store at the take, one at the settlement, no read-modify-write. What a worker gives up otherwise than
 # by success is also counted under the pool's lock, together with the word, so that under the lock
-#     succeeded = word // 2 - failed - cancelled - redriven      running = word % 2
+#     succeeded = word // 2 - failed - redriven      running = word % 2
 # hold for each worker, and a snapshot taken under the lock is one state that the pool was in: words first, accepted
 # last. An operation is counted as accepted (a ring's tail) before anyone can take it, so queued, the rest, is never
 # negative. Success, the common case, takes no lock.
@@ -27,10 +27,11 @@
 # accepted stands still; a worker that finds nothing counts, and when all are settled it sets ENDING and wakes all. The
 # last one to settle looks for the next operation afterwards, so somebody counts after the last settlement.
 #
-# Cancelling. By the same compare-exchange as begin (operation.pyx), at any moment, so without a look at the books: a
-# cancelled operation keeps its place in its ring, and counts as queued, until a worker claims that place, counts it
-# as cancelled and emits it. If done() has not been called yet, that worker leaves the emitting to the canceller
-# (orphans, under the lock: one of the two sees the other). One whose delay runs leaves its place at once.
+# Cancelling. By the same compare-exchange as begin (operation.pyx), under the pool's lock, with the count. A cancelled
+# operation keeps its place in its ring; the worker that claims the place emits it, or, if done() has not been called
+# yet, leaves that to the canceller (orphans, under the lock: one of the two sees the other). One whose delay runs leaves
+# its place at once. An operation can be cancelled between its acceptance and its entry into the ring: it is counted
+# as accepted then, whatever the ring says (the maximum in count), and one that the ring refuses after that stays both.
 
 import logging
 import queue
@@ -120,7 +121,7 @@ cdef class Core(Home):
         self.inbox = RingBuffer(queue_size)
         self.inbox_feed = Feed(self.inbox)
         self.runners = [Runner(self, worker, index) for index, worker in enumerate(workers)]
-        self.crew = len(self.runners)
+        self.crew = self.present = len(self.runners)
         self.add(self.inbox_feed)
 
     # -----------------------------------------------------------------------------------------------------------
@@ -154,17 +155,25 @@ cdef class Core(Home):
             result = do_attempt(&asking)
             if result == NOT_NOW:
                 result = wait_for(&self.inbox.not_full, do_attempt, do_more, &asking, NULL, deadline)
-        except BaseException:
-            unaccept(op)
+        except BaseException as error:
             Py_DECREF(op)
-            raise
-        if result != DONE:
-            unaccept(op)
-            Py_DECREF(op)
-            if result == SHUT:
-                raise self.stopped_error()
-            raise queue.Full(f"no room in the queue of {self.policy!r}")
-        notify(&self.idle)
+            return self.give_up(op, error)
+        if result == DONE:
+            notify(&self.idle)
+            return op
+        Py_DECREF(op)
+        if result == SHUT:
+            return self.give_up(op, self.stopped_error())
+        return self.give_up(op, queue.Full(f"no room in the queue of {self.policy!r}"))
+
+    cdef object give_up(self, OperationBase op, object error):
+        # The pool does not take an operation that it had accepted: raises the error. If it was cancelled meanwhile, it
+        # counts as accepted and cancelled, and that is how it is returned.
+        if unaccept(op):
+            raise error
+        acquire(&self.lock)
+        self.accepted_before += 1
+        release(&self.lock)
         return op
 
     cdef int do_aside(self, OperationBase op) except -1:
@@ -172,18 +181,17 @@ cdef class Core(Home):
         cdef bint open
         acquire(&self.lock)
         try:
-            # DRAINING too: what an accepted operation hands over is finished with it
-            open = self.phase.load(memory_order_relaxed) <= DRAINING  # relaxed: written under the lock
+            open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
             if open:
                 self.side.append(record)
                 self.accepted_before += 1
                 self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
         finally:
             release(&self.lock)
-        if not open:
-            unaccept(op)
-            raise self.stopped_error()
-        notify(&self.idle)
+        if open:
+            notify(&self.idle)
+        else:
+            self.give_up(op, self.stopped_error())
         return 0
 
     cdef int add(self, Feed feed) except -1:
@@ -268,7 +276,8 @@ cdef class Core(Home):
             feed.end(None)
         except BaseException:
             for item in ops[:k]:
-                unaccept(<OperationBase>item)
+                if not unaccept(<OperationBase>item):
+                    self.give_up(<OperationBase>item, None)  # cancelled in these microseconds
             raise
         return feed
 
@@ -345,6 +354,8 @@ cdef class Core(Home):
     cdef bint may_take(self, Redrive record, Runner runner) noexcept:
         # Under the lock. Who rejected it may not. Who had it, or is equal to one that had, may when no other is alive.
         cdef Py_ssize_t k
+        if phase_of(record.operation) == CANCELLED:
+            return True  # only to be emitted
         if record.rejected is not None and record.rejected[runner.index]:
             return False
         if record.had is None or not record.had[runner.index]:
@@ -403,34 +414,42 @@ cdef class Core(Home):
         """The delay of a redrive is over."""
         self.push_aside(record, True)
 
-    cdef int cancelled_one(self, OperationBase op) except -1:
-        # After op.cancel(): emits it, if its place was claimed meanwhile, or it was waiting for no place but a delay.
+    cdef bint cancel(self, OperationBase op) except -1:
+        # Cancels it if it has not begun, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
         cdef Py_ssize_t k
         cdef tuple orphan = None
-        cdef Redrive record
+        cdef Redrive record = None
         acquire(&self.lock)
+        if not op.quash():
+            release(&self.lock)
+            return False
+        self.cancelled += 1
         record = self.postponed.pop(id(op), None)
+        release(&self.lock)
+        op.end(CANCELLED, type(op).done is not done_of_base)
         if record is not None:
-            self.cancelled += 1
-            orphan = (op, record.feed, record.position)
-        else:
-            for k in range(len(self.orphans)):
-                if (<tuple>self.orphans[k])[0] is op:
-                    orphan = <tuple>self.orphans[k]
-                    del self.orphans[k]
-                    break
+            Py_INCREF(op)  # the stream's
+            record.feed.emit(<PyObject*>op, record.position)
+            return True
+        acquire(&self.lock)
+        for k in range(len(self.orphans)):
+            if (<tuple>self.orphans[k])[0] is op:
+                orphan = <tuple>self.orphans[k]
+                del self.orphans[k]
+                break
         release(&self.lock)
         if orphan is not None:
             Py_INCREF(op)  # the stream's
             (<Feed>orphan[1]).emit(<PyObject*>op, <uint64_t>orphan[2])
-        return 0
+        elif self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
+            notify(&self.idle)  # any worker may emit it now
+        return True
 
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1:
         # The place of an operation that was cancelled is claimed. Takes the caller's reference.
         cdef bint ended
         orphan = (<object>op, feed, position)
         acquire(&self.lock)
-        self.cancelled += 1
         ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
         if not ended:
             try:
@@ -469,7 +488,7 @@ cdef class Core(Home):
                 self.failed += 1
         release(&self.lock)
         if not mine:
-            self.emit_cancelled(<PyObject*>op, feed, position)  # counted there
+            self.emit_cancelled(<PyObject*>op, feed, position)
             return 0
         if error is not None:
             op.set_note(new_note(error, op, True))
@@ -531,6 +550,14 @@ cdef class Core(Home):
         self._close(BROKEN, error)
         self._end_pending(FAILED, error, None)
 
+    def retire(self):
+        """One worker less. Returns whether those left can do what is pending: not when all wait for it themselves."""
+        acquire(&self.lock)
+        self.present -= 1
+        enough = self.present > self.waiting
+        release(&self.lock)
+        return enough
+
     def fail_unroutable(self, bytes left):
         """A worker retired: fails the redrives that every worker of those `left` (by index) has rejected."""
         cdef Redrive record
@@ -588,6 +615,12 @@ cdef class Core(Home):
         phase = self.phase.load(memory_order_acquire)  # acquire: as check_open
         return {OPEN: "running", DRAINING: "shutting down", ENDING: "stopped", BROKEN: "broken"}[phase]
 
+    def abort_streams(self):
+        """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
+        cdef Feed feed
+        for feed in list(self.kept):
+            feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
+
     def end_now(self):
         """Workers leave as soon as they are between two operations."""
         self._close(ENDING, None)
@@ -601,25 +634,28 @@ cdef class Core(Home):
         cdef PyObject* at
         cdef PyObject* runner
         cdef Py_ssize_t k
-        counts.running = counts.failed = counts.cancelled = counts.tries = counts.restarts = 0
+        counts.running = counts.failed = counts.tries = counts.restarts = 0
         for k in range(self.crew):
             runner = (<PyListObject*>self.runners).ob_item[k]
             word = (<Runner>runner).word.load(memory_order_seq_cst)  # seq_cst: before the rings' tails
             counts.running += word & 1
             ended += (word >> 1) - (<Runner>runner).redriven
             counts.failed += (<Runner>runner).failed
-            counts.cancelled += (<Runner>runner).cancelled
             counts.tries += (<Runner>runner).tries
             counts.restarts += (<Runner>runner).restarts
-        counts.succeeded = ended - counts.failed - counts.cancelled
+        counts.succeeded = ended - counts.failed
         counts.failed += self.failed
-        counts.cancelled += self.cancelled
+        counts.cancelled = self.cancelled
         counts.delayed = PyDict_GET_SIZE(<PyObject*>self.postponed)
         counts.accepted = self.accepted_before
         at = self.first
         for k in range(self.linked):
             counts.accepted += (<Feed>at).accepted()
             at = (<Feed>at).next
+        # One that was cancelled on its way into a ring: see the head.
+        counts.accepted = max(
+            counts.accepted, counts.running + counts.delayed + counts.succeeded + counts.failed + counts.cancelled
+        )
 
     cdef bint settled(self) noexcept nogil:
         # Whether everything accepted has its outcome. Exact while nothing is accepted.
@@ -632,7 +668,8 @@ cdef class Core(Home):
     cdef bint ends(self) noexcept:
         # Whether workers leave now. Draining ends when all that was accepted is settled, and this finds out.
         cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
-        if phase == DRAINING and self.settled():
+        # seq_cst: as take. A cancelled redrive is settled and still to be emitted.
+        if phase == DRAINING and not self.side_count.load(memory_order_seq_cst) and self.settled():
             acquire(&self.lock)
             if self.phase.load(memory_order_relaxed) == DRAINING:  # relaxed: written under the lock
                 self.phase.store(ENDING, memory_order_release)  # release: as _close
@@ -652,7 +689,7 @@ cdef class Core(Home):
         cdef uint64_t word
         cdef Runner runner
         cdef list rows = []
-        cdef uint64_t* flat = <uint64_t*>PyMem_Malloc(6 * self.crew * sizeof(uint64_t))
+        cdef uint64_t* flat = <uint64_t*>PyMem_Malloc(5 * self.crew * sizeof(uint64_t))
         cdef Py_ssize_t k
         if flat == NULL:
             raise MemoryError
@@ -660,22 +697,21 @@ cdef class Core(Home):
         for k in range(self.crew):
             runner = <Runner>self.runners[k]
             # seq_cst: as count. Read before it, so a worker's row may lag behind the sums by an operation.
-            flat[6 * k] = runner.word.load(memory_order_seq_cst)
-            flat[6 * k + 1] = runner.failed
-            flat[6 * k + 2] = runner.cancelled
-            flat[6 * k + 3] = runner.redriven
-            flat[6 * k + 4] = runner.tries
-            flat[6 * k + 5] = runner.restarts
+            flat[5 * k] = runner.word.load(memory_order_seq_cst)
+            flat[5 * k + 1] = runner.failed
+            flat[5 * k + 2] = runner.redriven
+            flat[5 * k + 3] = runner.tries
+            flat[5 * k + 4] = runner.restarts
         self.count(&counts)
         release(&self.lock)
         for k in range(self.crew):
-            word = flat[6 * k]
+            word = flat[5 * k]
             rows.append({
                 "running": word & 1,
-                "succeeded": (word >> 1) - flat[6 * k + 1] - flat[6 * k + 2] - flat[6 * k + 3],
-                "failed": flat[6 * k + 1],
-                "tries": flat[6 * k + 4],
-                "restarts": flat[6 * k + 5],
+                "succeeded": (word >> 1) - flat[5 * k + 1] - flat[5 * k + 2],
+                "failed": flat[5 * k + 1],
+                "tries": flat[5 * k + 3],
+                "restarts": flat[5 * k + 4],
             })
         PyMem_Free(flat)
         total = {
@@ -697,15 +733,11 @@ cdef class Core(Home):
 
     cdef bint enter_wait(self) except -1:
         # A worker of this pool is about to wait for its work. False: this thread is none of its workers.
-        cdef Py_ssize_t alive = 0, k
         cdef bint last
         if self.current() is None:
             return False
         acquire(&self.lock)
-        for k in range(self.crew):
-            # relaxed: a worker that is about to end may be counted; then breakage or shutdown ends the wait
-            alive += (<Runner>self.runners[k]).alive.load(memory_order_relaxed)
-        last = self.waiting + 1 >= alive
+        last = self.waiting + 1 >= self.present
         if not last:
             self.waiting += 1
         release(&self.lock)

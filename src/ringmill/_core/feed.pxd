@@ -30,6 +30,7 @@ cdef class Feed:
     cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil
     cdef void emit(self, PyObject* op, uint64_t position) noexcept
     cdef bint end(self, object failure) except -1
+    cdef int abort(self, object failure) except -1
     cdef bint ended(self) noexcept nogil
     cdef uint64_t accepted(self) noexcept nogil
     cdef Py_ssize_t places(self) noexcept nogil

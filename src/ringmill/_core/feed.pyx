@@ -78,8 +78,8 @@ cdef class Feed:
         if not self.foreign:
             return self.pending.try_get(op, position)
         acquire(&self.lock)
-        if self.ended():
-            result = SHUT
+        if self.ended() or self.pending.is_shut() and not self.pending.has_items():
+            result = SHUT  # before the places, which it needs none of; has_work says the same
         elif self.places() <= 0:
             result = NOT_NOW
         else:
@@ -155,6 +155,17 @@ cdef class Feed:
         if first and self.ready is not None and self.ready.put_count() == count:
             self.ready.close_ring()
         return first
+
+    cdef int abort(self, object failure) except -1:
+        # Some that were accepted will not come out in time: the stream ends without them, with the failure.
+        self.end(failure)
+        if self.ready is None or self.ready.is_shut():
+            return 0
+        acquire(&self.lock)
+        self.failure = failure
+        release(&self.lock)
+        self.ready.close_ring()
+        return 0
 
     cdef bint ended(self) noexcept nogil:
         return self.total.load(memory_order_seq_cst) >= 0  # seq_cst: as end

@@ -39,7 +39,7 @@ cdef class Home:
     cdef readonly uint32_t number
     cdef uint32_t epoch
     cdef object __weakref__
-    cdef int cancelled_one(self, OperationBase op) except -1
+    cdef bint cancel(self, OperationBase op) except -1
     cdef bint enter_wait(self) except -1
     cdef void leave_wait(self) noexcept
     cdef object stopped_error(self)
@@ -53,6 +53,7 @@ cdef class OperationBase:
     cdef object __weakref__
 
     cdef bint begin(self) noexcept nogil
+    cdef bint quash(self) noexcept nogil
     cdef void end(self, uint32_t phase, bint overridden)
     cdef bint release(self) except -1
     cdef int park(self, int64_t deadline) except -1
@@ -72,13 +73,14 @@ cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
             return True
     return False
 
-cdef inline void unaccept(OperationBase op) noexcept nogil:
-    # QUEUED -> NEW: the pool did not take it after all. Stays CANCELLED if it was cancelled meanwhile.
+cdef inline bint unaccept(OperationBase op) noexcept nogil:
+    # QUEUED -> NEW: the pool did not take it after all. False: it was cancelled meanwhile, and counted as such.
     cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while seen & PHASE == QUEUED:
         # acq_rel: as accept
         if op.state.compare_exchange_weak(seen, seen ^ QUEUED, memory_order_acq_rel, memory_order_relaxed):
-            return
+            return True
+    return False
 
 cdef object wake_waiters(OperationBase op)
 cdef object reset(OperationBase op)

@@ -112,7 +112,7 @@ cdef class Home:
         self.epoch = current_epoch()
         homes[self.number] = self
 
-    cdef int cancelled_one(self, OperationBase op) except -1:
+    cdef bint cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
     cdef bint enter_wait(self) except -1:
@@ -138,6 +138,17 @@ cdef class OperationBase:
             # acq_rel: takes over what the submitter wrote; decides the race with cancel
             if self.state.compare_exchange_weak(
                 seen, seen ^ (QUEUED ^ RUNNING), memory_order_acq_rel, memory_order_relaxed
+            ):
+                return True
+        return False
+
+    cdef bint quash(self) noexcept nogil:
+        # NEW or QUEUED -> CANCELLED. The caller calls end(). False: it is running, or finished.
+        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        while seen & PHASE == NEW or seen & PHASE == QUEUED:
+            # acq_rel: as begin, with which it races
+            if self.state.compare_exchange_weak(
+                seen, (seen & ~<uint32_t>PHASE) | CANCELLED, memory_order_acq_rel, memory_order_relaxed
             ):
                 return True
         return False
@@ -293,20 +304,13 @@ cdef class OperationBase:
 
         Never blocks; safe from any thread. An operation that no pool has accepted is cancelled too.
         """
-        # acquire: pairs with accept
-        cdef uint32_t seen = self.state.load(memory_order_acquire)
-        cdef Home home
-        while seen & PHASE == NEW or seen & PHASE == QUEUED:
-            home = _home_of(self)
-            # acq_rel: as begin, with which it races
-            if self.state.compare_exchange_weak(
-                seen, (seen & ~<uint32_t>PHASE) | CANCELLED, memory_order_acq_rel, memory_order_acquire
-            ):
-                self.end(CANCELLED, type(self).done is not OperationBase.done)
-                if home is not None and home.epoch == current_epoch():
-                    home.cancelled_one(self)
-                return True
-        return False
+        cdef Home home = _home_of(self)
+        if home is not None and home.epoch == current_epoch():
+            return home.cancel(self)
+        if not self.quash():
+            return False
+        self.end(CANCELLED, type(self).done is not OperationBase.done)
+        return True
 
     def check(self):
         """Returns the operation if it succeeded, raises its error otherwise.

@@ -28,7 +28,6 @@ from ringmill._core.operation cimport (
     accept,
     phase_of,
     reset,
-    unaccept,
 )
 from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT
 from ringmill._core.waiter cimport (
@@ -70,9 +69,13 @@ cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
     Py_INCREF(op)  # the ring's, if it gets there
     if feed.pending.try_put(<PyObject*>op, NULL) != DONE:
         # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
-        unaccept(<OperationBase>op)
         Py_DECREF(op)
-        return core.stopped_error()
+        error = core.stopped_error()
+        try:
+            core.give_up(<OperationBase>op, error)
+        except BaseException:
+            pass
+        return error
     notify(&core.idle)
     return None
 

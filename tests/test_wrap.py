@@ -1,0 +1,328 @@
+"""A source goes through a pool: drawn lazily, never further ahead of its reader than the buffer, to its true end."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import queue
+import random
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from ringmill import (
+    Closed,
+    Operation,
+    PoolNotRunning,
+    RingBuffer,
+    Stream,
+    Worker,
+    WorkerPool,
+)
+from tests.threads import wait_until
+
+LONG = 30.0  # seconds; reached only by a test that fails
+SHORT = 0.02  # seconds; a time limit that is meant to pass
+
+FEEDS = ["reader", "thread", "ring"]
+
+
+class Number(Operation):
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.runs = 0
+
+
+class Quick(Worker[Number]):
+    def process(self, op: Number) -> None:
+        op.runs += 1
+        if op.number < 0:
+            raise ValueError(op.number)
+
+
+class Gated(Worker[Number]):
+    """Does nothing until the gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+
+    def process(self, op: Number) -> None:
+        assert self.gate.wait(LONG)
+
+
+class Source:
+    """Counts up to a limit, or without one; knows how many were drawn, and whether it was told to stop."""
+
+    def __init__(self, limit: int | None = None, error: BaseException | None = None) -> None:
+        self.drawn = 0
+        self.limit = limit
+        self.error = error
+        self.drawn_by: set[int] = set()
+
+    def __iter__(self) -> Source:
+        return self
+
+    def __next__(self) -> Number:
+        self.drawn_by.add(threading.get_ident())
+        if self.drawn == self.limit:
+            if self.error is not None:
+                raise self.error
+            raise StopIteration
+        self.drawn += 1
+        return Number(self.drawn - 1)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Every test here ends its pools, and their threads go with them; a feeding thread when its source lets it."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def wrap(pool: WorkerPool[Number], source: Iterable[Any], feed: str, **options: Any) -> Stream[Number]:
+    """Wraps the source as one of the three kinds. A ring gets all of it, so it must end."""
+    if feed != "ring":
+        return pool.wrap(source, feed=feed, **options)  # type: ignore[arg-type]
+    items = list(source)
+    ring = RingBuffer[Any](len(items) or 1)
+    ring.put_many(items)
+    ring.close()
+    return pool.wrap(ring, **options)
+
+
+# All of the source, each once
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_of_the_source_comes_out_once(feed: str, ordered: bool, buffer: int, workers: int) -> None:
+    with WorkerPool([Quick() for _ in range(workers)], queue_size=1) as pool:
+        for count in (0, 1, 2, 50):
+            stream = wrap(pool, Source(count), feed, buffer=buffer, ordered=ordered)
+            came = list(stream)
+            got = [op.number for op in came]
+            assert (got if ordered else sorted(got)) == list(range(count))
+            assert all(op.runs == 1 and op.wait(0) for op in came)
+            assert stream.total == count
+            assert list(stream) == []
+            with pytest.raises(Closed):
+                stream.get()
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_failed_ones_come_out_too(feed: str) -> None:
+    with WorkerPool([Quick(), Quick()]) as pool:
+        came = list(wrap(pool, map(Number, [3, -1, 4, -5]), feed, buffer=2, ordered=True))
+    assert [(op.number, op.outcome.name) for op in came] == [
+        (3, "SUCCEEDED"),
+        (-1, "FAILED"),
+        (4, "SUCCEEDED"),
+        (-5, "FAILED"),
+    ]
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_the_order_of_finishing_and_the_order_of_the_source(feed: str) -> None:
+    """Each even operation is held back until the odd one after it has finished."""
+    finished = [threading.Event() for _ in range(20)]
+
+    class Swapping(Worker[Number]):
+        def process(self, op: Number) -> None:
+            if op.number % 2 == 0:
+                assert finished[op.number + 1].wait(LONG)
+
+    class Told(Number):
+        def done(self) -> None:
+            super().done()
+            finished[self.number].set()
+
+    for ordered in (False, True):
+        with WorkerPool([Swapping(), Swapping()]) as pool:
+            got = [op.number for op in wrap(pool, map(Told, range(20)), feed, buffer=4, ordered=ordered)]
+        assert sorted(got) == list(range(20))
+        if ordered:
+            assert got == list(range(20))
+        else:
+            # An even one may overtake in the moment between done() and the stream, so not all need be swapped.
+            assert got != list(range(20))
+        for event in finished:
+            event.clear()
+
+
+# Lazily, and never more than the buffer
+
+
+def test_a_reader_draws_when_it_reads() -> None:
+    with WorkerPool([Quick(), Quick()]) as pool:
+        source = Source()
+        stream = pool.wrap(source, buffer=1)
+        assert source.drawn == 0
+        for count in range(1, 6):
+            assert stream.get(LONG).number == count - 1
+            assert source.drawn == count
+        assert [op.number for op in stream.get_many(timeout=LONG)] == [5]
+        assert source.drawn == 6
+        with pytest.raises(ValueError, match="max"):
+            stream.get_many(max=0)
+        assert source.drawn == 6
+        assert source.drawn_by == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 3, 7])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_never_more_than_the_buffer_is_between_source_and_reader(
+    buffer: int, ordered: bool, feed: str, switch_interval: float, seed: int
+) -> None:
+    rng = random.Random(seed)
+    returned = 0
+    most = 0
+
+    def source() -> Iterator[Number]:
+        nonlocal most
+        for number in range(150):
+            most = max(most, number + 1 - returned)
+            yield Number(number)
+
+    with WorkerPool([Quick(), Quick()]) as pool:
+        stream = pool.wrap(source(), buffer=buffer, ordered=ordered, feed=feed)
+        while True:
+            try:
+                if rng.random() < 0.5:
+                    stream.get()
+                    returned += 1
+                else:
+                    returned += len(stream.get_many(max=1))
+            except Closed:
+                break
+    assert returned == 150
+    # The reader's own thread draws before it takes. Another may draw for what the reader has in hand, uncounted.
+    assert most <= buffer + (feed == "thread")
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 5])
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_a_reader_that_stops_stops_the_source(buffer: int, feed: str) -> None:
+    with WorkerPool([Quick(), Quick()]) as pool:
+        source = Source()
+        stream = pool.wrap(source, buffer=buffer, feed=feed)
+        for _ in range(3):
+            stream.get(LONG)
+        if feed == "thread":
+            wait_until(lambda: source.drawn == 3 + buffer)
+        wait_until(lambda: pool.stats().succeeded == pool.stats().accepted)
+        drawn = source.drawn
+        assert drawn <= 3 + buffer
+        assert pool.stats().accepted <= 3 + buffer
+        assert len(list(pool.execute([Number(0)]))) == 1  # the pool is not held up by it
+        assert source.drawn == drawn
+        stream.close()
+
+
+def test_a_worker_never_waits_for_a_reader() -> None:
+    """Streams that nobody reads are full; the only worker goes on with other work."""
+    with WorkerPool([Quick()]) as pool:
+        ring = RingBuffer[Number](10)
+        ring.put_many(map(Number, range(10)))
+        streams = [
+            pool.wrap(Source(), buffer=1, feed="thread"),
+            pool.wrap(ring, buffer=1),
+            pool.execute(map(Number, range(10))),
+        ]
+        wait_until(lambda: [len(stream) for stream in streams] == [1, 1, 10])
+        assert pool.do(Number(0)).wait(LONG)
+        assert len(ring) == 9
+        for stream in streams:
+            stream.close()
+
+
+# An endless source
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_an_endless_source_is_left_by_break_and_read_on(feed: str) -> None:
+    with WorkerPool([Quick(), Quick()]) as pool:
+        stream = pool.wrap(Source(), buffer=3, ordered=True, feed=feed)
+        for op in stream:
+            if op.number == 10:
+                break
+        for op in stream:
+            if op.number == 20:
+                break
+        assert op.number == 20
+        assert stream.get().number == 21
+        stream.close()
+        assert list(stream) == []
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_break_inside_with_over_an_endless_source_ends(feed: str) -> None:
+    source = Source()
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(source, buffer=2, feed=feed)
+        for op in stream:
+            if op.number >= 5:
+                break
+    drawn = source.drawn
+    with pytest.raises(PoolNotRunning):
+        list(stream)
+    assert source.drawn == drawn
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_close_draws_no_more_and_cancels_what_has_not_begun(feed: str) -> None:
+    source = Source()
+    worker = Gated()
+    with WorkerPool([worker]) as pool:
+        stream = pool.wrap(source, buffer=4, feed=feed)
+        with pytest.raises(queue.Empty):
+            stream.get(SHORT)  # draws up to the buffer, meanwhile
+        wait_until(lambda: source.drawn == 4 and pool.stats().running == 1)
+        stream.close()
+        worker.gate.set()
+        wait_until(lambda: pool.stats().cancelled == 3)
+        assert list(stream) == []
+        with pytest.raises(Closed):
+            stream.get()
+    assert source.drawn == 4
+    assert (pool.stats().accepted, pool.stats().succeeded) == (4, 1)
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_dropping_the_stream_closes_it(feed: str) -> None:
+    ended = threading.Event()
+    made: list[weakref.ref[Number]] = []
+
+    def source() -> Generator[Number, None, None]:
+        try:
+            for number in itertools.count():
+                op = Number(number)
+                made.append(weakref.ref(op))
+                yield op
+                del op
+        finally:
+            ended.set()
+
+    worker = Gated()
+    with WorkerPool([worker]) as pool:
+        stream = pool.wrap(source(), buffer=4, feed=feed)
+        with pytest.raises(queue.Empty):
+            stream.get(SHORT)
+        wait_until(lambda: len(made) == 4 and pool.stats().running == 1)
+        del stream
+        worker.gate.set()
+
+        def is_over() -> bool:
+            gc.collect()
+            stats = pool.stats()
+            return ended.is_set() and stats.accepted == stats.succeeded + stats.cancelled == len(made)
+
+        wait_until(is_over)
+        wait_until(lambda: all(reference() is None for reference in made))
+        assert len(made) <= 5

@@ -1,0 +1,324 @@
+"""How a wrap ends: an error in its source, a pool that stops, a source that blocks; and who may share and chain it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from ringmill import (
+    Closed,
+    Operation,
+    OperationReused,
+    Outcome,
+    PoolNotRunning,
+    RingBuffer,
+    Stream,
+    Worker,
+    WorkerPool,
+)
+from tests.threads import run_threads, start_threads, wait_until
+
+LONG = 30.0  # seconds; reached only by a test that fails
+SHORT = 0.02  # seconds; a time limit that is meant to pass
+
+FEEDS = ["reader", "thread", "ring"]
+
+
+class Number(Operation):
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.runs = 0
+
+
+class Quick(Worker[Number]):
+    def process(self, op: Number) -> None:
+        op.runs += 1
+        if op.number < 0:
+            raise ValueError(op.number)
+
+
+class Gated(Worker[Number]):
+    """Does nothing until the gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+
+    def process(self, op: Number) -> None:
+        assert self.gate.wait(LONG)
+
+
+class Source:
+    """Counts up to a limit, or without one; knows how many were drawn, and whether it was told to stop."""
+
+    def __init__(self, limit: int | None = None, error: BaseException | None = None) -> None:
+        self.drawn = 0
+        self.limit = limit
+        self.error = error
+        self.drawn_by: set[int] = set()
+
+    def __iter__(self) -> Source:
+        return self
+
+    def __next__(self) -> Number:
+        self.drawn_by.add(threading.get_ident())
+        if self.drawn == self.limit:
+            if self.error is not None:
+                raise self.error
+            raise StopIteration
+        self.drawn += 1
+        return Number(self.drawn - 1)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Every test here ends its pools, and their threads go with them; a feeding thread when its source lets it."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def wrap(pool: WorkerPool[Number], source: Iterable[Any], feed: str, **options: Any) -> Stream[Number]:
+    """Wraps the source as one of the three kinds. A ring gets all of it, so it must end."""
+    if feed != "ring":
+        return pool.wrap(source, feed=feed, **options)  # type: ignore[arg-type]
+    items = list(source)
+    ring = RingBuffer[Any](len(items) or 1)
+    ring.put_many(items)
+    ring.close()
+    return pool.wrap(ring, **options)
+
+
+# The end that is none
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("buffer", [1, 3, 100])
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, StopAsyncIteration])
+def test_an_error_in_the_source_comes_after_what_was_accepted(
+    feed: str, ordered: bool, buffer: int, kind: type[Exception]
+) -> None:
+    error = kind("in the source")
+    with WorkerPool([Quick(), Quick()]) as pool:
+        stream = wrap(pool, Source(7, error), feed, buffer=buffer, ordered=ordered)
+        got: list[int] = []
+        with pytest.raises(kind) as caught:
+            got.extend(op.number for op in stream)  # extend keeps what came before the error
+        assert caught.value is error
+        assert sorted(got) == list(range(7))
+        with pytest.raises((kind, Closed, StopIteration)):
+            next(stream)
+        assert pool.do(Number(0)).wait(LONG)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_of_the_reading_thread_is_raised_at_once_or_after(kind: type[BaseException]) -> None:
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(Source(3, kind()), buffer=2)
+        got = []
+        with pytest.raises(kind):
+            got.extend(stream)
+        while True:  # nothing is lost by it
+            try:
+                got.append(stream.get(LONG))
+            except (kind, Closed):
+                break
+        assert sorted(op.number for op in got) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("stranger", ["no operation", None, Number])
+def test_a_source_that_gives_no_operation(feed: str, stranger: Any) -> None:
+    with WorkerPool([Quick()]) as pool:
+        stream = wrap(pool, [Number(0), Number(1), stranger, Number(2)], feed, buffer=2)
+        got = []
+        with pytest.raises(TypeError) as caught:
+            got.extend(op.number for op in stream)
+        assert repr(stranger) in str(caught.value)
+        assert got == [0, 1]
+        assert pool.stats().accepted == 2
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_a_source_that_gives_a_used_operation(feed: str) -> None:
+    with WorkerPool([Quick()]) as pool:
+        used = pool.do(Number(7))
+        assert used.wait(LONG)
+        later = Number(2)
+        stream = wrap(pool, [Number(0), Number(1), used, later], feed, buffer=2)
+        got = []
+        with pytest.raises(OperationReused):
+            got.extend(op.number for op in stream)
+        assert got == [0, 1]
+        assert (used.runs, used.outcome) == (1, Outcome.SUCCEEDED)
+        assert later.outcome is Outcome.PENDING
+        assert pool.stats().accepted == 3
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_a_source_that_gives_the_same_operation_twice_while_it_is_pending(feed: str) -> None:
+    worker = Gated()
+    with WorkerPool([worker]) as pool:
+        op = Number(0)
+        stream = pool.wrap([op, op], buffer=2, feed=feed)
+        with pytest.raises(queue.Empty):
+            stream.get(SHORT)
+        worker.gate.set()
+        assert stream.get(LONG) is op
+        with pytest.raises(OperationReused):
+            stream.get(LONG)
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread", "ring"])
+@pytest.mark.parametrize("how", [{}, {"cancel_pending": True}])
+def test_a_pool_that_stops_first_never_looks_like_the_end(feed: str, how: dict[str, bool]) -> None:
+    worker = Gated()
+    pool = WorkerPool([worker])
+    pool.start()
+    ring = RingBuffer[Number](8)
+    ring.put_many(map(Number, range(8)))
+    stream = pool.wrap(ring, buffer=4) if feed == "ring" else pool.wrap(Source(), buffer=4, feed=feed)
+    with pytest.raises(queue.Empty):
+        stream.get(SHORT)
+    wait_until(lambda: pool.stats().running == 1)
+    accepted = pool.stats().accepted
+    pool.shutdown(wait=False, **how)
+    worker.gate.set()
+    pool.shutdown()
+    got = []
+    with pytest.raises(PoolNotRunning):
+        got.extend(stream)
+    assert accepted <= len(got) <= 4
+    assert len(got) == pool.stats().accepted
+    if feed == "ring":
+        assert len(ring) == 8 - len(got)  # what was not drawn is still the ring's
+    for call in (lambda: stream.get(0), stream.get_many, lambda: next(stream)):
+        with pytest.raises(PoolNotRunning):
+            call()
+
+
+# Threads that feed
+
+
+def test_a_source_that_blocks_does_not_hold_up_what_is_done() -> None:
+    feed = queue.SimpleQueue[Number | None]()
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(iter(feed.get, None), feed="thread")
+        for number in range(5):
+            with pytest.raises(queue.Empty):
+                stream.get(timeout=0)
+            feed.put(Number(number))
+            assert stream.get(LONG).number == number
+        feed.put(None)
+        assert list(stream) == []
+
+
+def test_a_source_that_blocks_for_ever_does_not_hold_up_shutdown() -> None:
+    feed = queue.SimpleQueue[Number | None]()
+    pool = WorkerPool([Quick()])
+    pool.start()
+    stream = pool.wrap(iter(feed.get, None), feed="thread")
+    feed.put(Number(0))
+    assert stream.get(LONG).number == 0
+    pool.shutdown()
+    with pytest.raises(PoolNotRunning):
+        stream.get(LONG)
+    late = Number(1)
+    feed.put(late)  # what it draws too late stays new
+    wait_until(lambda: not any("feed" in thread.name for thread in threading.enumerate()))
+    assert late.outcome is Outcome.PENDING
+    with pool:
+        assert pool.do(late).wait(LONG)
+
+
+# Several readers, several pools
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("buffer", [1, 3])
+def test_readers_share_a_wrap(feed: str, buffer: int, switch_interval: float) -> None:
+    def source() -> Iterator[Number]:
+        yield from map(Number, range(200))  # "generator already executing" if two readers drew at once
+
+    with WorkerPool([Quick(), Quick()]) as pool:
+        stream = wrap(pool, source(), feed, buffer=buffer)
+        shares = run_threads(*[lambda: list(stream), lambda: list(stream), lambda: read_many(stream)])
+    assert sorted(op.number for share in shares for op in share) == list(range(200))
+
+
+def read_many(stream: Stream[Number]) -> list[Number]:
+    got: list[Number] = []
+    while True:
+        try:
+            got += stream.get_many(2)
+        except Closed:
+            return got
+
+
+def test_a_source_that_reads_its_own_stream_is_told_so() -> None:
+    def source() -> Iterator[Number]:
+        yield Number(0)
+        yield stream.get()
+
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(source(), buffer=2)
+        got = []
+        with pytest.raises(RuntimeError, match="source"):
+            got.extend(op.number for op in stream)
+        assert got == [0]
+
+
+def test_a_timeout_holds_while_another_reader_draws() -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def source() -> Iterator[Number]:
+        entered.set()
+        assert gate.wait(LONG)
+        yield Number(0)
+
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(source())
+        other = start_threads(lambda: list(stream))
+        assert entered.wait(LONG)
+        for call in (stream.get, stream.get_many):
+            with pytest.raises(queue.Empty):
+                call(timeout=SHORT)
+        gate.set()
+        assert [op.number for op in other.join()[0]] == [0]
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_pools_chain(feed: str, ordered: bool) -> None:
+    with WorkerPool([Quick(), Quick()], name="one") as one, WorkerPool([Quick(), Quick()], name="two") as two:
+        first = wrap(one, Source(100), feed, buffer=3, ordered=ordered)
+        second = two.wrap(first, buffer=2, ordered=ordered, reset=True)
+        came = list(second)
+    got = [op.number for op in came]
+    assert (got if ordered else sorted(got)) == list(range(100))
+    assert all(op.runs == 2 and op.outcome is Outcome.SUCCEEDED for op in came)
+    assert (one.stats().succeeded, two.stats().succeeded) == (100, 100)
+
+
+def test_failed_operations_are_new_in_the_next_pool() -> None:
+    class Mending(Worker[Number]):
+        def process(self, op: Number) -> None:
+            assert (op.error, op.tries) == (None, 0)
+            op.number = abs(op.number)
+
+    with WorkerPool([Quick()]) as one, WorkerPool([Mending()]) as two:
+        ring = RingBuffer[Number](4)
+        for op in one.wrap(map(Number, [-1, 2, -3])):
+            ring.put(op)
+        ring.close()
+        came = list(two.wrap(ring, reset=True, ordered=True))
+    assert [(op.number, op.outcome.name) for op in came] == [(1, "SUCCEEDED"), (2, "SUCCEEDED"), (3, "SUCCEEDED")]
+
+
+def test_without_reset_a_chain_says_reused() -> None:
+    with WorkerPool([Quick()]) as one, WorkerPool([Quick()]) as two, pytest.raises(OperationReused):
+        list(two.wrap(one.wrap(Source(3))))
