@@ -6,7 +6,16 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["waiter", "ring_buffer", "operation", "feed", "dispatch", "stream"]
+MODULES = [
+    "waiter",
+    "ring_buffer",
+    "operation",
+    "feed",
+    "dispatch",
+    "stream",
+    "subscription_ring",
+    "subscription",
+]
 
 # RINGMILL_CXXFLAGS adds flags of the caller's own, for example -fsanitize=thread (see CONTRIBUTING.md).
 flags = ["/std:c++17"] if sys.platform == "win32" else ["-std=c++17"]

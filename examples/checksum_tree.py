@@ -146,9 +146,9 @@ def hash_tree(top: str, workers: int, ordered: bool, tally: Tally) -> None:
                     op.check()  # any other error is a mistake in this program
                     if shares_terminal:
                         bar.clear()
-                    out.write(line(op))
                     tally.files += 1
                     tally.bytes += op.size
+                    out.write(line(op))
                 bar.update()
                 if not len(stream):  # nothing more to print yet: do not sit on what there is
                     out.flush()

@@ -9,7 +9,7 @@ import pytest
 
 import ringmill
 
-EXAMPLES = ["Operation", "RingBuffer", "Task", "Worker", "WorkerPool"]
+EXAMPLES = ["Hub", "Operation", "RingBuffer", "SubscriptionRing", "Task", "Worker", "WorkerPool"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

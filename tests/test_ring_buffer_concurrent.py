@@ -235,7 +235,7 @@ def close_at_random(capacity: int, seed: int, immediate: bool) -> None:
 def test_close_at_a_random_moment_loses_and_doubles_nothing(
     capacity: int, immediate: bool, switch_interval: float, seed: int
 ) -> None:
-    for one in range(seed, seed + (50 if immediate else 150)):
+    for one in range(seed, seed + (20 if immediate else 60)):
         close_at_random(capacity, one, immediate)
 
 

@@ -1,6 +1,7 @@
 """Worker pools and publish/subscribe hubs on lock-free rings."""
 
 from ._core.ring_buffer import RingBuffer
+from ._core.subscription_ring import SubscriptionRing
 from .errors import (
     BrokenPool,
     Closed,
@@ -13,6 +14,7 @@ from .errors import (
     Unroutable,
     WorkerInitError,
 )
+from .hub import Hub, Subscription
 from .operation import Operation, Outcome, Task
 from .pool import PoolStats, Stream, WorkerPool, WorkerStats
 from .worker import TaskWorker, Worker
@@ -20,6 +22,7 @@ from .worker import TaskWorker, Worker
 __all__ = [
     "BrokenPool",
     "Closed",
+    "Hub",
     "Operation",
     "OperationReused",
     "Outcome",
@@ -31,6 +34,8 @@ __all__ = [
     "RingBuffer",
     "RingmillError",
     "Stream",
+    "Subscription",
+    "SubscriptionRing",
     "Task",
     "TaskWorker",
     "Unroutable",

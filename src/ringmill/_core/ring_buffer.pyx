@@ -27,9 +27,11 @@
 # stops attached threads elsewhere. Sleeping and waking: waiter.pyx; each put is followed by notify(not_empty), each
 # get by notify(not_full).
 
+import operator
 import queue
 from types import GenericAlias
 
+cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -107,6 +109,7 @@ cdef int get_more(void* wish) noexcept:
     return (<RingBuffer>(<Wish*>wish).ring).has_items()
 
 
+@cython.trashcan(True)  # a long chain of rings in rings is dropped without as deep a recursion
 cdef class RingBuffer:
     """A bounded first-in first-out queue of Python objects, lock-free, closable.
 
@@ -133,6 +136,7 @@ cdef class RingBuffer:
         cdef uint64_t index
         if isinstance(capacity, float) or not hasattr(type(capacity), "__index__"):
             raise TypeError(f"capacity must be an integer, not {capacity!r}")
+        capacity = operator.index(capacity)
         if not 1 <= capacity <= MAX_CAPACITY:
             raise ValueError(f"capacity must be from 1 to {MAX_CAPACITY}, got {capacity!r}")
         self.capacity = capacity
@@ -506,6 +510,7 @@ cdef class RingBuffer:
         if max is not None:
             if isinstance(max, float) or not hasattr(type(max), "__index__"):
                 raise TypeError(f"max must be an integer or None, not {max!r}")
+            max = operator.index(max)
             if max < 1:
                 raise ValueError(f"max must be at least 1, got {max!r}")
             if max < limit:

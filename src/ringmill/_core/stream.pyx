@@ -15,6 +15,7 @@
 # turn: a binary lock whose waiters sleep in a WaitQueue, since it is held while the source runs and while the reader
 # waits, and must respect a timeout and KeyboardInterrupt.
 
+import operator
 import queue
 from types import GenericAlias
 
@@ -255,6 +256,7 @@ cdef class Stream:
         if max is not None:
             if isinstance(max, float) or not hasattr(type(max), "__index__"):
                 raise TypeError(f"max must be an integer or None, not {max!r}")
+            max = operator.index(max)
             if max < 1:
                 raise ValueError(f"max must be at least 1, got {max!r}")
             limit = min(limit, max)

@@ -1,0 +1,32 @@
+# One subscriber's buffer and overflow policy, and the publisher's loops. See subscription.pyx.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport atomic
+
+from ringmill._core.ring_buffer cimport RingBuffer
+from ringmill._core.subscription_ring cimport SubscriptionRing
+
+cdef enum Overflow:
+    BLOCK
+    DROP_OLDEST
+    DROP_INCOMING
+    LATEST
+    RAISE
+
+cdef class SubscriptionBase:
+    cdef RingBuffer ring            # written once, like the next two
+    cdef Overflow overflow
+    cdef readonly uint64_t id
+    cdef atomic[uint64_t] drops
+    cdef object __weakref__
+
+    cdef int offer(self, PyObject* item) except -1
+    cdef int deliver(self, PyObject* item, int64_t deadline) except -1
+
+cdef class HubBase:
+    cdef readonly SubscriptionRing subscriptions
+    cdef atomic[uint32_t] shut
+    cdef object __weakref__
+
+    cdef int check_open(self) except -1

@@ -1,0 +1,224 @@
+# What every published item goes through: the publisher's loops, and what a full buffer does.
+#
+# A subscription is a RingBuffer and a policy. A publisher offers the item to those that have room without waiting, and
+# delivers to the others by their policy; it walks the subscription ring's snapshot, and holds no lock at any time, so
+# a slow subscriber delays nobody but the publisher that waits for it.
+#
+# drop_oldest: put, or take one off and count it as dropped, until the put succeeds. Puts and takes are the ring's own,
+# so each published item is exactly one of dropped, read and left, whoever publishes or reads beside; a publisher's
+# items stay in order, since they go in in order and leave from the front only. latest is drop_oldest with one slot.
+#
+# Unsubscribing closes the ring: what is in it stays readable; a put that comes later, or waits, is told so, and
+# counts for nothing (broadcast) or goes to the next subscriber (signal).
+
+import itertools
+import queue
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT, RingBuffer
+from ringmill._core.subscription_ring cimport Snapshot
+from ringmill._core.waiter cimport NEVER, deadline_of, notify, steal
+
+from ringmill.errors import Closed
+
+cdef extern from "Python.h":
+    PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t index)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject* tuple)
+
+cdef object ids = itertools.count(1)
+cdef dict policies = {
+    "block": BLOCK, "drop_oldest": DROP_OLDEST, "drop_incoming": DROP_INCOMING, "latest": LATEST, "raise": RAISE,
+}
+
+
+cdef class SubscriptionBase:
+    def __cinit__(self, buffer, str overflow, *args, **kwargs):
+        self.overflow = policies[overflow]
+        self.ring = RingBuffer(1 if self.overflow == LATEST else buffer)
+        self.id = next(ids)
+
+    cdef int offer(self, PyObject* item) except -1:
+        # Delivers if there is room: DONE. Borrows the item.
+        cdef int result
+        Py_INCREF(<object>item)  # the ring's, if it gets there
+        result = self.ring.try_put(item, NULL)
+        if result == DONE:
+            notify(&self.ring.not_empty)
+        else:
+            Py_DECREF(<object>item)
+        return result
+
+    cdef int deliver(self, PyObject* item, int64_t deadline) except -1:
+        # Delivers by the policy, waiting if that says so. DONE; NOT_NOW: dropped, or no room in time; SHUT.
+        cdef int result
+        cdef PyObject* oldest = NULL
+        if self.overflow == BLOCK:
+            Py_INCREF(<object>item)  # the ring's, if it gets there
+            try:
+                result = self.ring.put_item(item, deadline, True)
+            except BaseException:
+                Py_DECREF(<object>item)
+                raise
+            if result != DONE:
+                Py_DECREF(<object>item)
+            return result
+        result = self.offer(item)
+        if result != NOT_NOW or self.overflow == RAISE:
+            return result
+        if self.overflow == DROP_INCOMING:
+            self.drops.fetch_add(1, memory_order_relaxed)  # relaxed: a count
+            return NOT_NOW
+        while result == NOT_NOW:
+            if self.ring.try_get(&oldest, NULL) == DONE:
+                self.drops.fetch_add(1, memory_order_relaxed)  # relaxed: a count
+                Py_DECREF(<object>oldest)  # was the ring's
+            result = self.offer(item)
+        return result
+
+    def get(self, timeout=None):
+        """Takes the oldest item, waiting up to `timeout` seconds for one (None: without limit).
+
+        Raises `queue.Empty` when none came in time, `Closed` when the subscription has ended and all was read. Safe
+        from any thread; several share the items.
+        """
+        return self.ring.get(True, timeout)
+
+    def get_nowait(self):
+        """Takes the oldest item, or raises `queue.Empty` or `Closed`. Never blocks."""
+        return self.ring.get_nowait()
+
+    def get_many(self, max=None, timeout=None):
+        """Waits for the first item, then takes what is there, up to `max`, as a list. Raises as `get`."""
+        return self.ring.get_many(max, timeout)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.ring.__next__()
+
+    def __len__(self):
+        """How many items are ready to be read; a snapshot."""
+        return self.ring.length()
+
+    def __bool__(self):
+        return True
+
+    @property
+    def closed(self):
+        """Whether the subscription has ended. What was delivered before can be read."""
+        return self.ring.is_shut()
+
+    @property
+    def dropped(self):
+        """How many items the overflow policy has dropped; a snapshot that only grows."""
+        return self.drops.load(memory_order_relaxed)  # relaxed: a count
+
+    def _end(self):
+        self.ring.close_ring()
+
+
+cdef class HubBase:
+    def __cinit__(self, *args, **kwargs):
+        self.subscriptions = SubscriptionRing()
+
+    cdef int check_open(self) except -1:
+        if self.shut.load(memory_order_seq_cst):  # seq_cst: pairs with _shut
+            raise Closed(f"the hub is closed: {self!r}")
+        return 0
+
+    def _check_open(self):
+        self.check_open()
+
+    def _shut(self):
+        # seq_cst: before the walk over the subscriptions; a subscribe that adds after that sees it
+        return not self.shut.exchange(1, memory_order_seq_cst)
+
+    @property
+    def closed(self):
+        """Whether the hub is closed."""
+        return bool(self.shut.load(memory_order_seq_cst))  # seq_cst: as check_open
+
+    def signal(self, item, timeout=None):
+        """Delivers an item to the next subscriber in turn that has room; returns its subscription.
+
+        If none has room, the overflow policy of the next one decides: "block" waits up to `timeout` seconds (None:
+        without limit), then raises `queue.Full`, as "raise" does at once. None when nobody took it: no subscriber, or
+        it was dropped. `Closed` when the hub is closed. Safe from any thread; holds no lock while it waits.
+        """
+        cdef int64_t deadline = NEVER
+        cdef Py_ssize_t left
+        cdef PyObject* raw
+        cdef int result
+        cdef SubscriptionBase subscription
+        if timeout is not None:
+            deadline = deadline_of(timeout)
+        while True:
+            self.check_open()
+            left = self.subscriptions.count  # a hint; each turn below is exact
+            while left > 0:
+                raw = self.subscriptions.step(True)
+                if raw == NULL:
+                    return None
+                left -= 1
+                subscription = <SubscriptionBase>steal(raw)
+                if subscription.offer(<PyObject*>item) == DONE:
+                    return subscription
+            raw = self.subscriptions.step(True)
+            if raw == NULL:
+                return None
+            subscription = <SubscriptionBase>steal(raw)
+            result = subscription.deliver(<PyObject*>item, deadline)
+            if result == DONE:
+                return subscription
+            if result == NOT_NOW:
+                if subscription.overflow == DROP_INCOMING:
+                    return None
+                raise queue.Full(f"no subscriber of {self!r} has room")
+            # It was unsubscribed meanwhile: the next one.
+
+    def broadcast(self, item, timeout=None):
+        """Delivers an item to all that are subscribed at this instant, in ring order; returns how many took it.
+
+        First everyone that has room, without waiting, then the slow ones by their policy: "block" waits, all of them
+        together up to `timeout` seconds (None: without limit). When one with "block" had no room in time, or one
+        with "raise" had none, it raises `queue.Full` after the others got theirs, with `count`, how many took it.
+        `Closed` when the hub is closed. Safe from any thread; holds no lock.
+        """
+        cdef int64_t deadline = NEVER
+        cdef Snapshot snapshot
+        cdef PyObject* items
+        cdef Py_ssize_t k, count = 0
+        cdef int result
+        cdef list slow = None
+        cdef bint full = False
+        cdef SubscriptionBase subscription
+        if timeout is not None:
+            deadline = deadline_of(timeout)
+        self.check_open()
+        snapshot = self.subscriptions.snapshot()
+        items = <PyObject*>snapshot.items  # which the snapshot keeps
+        for k in range(PyTuple_GET_SIZE(items)):
+            result = (<SubscriptionBase>PyTuple_GET_ITEM(items, k)).offer(<PyObject*>item)
+            if result == DONE:
+                count += 1
+            elif result == NOT_NOW:
+                if slow is None:
+                    slow = []
+                slow.append(<object>PyTuple_GET_ITEM(items, k))
+        if slow is None:
+            return count
+        for subscription in slow:
+            result = subscription.deliver(<PyObject*>item, deadline)
+            if result == DONE:
+                count += 1
+            elif result == NOT_NOW and subscription.overflow != DROP_INCOMING:
+                full = True
+        if full:
+            error = queue.Full(f"not every subscriber of {self!r} had room: {count} took it")
+            error.count = count
+            raise error
+        return count

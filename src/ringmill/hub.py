@@ -1,0 +1,142 @@
+"""Hub, publish/subscribe: `signal` reaches one subscriber, in turn; `broadcast` reaches all.
+
+May import the compiled core.
+"""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from ._core.ring_buffer import MAX_CAPACITY
+from ._core.subscription import HubBase, SubscriptionBase
+
+__all__ = ["Hub", "Overflow", "Subscription"]
+
+T = TypeVar("T")
+
+Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_incoming", "latest", "raise"]
+POLICIES = ("block", "drop_oldest", "drop_incoming", "latest", "raise")
+
+
+class Subscription(SubscriptionBase, Generic[T]):
+    """One subscriber's end of a hub: a buffer to read from, made by `Hub.subscribe`.
+
+    `get`, `get_nowait`, `get_many` and iteration take the items in the order of delivery. `id` is unique for ever.
+    When the subscription ends, by `close`, `Hub.unsubscribe` or `Hub.close`, what was delivered before stays
+    readable, then iteration ends. A context manager that closes it.
+    """
+
+    def __init__(self, buffer: int, overflow: Overflow, hub: Hub[T]) -> None:
+        self._hub = weakref.ref(hub)
+        self.buffer = 1 if overflow == "latest" else buffer
+        self.overflow = overflow
+
+    def close(self) -> None:
+        """Ends the subscription. Idempotent, never blocks, safe from any thread."""
+        hub = self._hub()
+        if hub is not None:
+            hub.unsubscribe(self)
+        self._end()
+
+    def __enter__(self) -> Subscription[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<Subscription {self.id} {state}, {self.overflow}, {len(self)} of {self.buffer}, {self.dropped} dropped>"
+
+
+class Hub(HubBase, Generic[T]):
+    """Publish/subscribe on a circular list of subscriptions.
+
+    `buffer`: how many items a subscription holds, unless `subscribe` says otherwise. `overflow`: what happens to an
+    item for a subscription that is full: "block" makes the publisher wait, "drop_oldest" makes room, "drop_incoming"
+    drops the item, "latest" keeps the newest item only, "raise" raises `queue.Full` at the publisher. Items from one
+    publisher reach one subscriber in order. `signal` and `broadcast` are compiled (_core/subscription.pyx). All
+    calls may be made from any thread.
+
+    >>> hub = Hub(buffer=8)
+    >>> left, right = hub.subscribe(), hub.subscribe()
+    >>> hub.broadcast("to all")
+    2
+    >>> hub.signal("to one") is left
+    True
+    >>> hub.close()
+    >>> list(left), list(right)
+    (['to all', 'to one'], ['to all'])
+    """
+
+    def __init__(self, *, buffer: int = 256, overflow: Overflow = "block") -> None:
+        self._buffer = _buffer(buffer)
+        self._overflow = _overflow(overflow)
+
+    def subscribe(self, buffer: int | None = None, overflow: Overflow | None = None) -> Subscription[T]:
+        """Adds a subscription, at the end of the ring. Never blocks. `Closed` when the hub is closed."""
+        size = self._buffer if buffer is None else _buffer(buffer)
+        policy = self._overflow if overflow is None else _overflow(overflow)
+        self._check_open()
+        subscription: Subscription[T] = Subscription(size, policy, self)
+        self.subscriptions.add(subscription)
+        try:
+            self._check_open()
+        except BaseException:
+            self.unsubscribe(subscription)  # closed meanwhile, perhaps before close() could see it
+            raise
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription[T]) -> bool:
+        """Ends a subscription; returns whether it was one of this hub's that had not ended.
+
+        What was delivered before stays readable; the others lose nothing. Idempotent, never blocks.
+        """
+        if not isinstance(subscription, Subscription):
+            raise TypeError(f"subscription must be a Subscription, not {subscription!r}")
+        if not self.subscriptions.remove(subscription):
+            return False
+        subscription._end()
+        return True
+
+    def close(self) -> None:
+        """Ends all subscriptions, after what was delivered; later calls raise `Closed`. Idempotent, never blocks."""
+        self._shut()
+        for subscription in self.subscriptions:
+            self.unsubscribe(subscription)
+
+    def __enter__(self) -> Hub[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many subscriptions there are; a snapshot."""
+        return len(self.subscriptions)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Hub {'closed' if self.closed else 'open'}, {len(self)} subscriptions>"
+
+
+def _buffer(value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"buffer must be an integer, not {value!r}")
+    if not 1 <= value <= MAX_CAPACITY:
+        raise ValueError(f"buffer must be from 1 to {MAX_CAPACITY}, got {value!r}")
+    return int(value)
+
+
+def _overflow(value: Any) -> Overflow:
+    if value not in POLICIES:
+        raise ValueError(f"overflow must be one of {', '.join(POLICIES)}, got {value!r}")
+    return value  # type: ignore[no-any-return]  # one of the literals
