@@ -13,7 +13,7 @@ do and wait    one operation --> [pool: 4 workers] --> op.wait(), then the next;
   submit       one call --> ThreadPoolExecutor(4) --> future.result(), then the next
 
 work           list of 1,000 --> [pool: 2 workers, process() runs about 20 us of Python] --> stream
-  two threads  half of the list each, a plain loop, joined
+  two threads  half of the operations each, in plain loops
 
 All make their operations afresh, within the time that is taken.
 
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -196,18 +196,18 @@ def bench_work(suite: Suite) -> None:
             for _op in pool.execute(fresh()):
                 pass
 
-    def loop(worker: Loop, ops: Sequence[Noop]) -> None:
-        for op in ops:
-            worker.process(op)
+    def half(worker: Loop) -> None:
+        process = worker.process
+        for _ in range(batches):
+            for op in [Noop() for _ in range(BATCH // 2)]:
+                process(op)
 
     def threads() -> None:
-        for _ in range(batches):
-            ops = fresh()
-            pair = [threading.Thread(target=loop, args=(workers[k], ops[k::2])) for k in range(2)]
-            for thread in pair:
-                thread.start()
-            for thread in pair:
-                thread.join()
+        pair = [threading.Thread(target=half, args=(worker,)) for worker in workers]
+        for thread in pair:
+            thread.start()
+        for thread in pair:
+            thread.join()
 
     with WorkerPool([Loop(turns), Loop(turns)]) as pool:
         suite.compare(

@@ -204,7 +204,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             return []
         if wait and run.core.is_own_thread():
             raise RuntimeError(f"a worker of {self!r} cannot wait for its own end: call shutdown(wait=False)")
-        return _end(run, wait, cancel_pending, timeout)
+        return _end(run, wait, cancel_pending, timeout, False)
 
     def __enter__(self) -> WorkerPool[OpT]:
         self.start()
@@ -213,7 +213,11 @@ class WorkerPool(PoolBase, Generic[OpT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.shutdown(cancel_pending=kind is not None)
+        run = self._current()
+        if run is not None and kind is not None and issubclass(kind, KeyboardInterrupt):
+            _end(run, True, True, None, True)
+        else:
+            self.shutdown(cancel_pending=kind is not None)
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
@@ -300,22 +304,30 @@ _running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 _pools: weakref.WeakSet[WorkerPool[Any]] = weakref.WeakSet()
 
 
-def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | None) -> list[Any]:
+def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | None, interrupted: bool) -> list[Any]:
+    """`interrupted`: a KeyboardInterrupt is on its way already; the next one stops the waiting."""
     deadline = None if timeout is None else time.monotonic() + timeout
     run.core.drain()
     cancelled = run.core.cancel_pending() if cancel_pending else []
     if not wait:
         return cancelled
     try:
-        ended = run.join(deadline)
+        try:
+            ended = run.join(deadline)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            run.core.cancel_pending()
+            run.join(None)
+            raise
     except KeyboardInterrupt:
-        run.core.cancel_pending()
-        run.join(None)
+        _running.discard(run)  # the program does not wait for it again when it ends
         raise
     if not ended:
         assert timeout is not None
         cancelled += run.core.cancel_pending()
         run.force(timeout)
+        _running.discard(run)
     return cancelled
 
 
@@ -327,7 +339,7 @@ def _end_all() -> None:
         run.core.drain()
         run.core.cancel_delayed()
     for run in runs:
-        _end(run, True, interrupted, None)
+        _end(run, True, interrupted, None, interrupted)
 
 
 def _after_fork_in_child() -> None:

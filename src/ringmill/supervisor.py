@@ -122,14 +122,17 @@ class Supervisor:
     def force(self, timeout: float) -> None:
         """The last rung: workers that are stuck are interrupted, streams that wait for them end, the log names them."""
         self.core.end_now()
-        stuck = [runner for runner, thread in zip(self.core.runners, self.threads, strict=True) if thread.is_alive()]
-        for runner in stuck:
+        crew = list(zip(self.core.runners, self.threads, strict=True))
+        busy = [runner for runner, thread in crew if thread.is_alive() and runner.is_running]
+        for runner in busy:
             try:
                 runner.worker.interrupt()
             except BaseException:
                 logger.exception("interrupt of worker %s raised", runner.name)
-        if any(type(runner.worker).interrupt is not Worker.interrupt for runner in stuck):
-            self.join(time.monotonic() + GRACE)
+        patience = time.monotonic() + GRACE
+        for runner, thread in crew:
+            if runner not in busy or type(runner.worker).interrupt is not Worker.interrupt:
+                thread.join(max(0.0, patience - time.monotonic()))
         frames = sys._current_frames()
         for thread in self.alive():
             frame = frames.get(thread.ident or 0)
@@ -152,12 +155,14 @@ class Supervisor:
 
     def _live(self, runner: Runner) -> None:
         error = self._init(runner.worker)
+        runner.set_alive(error is None)  # before the report: the first redrive may come at once after the start
         with self.reported:
             self.reports.append((runner, error))
             self.reported.notify_all()
             while self.verdict is None:
                 self.reported.wait()
         if error is not None or not self.verdict:
+            runner.set_alive(False)
             self._cleanup(runner)
             return
         logger.debug("worker %s started", runner.name)
@@ -165,7 +170,6 @@ class Supervisor:
         streak = 0
         while True:
             begun = time.monotonic()
-            runner.set_alive(True)
             try:
                 crash = runner.serve()
             except BaseException as failure:  # a fault of ringmill's own, or MemoryError: treated as the worker's
@@ -182,6 +186,8 @@ class Supervisor:
                 return
             if streak == 0:
                 return
+            crash = None  # it holds a traceback, and that the operation
+            runner.set_alive(True)
 
     def _restart(self, runner: Runner, crash: BaseException, crashes: deque[float], streak: int) -> int:
         """Brings a crashed worker up again: returns the new length of its streak of crashes.
@@ -213,10 +219,7 @@ class Supervisor:
         logger.error("worker %s is retired", runner.name)
         with self.lock:
             self.left[runner.index] = False
-            left = bytes(self.left)
-        if self.core.retire():
-            self.core.fail_unroutable(left)
-        else:
+        if not self.core.retire(runner):
             logger.critical("%r has lost its last worker and is broken", self)
             self.core.break_down()
 

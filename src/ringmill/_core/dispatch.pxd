@@ -46,6 +46,7 @@ cdef class Core(Home):
     cdef uint64_t failed        # without a worker: by breakage
     cdef Py_ssize_t waiting     # workers that wait for work of this pool
     cdef Py_ssize_t present     # workers that are not retired
+    cdef bint undelayed         # nothing is put back with a delay any more: the interpreter ends
     cdef atomic[uint32_t] phase
     cdef atomic[Py_ssize_t] side_count  # len(side); written under the lock
     cdef WaitQueue idle         # workers that sleep
@@ -66,6 +67,9 @@ cdef class Core(Home):
     cdef PyObject* next_feed(self, PyObject* after, Runner sleeper) except? NULL
     cdef Redrive take_aside(self, Runner runner)
     cdef bint may_take(self, Redrive record, Runner runner) noexcept
+    cdef bint routable(self, Redrive record) noexcept
+    cdef int end_redrive(self, Redrive record) except -1
+    cdef int wake_for_the_end(self) except -1
     cdef bint any_work(self, Runner runner) noexcept
     cdef int push_aside(self, Redrive record, bint from_delay) except -1
     cdef object give_up(self, OperationBase op, object error)
@@ -89,6 +93,7 @@ cdef class Runner:
     cdef uint64_t redriven
     cdef uint64_t tries
     cdef uint64_t restarts
+    cdef bint retired               # written under the pool's lock
     cdef atomic[uint32_t] alive     # between init and the end of its loop: may be handed redrives
     cdef PyObject* op               # what take() found, owned
     cdef uint64_t position

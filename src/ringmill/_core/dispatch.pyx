@@ -391,17 +391,24 @@ cdef class Core(Home):
     # put back, cancel, break
 
     cdef int push_aside(self, Redrive record, bint from_delay) except -1:
-        # Puts a redrive where workers find it, and wakes one that may take it, by name.
+        # Puts a redrive where workers find it, and wakes one that may take it, by name. Ends it where nobody may.
         cdef Runner runner
-        cdef bint eligible
+        cdef bint eligible, kept
         acquire(&self.lock)
         try:
-            if from_delay and self.postponed.pop(id(record.operation), None) is not record:
-                return 0  # cancelled meanwhile
-            self.side.append(record)
-            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
+            if from_delay:
+                if self.postponed.get(id(record.operation)) is not record:
+                    return 0  # cancelled meanwhile
+                del self.postponed[id(record.operation)]
+            # relaxed: written under the lock. Who ends what is pending does that after this phase is set.
+            kept = self.phase.load(memory_order_relaxed) < ENDING and self.routable(record)
+            if kept:
+                self.side.append(record)
+                self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
         finally:
             release(&self.lock)
+        if not kept:
+            return self.end_redrive(record)
         for runner in self.runners:
             acquire(&self.lock)
             eligible = self.may_take(record, runner)
@@ -409,6 +416,36 @@ cdef class Core(Home):
             if eligible and notify_owner(&self.idle, <void*>runner):
                 break
         return 1  # where no eligible worker slept, those that are awake look before they sleep
+
+    cdef bint routable(self, Redrive record) noexcept:
+        # Under the lock. Whether a worker is left, pausing ones included, that has not rejected it.
+        cdef Py_ssize_t k
+        cdef PyObject* runner
+        for k in range(self.crew):
+            runner = (<PyListObject*>self.runners).ob_item[k]
+            if not (<Runner>runner).retired and (record.rejected is None or not record.rejected[k]):
+                return True
+        return False
+
+    cdef int end_redrive(self, Redrive record) except -1:
+        # Ends a redrive that no worker will take: nobody may, or the pool has ended.
+        cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
+        if phase == ENDING:
+            self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
+        elif phase == BROKEN:
+            self.end_one(record.operation, record.feed, record.position, FAILED, self.stopped_error(), None)
+        else:
+            error = Unroutable(f"every worker that is left has rejected {record.operation!r}")
+            self.end_one(record.operation, record.feed, record.position, FAILED, error, None)
+        self.wake_for_the_end()
+        return 0
+
+    cdef int wake_for_the_end(self) except -1:
+        # Something was settled by another than a worker: while the pool drains, a worker must look whether that was all.
+        if self.phase.load(memory_order_acquire) >= DRAINING:  # acquire: pairs with _close
+            notify_all(&self.idle)
+            notify_all(&self.leaving)
+        return 0
 
     def due(self, Redrive record):
         """The delay of a redrive is over."""
@@ -430,6 +467,7 @@ cdef class Core(Home):
         if record is not None:
             Py_INCREF(op)  # the stream's
             record.feed.emit(<PyObject*>op, record.position)
+            self.wake_for_the_end()
             return True
         acquire(&self.lock)
         for k in range(len(self.orphans)):
@@ -443,6 +481,7 @@ cdef class Core(Home):
             (<Feed>orphan[1]).emit(<PyObject*>op, <uint64_t>orphan[2])
         elif self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
             notify(&self.idle)  # any worker may emit it now
+        self.wake_for_the_end()
         return True
 
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1:
@@ -527,7 +566,7 @@ cdef class Core(Home):
         """Ends what has not begun as CANCELLED and returns it. After drain()."""
         ended = []
         self._end_pending(CANCELLED, None, ended)
-        notify_all(&self.idle)
+        self.wake_for_the_end()
         return ended
 
     def _end_pending(self, uint32_t phase, error, list ended):
@@ -550,40 +589,37 @@ cdef class Core(Home):
         self._close(BROKEN, error)
         self._end_pending(FAILED, error, None)
 
-    def retire(self):
-        """One worker less. Returns whether those left can do what is pending: not when all wait for it themselves."""
-        acquire(&self.lock)
-        self.present -= 1
-        enough = self.present > self.waiting
-        release(&self.lock)
-        return enough
+    def retire(self, Runner runner):
+        """One worker less. Returns whether those left can do what is pending: not when all wait for it themselves.
 
-    def fail_unroutable(self, bytes left):
-        """A worker retired: fails the redrives that every worker of those `left` (by index) has rejected."""
+        Ends the redrives that only this one might have taken.
+        """
         cdef Redrive record
         cdef list lost = []
-        cdef Py_ssize_t k, w
-        cdef bint routable
+        cdef Py_ssize_t k
         acquire(&self.lock)
         try:
+            runner.retired = True
+            self.present -= 1
+            if self.present <= self.waiting:
+                return False
             for k in range(len(self.side) - 1, -1, -1):
                 record = <Redrive>(<PyListObject*>self.side).ob_item[k]
-                routable = record.rejected is None
-                for w in range(self.crew):
-                    routable = routable or (left[w] and not record.rejected[w])
-                if not routable:
+                if not self.routable(record):
                     lost.append(record)
                     del self.side[k]
             self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
         finally:
             release(&self.lock)
         for record in lost:
-            error = Unroutable(f"every worker that is left has rejected {record.operation!r}")
-            self.end_one(record.operation, record.feed, record.position, FAILED, error, None)
+            self.end_redrive(record)
+        notify(&self.inbox.not_full)
+        return True
 
     def cancel_delayed(self):
-        """Ends those whose delay runs as CANCELLED."""
+        """Ends those whose delay runs as CANCELLED, and from now on those that would be delayed."""
         cdef Redrive record
+        self.undelayed = True
         while True:
             acquire(&self.lock)
             record = self.postponed.popitem()[1] if self.postponed else None
@@ -591,7 +627,7 @@ cdef class Core(Home):
             if record is None:
                 break
             self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
-        notify_all(&self.idle)
+        self.wake_for_the_end()
 
     @property
     def is_inherited(self):
@@ -622,8 +658,9 @@ cdef class Core(Home):
             feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
 
     def end_now(self):
-        """Workers leave as soon as they are between two operations."""
+        """Workers leave as soon as they are between two operations. What is pending is cancelled."""
         self._close(ENDING, None)
+        self._end_pending(CANCELLED, None, None)
 
     # -----------------------------------------------------------------------------------------------------------
     # books
@@ -983,33 +1020,45 @@ cdef class Runner:
         """
         cdef PyObject* raw = self.op
         cdef Redrive record = self.record
+        cdef Core core = self.core
+        cdef bint ends = False
         if record is None:
             record = Redrive(<OperationBase>raw, self.came_from)
             record.position = self.position
         record.had = had
         record.rejected = rejected
-        self.op = NULL
-        self.record = None
-        acquire(&self.core.lock)
+        acquire(&core.lock)
         try:
             if delayed:
-                self.core.postponed[id(record.operation)] = record
+                # relaxed: written under the lock
+                ends = core.undelayed or core.phase.load(memory_order_relaxed) >= ENDING
+                if not ends:
+                    core.postponed[id(record.operation)] = record
             self.redriven += 1
             # relaxed load and release: as in run_one
             self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
             # acq_rel: as accept. From here on it may be cancelled.
             record.operation.state.fetch_xor(RUNNING ^ QUEUED, memory_order_acq_rel)
         finally:
-            release(&self.core.lock)
+            release(&core.lock)
+        self.op = NULL
+        self.record = None
         Py_DECREF(<object>raw)  # the record owns one
-        if not delayed:
-            self.core.push_aside(record, False)
+        if ends:
+            core.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
+        elif not delayed:
+            core.push_aside(record, False)
         return record
 
     @property
     def at_hand(self):
         """Whether the operation at hand has neither been ended nor put back yet."""
         return self.op != NULL
+
+    @property
+    def is_running(self):
+        """Whether it runs an operation now."""
+        return bool(self.word.load(memory_order_acquire) & 1)  # acquire: as count
 
     @property
     def is_alive(self):

@@ -206,21 +206,28 @@ cdef void _wake(WaitNode* node) noexcept:
 
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
     # Wakes one sleeper if there is one and nobody searches. `word` was read after the publication.
-    cdef WaitNode* node = NULL
+    cdef WaitNode* node
+    cdef bint told = False
     if word & SEARCHERS:
         # release: what was published before it; pairs with the load in search
         q.hint.store(1, memory_order_release)
         if q.epoch.load(memory_order_acquire) == epoch_now:  # acquire: pairs with the reset after a fork
             return
-    _lock(q)
-    if q.first and not _word(q) & SEARCHERS:
-        node = q.first
-        _unlink(q, node)
-        # A Sleeper is told and answers for nobody: it is no searcher, and whoever else sleeps gets the next wake-up.
-        _set_word(q, _word(q) - SLEEPER + (0 if node.sleeper else SEARCHER))
-    release(&q.lock)
-    if node:
+    while True:
+        node = NULL
+        _lock(q)
+        if q.first and not _word(q) & SEARCHERS:
+            node = q.first
+            _unlink(q, node)
+            # A Sleeper is told and answers for nobody: it is no searcher, and the next in the list is woken as well.
+            told = node.sleeper != NULL
+            _set_word(q, _word(q) - SLEEPER + (0 if told else SEARCHER))
+        release(&q.lock)
+        if node == NULL:
+            return
         _wake(node)
+        if not told:
+            return
 
 
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
