@@ -101,6 +101,44 @@ assert list(source) in ([4, 5, 6, 7, 8, 9], [5, 6, 7, 8, 9])
     + USABLE_EMPTY
 )
 
+# A worker that sits in its first operation until the gate opens, so that whatever waits behind it waits.
+POOL = """
+gate = threading.Event()
+class Job(Operation):
+    pass
+class Gated(Worker):
+    def process(self, op):
+        gate.wait()
+pool = WorkerPool([Gated()], queue_size=1)
+pool.start()
+held = pool.do(Job())
+while pool.stats().running == 0:
+    time.sleep(0.001)
+"""
+POOL_GOES_ON = """
+gate.set()
+ops = [Job() for _ in range(5)]
+assert list(pool.execute(ops)) == ops and held.wait(30)
+assert pool.shutdown() == []
+"""
+REST_OF_STREAM = """
+gate.set()
+assert sum(1 for op in stream) == 3
+""" + POOL_GOES_ON
+NOT_TAKEN = "assert late.outcome is Outcome.PENDING and pool.stats().accepted == 2" + POOL_GOES_ON
+SLOW_INIT = """
+gate = threading.Event()
+class Slow(Worker):
+    def init(self): gate.wait()
+    def process(self, op): pass
+pool = WorkerPool([Slow()])
+"""
+STARTS_AGAIN = """
+gate.set()
+pool.start()
+pool.shutdown()
+"""
+
 WAITS = [
     Wait("get", EMPTY, "ring.get()", USABLE_EMPTY),
     Wait("get-timeout", EMPTY, "ring.get(timeout=60)", USABLE_EMPTY),
@@ -113,6 +151,21 @@ WAITS = [
     Wait("put_many-list", FULL, "ring.put_many([3, 4])", USABLE_FULL),
     Wait("put_many", SOURCE, "ring.put_many(source)", USABLE_SOURCE),
     Wait("put_many-timeout", SOURCE, "ring.put_many(source, timeout=60)", USABLE_SOURCE),
+    Wait("operation", POOL, "held.wait()", POOL_GOES_ON),
+    Wait("operation-timeout", POOL, "held.wait(60)", POOL_GOES_ON),
+    Wait("do", POOL + "pool.do(Job()); late = Job()", "pool.do(late)", NOT_TAKEN),
+    Wait("do-timeout", POOL + "pool.do(Job()); late = Job()", "pool.do(late, timeout=60)", NOT_TAKEN),
+    Wait("execute", POOL + "stream = pool.execute([Job(), Job(), Job()])", "next(stream)", REST_OF_STREAM),
+    Wait("stream-get", POOL + "stream = pool.execute([Job(), Job(), Job()])", "stream.get(60)", REST_OF_STREAM),
+    Wait("wrap", POOL + "stream = pool.wrap(iter([Job(), Job(), Job()]))", "next(stream)", REST_OF_STREAM),
+    Wait("wrap-thread", POOL + "stream = pool.wrap([Job(), Job(), Job()], feed='thread')", "next(stream)",
+         REST_OF_STREAM),
+    Wait("start", SLOW_INIT, "pool.start()", STARTS_AGAIN),
+    Wait("subscription", "hub = Hub(); ring = hub.subscribe()", "ring.get()", "hub.broadcast(1); assert ring.get() == 1"),
+    Wait("broadcast", "hub = Hub(buffer=1); ring = hub.subscribe(); hub.broadcast(1)", "hub.broadcast(2)",
+         "assert ring.get_many() == [1]"),
+    Wait("signal", "hub = Hub(buffer=1); ring = hub.subscribe(); hub.signal(1)", "hub.signal(2)",
+         "assert ring.get_many() == [1]"),
 ]
 
 

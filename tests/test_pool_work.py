@@ -477,6 +477,28 @@ def test_of_workers_that_all_wait_the_last_is_refused() -> None:
     assert outcomes[id(child)] is Outcome.SUCCEEDED
 
 
+def test_a_look_is_no_wait() -> None:
+    saw: list[Any] = []
+    child = Number(1)
+
+    def process(op: Number) -> None:
+        if op.number:
+            return
+        saw.append(op.wait(0))
+        pool.do(child)
+        saw.append(child.wait(timeout=0))
+        stream = pool.execute([Number(2)])
+        try:
+            stream.get(timeout=0)
+        except queue.Empty:
+            saw.append("empty")
+
+    with WorkerPool([Calling(process)]) as pool:
+        assert pool.do(Number(0)).wait(LONG)
+        assert child.wait(LONG)
+    assert saw == [False, False, "empty"]
+
+
 def test_waiting_for_another_pool_is_nobodys_business() -> None:
     with WorkerPool([Squarer()], name="inner") as inner:
         squares: list[int | None] = []
