@@ -32,13 +32,13 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from os import cpu_count
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringmill import Operation, Worker, WorkerPool
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from .harness import Suite, open_suite
-else:
+else:  # run as a script
     from harness import Suite, open_suite
 
 BATCH = 1000

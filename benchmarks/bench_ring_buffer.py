@@ -16,13 +16,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import Queue, SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ringmill import RingBuffer
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from .harness import Suite, open_suite
-else:
+else:  # run as a script
     from harness import Suite, open_suite
 
 BATCH = 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, InvalidStateError
@@ -147,6 +148,29 @@ def test_reserved_names_are_no_fields(name: str, how: str) -> None:
     }
     with pytest.raises(TypeError, match=name):
         type("Spoilt", (Operation,), bodies[how])
+
+
+def create(body: str) -> Any:
+    """A class statement without this file's __future__ import: from 3.14 on, annotations are kept as a function."""
+    names: dict[str, Any] = {"Operation": Operation, "dataclass": dataclass, "__name__": "created"}
+    exec(compile(f"class Created(Operation):\n    {body}", "created", "exec", dont_inherit=True), names)
+    return names["Created"]
+
+
+@pytest.mark.parametrize("name", ["outcome", "error", "tries"])
+@pytest.mark.parametrize("body", ["{}: int", "{}: int = 3", "{} = 3", "def {}(self): pass", "{}: 'Later'"])
+def test_reserved_names_are_no_fields_of_a_class_statement(name: str, body: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        create(body.format(name))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_a_field_may_be_annotated_with_a_later_name() -> None:
+    assert create("parent: Created").__annotations__["parent"]
+    assert create("other: 'Later'")().outcome is Outcome.PENDING
+    with pytest.raises(TypeError, match="error"):
+        create("error: Later")
+    create("other: Later")
 
 
 @pytest.mark.parametrize("name", ["outcome", "error", "tries"])

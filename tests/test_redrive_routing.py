@@ -297,8 +297,8 @@ def test_those_that_are_unroutable_make_room_for_a_caller() -> None:
         with held(pool, "b", SystemExit()):
             op = pool.do(Job(wanted="b"))
             wait_until(lambda: op.rejected == "a")  # it fills the queue
-            look_from = start_threads(lambda: pool.do(Job()))
-        assert look_from.join()[0].wait(LONG)
+            caller = start_threads(lambda: pool.do(Job()))
+        assert caller.join()[0].wait(LONG)
         assert op.wait(LONG)
         assert isinstance(op.error, Unroutable)
 
@@ -358,10 +358,8 @@ def test_redriven_work_goes_first_but_not_twice_running() -> None:
 def test_neither_starves_the_other(workers: int) -> None:
     """Ops that fail for as long as new work waits, and new work that comes for as long as they fail."""
     stop = threading.Event()
-    first = threading.Semaphore(0)
 
     def again(_: Actor) -> None:
-        first.release()
         if not stop.is_set():
             raise Retry
 

@@ -41,10 +41,10 @@ class Gated(Worker[Number]):
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them."""
+    """Every test here ends its pools, and their threads go with them; a feeding thread when its source lets it."""
     before = set(threading.enumerate())
     yield
-    assert set(threading.enumerate()) <= before
+    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def stagger(rng: random.Random) -> None:

@@ -5,6 +5,7 @@ May import the compiled core.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -17,7 +18,7 @@ __all__ = ["Hub", "Overflow", "Subscription"]
 T = TypeVar("T")
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_incoming", "latest", "raise"]
-POLICIES = ("block", "drop_oldest", "drop_incoming", "latest", "raise")
+POLICIES: tuple[Overflow, ...] = ("block", "drop_oldest", "drop_incoming", "latest", "raise")
 
 
 class Subscription(SubscriptionBase, Generic[T]):
@@ -83,7 +84,7 @@ class Hub(HubBase, Generic[T]):
         policy = self._overflow if overflow is None else _overflow(overflow)
         self._check_open()
         subscription: Subscription[T] = Subscription(size, policy, self)
-        self.subscriptions.add(subscription)
+        self._add(subscription)
         try:
             self._check_open()
         except BaseException:
@@ -98,7 +99,7 @@ class Hub(HubBase, Generic[T]):
         """
         if not isinstance(subscription, Subscription):
             raise TypeError(f"subscription must be a Subscription, not {subscription!r}")
-        if not self.subscriptions.remove(subscription):
+        if not self._remove(subscription):
             return False
         subscription._end()
         return True
@@ -106,7 +107,7 @@ class Hub(HubBase, Generic[T]):
     def close(self) -> None:
         """Ends all subscriptions, after what was delivered; later calls raise `Closed`. Idempotent, never blocks."""
         self._shut()
-        for subscription in self.subscriptions:
+        for subscription in self._all():
             self.unsubscribe(subscription)
 
     def __enter__(self) -> Hub[T]:
@@ -119,7 +120,7 @@ class Hub(HubBase, Generic[T]):
 
     def __len__(self) -> int:
         """How many subscriptions there are; a snapshot."""
-        return len(self.subscriptions)
+        return len(self._all())
 
     def __bool__(self) -> bool:
         return True
@@ -131,12 +132,15 @@ class Hub(HubBase, Generic[T]):
 def _buffer(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"buffer must be an integer, not {value!r}")
-    if not 1 <= value <= MAX_CAPACITY:
+    size = operator.index(value)
+    if not 1 <= size <= MAX_CAPACITY:
         raise ValueError(f"buffer must be from 1 to {MAX_CAPACITY}, got {value!r}")
-    return int(value)
+    return size
 
 
 def _overflow(value: Any) -> Overflow:
+    if not isinstance(value, str):
+        raise TypeError(f"overflow must be a string, not {value!r}")
     if value not in POLICIES:
         raise ValueError(f"overflow must be one of {', '.join(POLICIES)}, got {value!r}")
-    return value  # type: ignore[no-any-return]  # one of the literals
+    return POLICIES[POLICIES.index(value)]  # a plain string, though a subclass was given

@@ -6,6 +6,7 @@ May import `operation`, `worker`, `supervisor` and the compiled core.
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import sys
 import threading
@@ -268,12 +269,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise PoolNotRunning(f"{self!r} is not running: call start()")
         ready: RingBuffer[OpT] = RingBuffer(size)
         if isinstance(source, RingBuffer) and feed == "reader":
-            return self._wrap(Feed(source, ready, ordered=ordered, foreign=True, resets=reset), None, False, reset)
+            return self._wrap(run.core, Feed(source, ready, ordered=ordered, foreign=True, resets=reset), None, False, reset)
         iterator = _iterator(source)
         if feed == "reader":
-            return self._wrap(Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset)
+            return self._wrap(run.core, Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset)
         inlet = Feed(RingBuffer(size), ready, ordered=ordered, tickets=RingBuffer(size))
-        stream: Stream[OpT] = self._wrap(inlet, None, False, reset)
+        stream: Stream[OpT] = self._wrap(run.core, inlet, None, False, reset)
         threading.Thread(
             target=feed_from_thread, args=(run.core, inlet, iterator, reset), name=f"{self._name}-feed", daemon=True
         ).start()
@@ -387,11 +388,12 @@ def _forget(key: int) -> Callable[[Any], None]:
 def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < least:
+    number = operator.index(value)
+    if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    if most is not None and value > most:
+    if most is not None and number > most:
         raise ValueError(f"{name} must be at most {most}, got {value!r}")
-    return int(value)
+    return number
 
 
 def _seconds(name: str, value: Any) -> float:

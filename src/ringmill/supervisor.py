@@ -144,6 +144,7 @@ class Supervisor:
     # a worker's thread
 
     def _main(self, runner: Runner) -> None:
+        runner.enter()
         try:
             self._live(runner)
         finally:
@@ -152,6 +153,8 @@ class Supervisor:
                 last = self.living == 0
             if last:
                 self.timer.stop()
+                self.core.finish()
+            runner.leave()
 
     def _live(self, runner: Runner) -> None:
         error = self._init(runner.worker)

@@ -66,6 +66,8 @@ cdef class Core(Home):
     cdef int remove(self, Feed feed) except -1
     cdef PyObject* next_feed(self, PyObject* after, Runner sleeper) except? NULL
     cdef Redrive take_aside(self, Runner runner)
+    cdef Redrive take_any(self)
+    cdef dict take_postponed(self)
     cdef bint may_take(self, Redrive record, Runner runner) noexcept
     cdef bint routable(self, Redrive record) noexcept
     cdef int end_redrive(self, Redrive record) except -1
@@ -93,7 +95,8 @@ cdef class Runner:
     cdef uint64_t redriven
     cdef uint64_t tries
     cdef uint64_t restarts
-    cdef bint retired               # written under the pool's lock
+    cdef bint retired               # written under the pool's lock, like the next
+    cdef bint waits                 # for work of its own pool, so it takes none
     cdef atomic[uint32_t] alive     # between init and the end of its loop: may be handed redrives
     cdef PyObject* op               # what take() found, owned
     cdef uint64_t position
@@ -102,7 +105,7 @@ cdef class Runner:
     cdef Redrive record
     cdef int turn                   # how many more it takes from `feed` before it looks at the next
     cdef bint aside                 # took the last one from the side list
-    cdef PyObject* last_type        # borrowed, compared only
+    cdef object last_type
     cdef bint overridden            # whether last_type overrides done()
 
     cdef int take(self) noexcept

@@ -52,8 +52,10 @@ from ringmill._core.operation cimport (
     SUCCEEDED,
     accept,
     phase_of,
+    put_back,
     renew,
     unaccept,
+    unplace,
 )
 from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT, Result
 from ringmill._core.feed cimport Bell
@@ -90,7 +92,7 @@ cdef enum:
     FOUND = 1
     LEAVE = 2
 
-cdef Py_tss_t current_runner    # the Runner whose thread this is, borrowed: it is set and cleared by serve()
+cdef Py_tss_t current_runner    # the Runner whose thread this is, borrowed, between enter() and leave()
 PyThread_tss_create(&current_runner)
 
 cdef object done_of_base = OperationBase.done
@@ -237,6 +239,8 @@ cdef class Core(Home):
                 self.first = feed.next
             (<Feed>feed.next).prev = feed.prev
             (<Feed>feed.prev).next = feed.next
+            if not self.linked:
+                self.first = NULL
         release(&self.lock)
         if linked:
             if feed.bell is not None:
@@ -366,6 +370,7 @@ cdef class Core(Home):
                 not record.had[k]
                 and (record.rejected is None or not record.rejected[k])
                 and (<Runner>(<PyListObject*>self.runners).ob_item[k]).alive.load(memory_order_relaxed)
+                and not (<Runner>(<PyListObject*>self.runners).ob_item[k]).waits
             ):
                 return False
         return True
@@ -435,7 +440,7 @@ cdef class Core(Home):
         elif phase == BROKEN:
             self.end_one(record.operation, record.feed, record.position, FAILED, self.stopped_error(), None)
         else:
-            error = Unroutable(f"every worker that is left has rejected {record.operation!r}")
+            error = Unroutable(f"every worker that is left has rejected {describe(record.operation)}")
             self.end_one(record.operation, record.feed, record.position, FAILED, error, None)
         self.wake_for_the_end()
         return 0
@@ -465,6 +470,7 @@ cdef class Core(Home):
         release(&self.lock)
         op.end(CANCELLED, type(op).done is not done_of_base)
         if record is not None:
+            unplace(op)
             Py_INCREF(op)  # the stream's
             record.feed.emit(<PyObject*>op, record.position)
             self.wake_for_the_end()
@@ -477,6 +483,7 @@ cdef class Core(Home):
                 break
         release(&self.lock)
         if orphan is not None:
+            unplace(op)
             Py_INCREF(op)  # the stream's
             (<Feed>orphan[1]).emit(<PyObject*>op, <uint64_t>orphan[2])
         elif self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
@@ -497,6 +504,7 @@ cdef class Core(Home):
                 ended = True  # comes out of its stream a moment before its done()
         release(&self.lock)
         if ended:
+            unplace(<OperationBase>op)
             feed.emit(op, position)
         else:
             Py_DECREF(<object>op)  # the orphan owns one
@@ -575,13 +583,35 @@ cdef class Core(Home):
         for feed in self._feeds():
             self.end_unbegun(feed, phase, error, ended)
         while True:
-            acquire(&self.lock)
-            record = self.side.pop(0) if self.side else self.postponed.popitem()[1] if self.postponed else None
-            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
-            release(&self.lock)
+            record = self.take_any()
             if record is None:
-                return
+                break
             self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+        for record in self.take_postponed().values():
+            self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+
+    cdef Redrive take_any(self):
+        # The first redrive that waits for a worker, for its end. Nothing is dropped under the lock.
+        cdef Redrive record = None
+        acquire(&self.lock)
+        if self.side:
+            record = <Redrive>(<PyListObject*>self.side).ob_item[0]
+            del self.side[0]
+            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
+        release(&self.lock)
+        if record is not None:
+            notify(&self.inbox.not_full)
+        return record
+
+    cdef dict take_postponed(self):
+        # All redrives whose delay runs, for their end. Nothing is made or dropped under the lock.
+        cdef dict none = {}
+        cdef dict taken
+        acquire(&self.lock)
+        taken = self.postponed
+        self.postponed = none
+        release(&self.lock)
+        return taken
 
     def break_down(self):
         """The last worker is lost: everything pending fails, streams end with the error, nothing is accepted."""
@@ -619,15 +649,19 @@ cdef class Core(Home):
     def cancel_delayed(self):
         """Ends those whose delay runs as CANCELLED, and from now on those that would be delayed."""
         cdef Redrive record
+        acquire(&self.lock)
         self.undelayed = True
-        while True:
-            acquire(&self.lock)
-            record = self.postponed.popitem()[1] if self.postponed else None
-            release(&self.lock)
-            if record is None:
-                break
+        release(&self.lock)
+        for record in self.take_postponed().values():
             self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
         self.wake_for_the_end()
+
+    def finish(self):
+        """The last thread has ended: nothing is pending. Lets go of the feeds, and of the rings that have bells in them."""
+        cdef Feed feed
+        for feed in list(self.kept):
+            feed.end(self.stopped_error())
+            self.remove(feed)
 
     @property
     def is_inherited(self):
@@ -771,13 +805,17 @@ cdef class Core(Home):
     cdef bint enter_wait(self) except -1:
         # A worker of this pool is about to wait for its work. False: this thread is none of its workers.
         cdef bint last
-        if self.current() is None:
+        cdef Runner runner = self.current()
+        if runner is None:
             return False
         acquire(&self.lock)
         last = self.waiting + 1 >= self.present
         if not last:
             self.waiting += 1
+            runner.waits = True
         release(&self.lock)
+        if self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
+            notify_all(&self.idle)  # what only this worker was to take, others may now
         if last:
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
@@ -785,8 +823,10 @@ cdef class Core(Home):
         return True
 
     cdef void leave_wait(self) noexcept:
+        cdef Runner runner = self.current()
         acquire(&self.lock)
         self.waiting -= 1
+        runner.waits = False
         release(&self.lock)
 
 
@@ -808,6 +848,14 @@ cdef int do_attempt(void* asking) noexcept:
 
 cdef int do_more(void* asking) noexcept:
     return (<Core>(<Asking*>asking).core).inbox.has_room()
+
+
+cdef str describe(object o):
+    # Its repr, which is the user's code.
+    try:
+        return repr(o)
+    except Exception as error:
+        return f"a {type(o).__qualname__} whose repr raises {type(error).__qualname__}"
 
 
 cdef Note new_note(object error, OperationBase op, bint seen):
@@ -846,6 +894,8 @@ cdef class Runner:
                 notify(&feed.pending.not_full)
             return FOUND
         if feed.foreign and result == SHUT and not feed.ended():
+            if feed.culprit:
+                notify(&feed.pending.not_full)  # it was taken
             self.end_source(feed)
         return NOTHING
 
@@ -864,9 +914,9 @@ cdef class Runner:
             if feed.culprit:
                 culprit = <object>feed.culprit
                 if isinstance(culprit, OperationBase):
-                    error = OperationReused(f"the source gave {culprit!r}, which is pending, or finished and not reset")
+                    error = OperationReused(f"the source gave {describe(culprit)}, which is pending, or finished and not reset")
                 else:
-                    error = TypeError(f"the source must give Operations, got {culprit!r}")
+                    error = TypeError(f"the source must give Operations, got {describe(culprit)}")
             feed.end(error)
         except BaseException:
             logger.exception("while a source ended")
@@ -915,13 +965,19 @@ cdef class Runner:
         self.came_from = record.feed
         return FOUND
 
+    def enter(self):
+        """The calling thread is this worker's from now on, until leave()."""
+        PyThread_tss_set(&current_runner, <void*>self)
+
+    def leave(self):
+        PyThread_tss_set(&current_runner, NULL)
+
     def serve(self):
         """Takes and runs operations until the pool ends: returns None. Returns the error if the worker crashed."""
         cdef int found
         self.process = self.worker.process
-        self.last_type = NULL
+        self.last_type = None
         self.turn = 0
-        PyThread_tss_set(&current_runner, <void*>self)
         try:
             while True:
                 found = self.take()
@@ -936,7 +992,6 @@ cdef class Runner:
                     if crash is not None:
                         return crash
         finally:
-            PyThread_tss_set(&current_runner, NULL)
             self.feed = self.came_from = None
             self.process = None
 
@@ -959,7 +1014,7 @@ cdef class Runner:
         self.op = NULL
         # relaxed load and release: as above. Counted, then the outcome, then done(), then the stream.
         self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-        if <PyObject*>Py_TYPE(raw) != self.last_type:
+        if <PyObject*>Py_TYPE(raw) != <PyObject*>self.last_type:
             self.look_at_type(type(<object>raw))
         if self.record is not None:
             self.record = None
@@ -968,7 +1023,7 @@ cdef class Runner:
         return None
 
     cdef int look_at_type(self, object kind) except -1:
-        self.last_type = <PyObject*>kind
+        self.last_type = kind
         self.overridden = kind.done is not done_of_base
         return 0
 
@@ -1037,15 +1092,16 @@ cdef class Runner:
             self.redriven += 1
             # relaxed load and release: as in run_one
             self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-            # acq_rel: as accept. From here on it may be cancelled.
-            record.operation.state.fetch_xor(RUNNING ^ QUEUED, memory_order_acq_rel)
+            put_back(record.operation)
         finally:
             release(&core.lock)
         self.op = NULL
         self.record = None
         Py_DECREF(<object>raw)  # the record owns one
-        if ends:
+        if ends and core.phase.load(memory_order_acquire) < ENDING:  # acquire: as end_redrive
             core.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
+        elif ends:
+            core.end_redrive(record)
         elif not delayed:
             core.push_aside(record, False)
         return record

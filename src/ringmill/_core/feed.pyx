@@ -25,6 +25,7 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 from ringmill._core.operation cimport (
     CANCELLED,
     PHASE,
+    PLACED,
     RESETTING,
     SUCCEEDED,
     OperationBase,
@@ -46,7 +47,7 @@ cdef PyTypeObject* operation_type = <PyTypeObject*>OperationBase
 cdef bint _take_over(OperationBase op) noexcept nogil:
     # Finished -> RESETTING: the caller resets it, and nobody else may.
     cdef uint32_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
-    while SUCCEEDED <= seen & PHASE <= CANCELLED:
+    while SUCCEEDED <= seen & PHASE <= CANCELLED and not seen & PLACED:
         # acquire twice: of several, one gets it
         if op.state.compare_exchange_weak(
             seen, (seen & ~<uint32_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
@@ -78,7 +79,7 @@ cdef class Feed:
         if not self.foreign:
             return self.pending.try_get(op, position)
         acquire(&self.lock)
-        if self.ended() or self.pending.is_shut() and not self.pending.has_items():
+        if self.ended() or self.culprit or self.pending.is_shut() and not self.pending.has_items():
             result = SHUT  # before the places, which it needs none of; has_work says the same
         elif self.places() <= 0:
             result = NOT_NOW
@@ -93,7 +94,7 @@ cdef class Feed:
                     position[0] = self.drawn
                     self.drawn += 1
                 else:
-                    self.culprit = op[0]  # owned by the feed now; `end` is called by the taker, who gets SHUT
+                    self.culprit = op[0]  # owned by the feed now; whoever gets SHUT ends it
                     result = SHUT
         release(&self.lock)
         return result
@@ -162,7 +163,8 @@ cdef class Feed:
         if self.ready is None or self.ready.is_shut():
             return 0
         acquire(&self.lock)
-        self.failure = failure
+        if self.failure is None:
+            self.failure = failure  # None goes, so nothing runs under the lock
         release(&self.lock)
         self.ready.close_ring()
         return 0
@@ -191,7 +193,7 @@ cdef class Feed:
             return self.pending.has_items()
         acquire(&self.lock)
         found = not self.ended() and (
-            self.places() > 0 and self.pending.has_items() or self.pending.is_shut() and not self.pending.has_items()
+            self.culprit != NULL or self.places() > 0 and self.pending.has_items() or self.pending.is_shut() and not self.pending.has_items()
         )
         release(&self.lock)
         return found

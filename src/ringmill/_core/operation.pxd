@@ -25,6 +25,7 @@ cdef enum:
     # flags above it
     RELEASED = 8                # done() was called: nobody waits any more
     WAITED = 16                 # somebody waits, or did
+    PLACED = 32                 # it has a place in a queue that nobody has claimed yet
 
 cdef class Note:
     # The error that ended an operation; logs itself if it goes unseen.
@@ -55,7 +56,7 @@ cdef class OperationBase:
     cdef bint begin(self) noexcept nogil
     cdef bint quash(self) noexcept nogil
     cdef void end(self, uint32_t phase, bint overridden)
-    cdef bint release(self) except -1
+    cdef bint release(self, uint32_t phase) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef Note get_note(self)
     cdef void set_note(self, Note note)
@@ -68,7 +69,7 @@ cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
     cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while not seen & PHASE:
         # acq_rel: takes over what reset left, hands the operation to whoever claims it
-        if op.state.compare_exchange_weak(seen, seen | QUEUED, memory_order_acq_rel, memory_order_relaxed):
+        if op.state.compare_exchange_weak(seen, seen | QUEUED | PLACED, memory_order_acq_rel, memory_order_relaxed):
             op.home.store(home, memory_order_release)  # release: pairs with home_of
             return True
     return False
@@ -78,9 +79,19 @@ cdef inline bint unaccept(OperationBase op) noexcept nogil:
     cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while seen & PHASE == QUEUED:
         # acq_rel: as accept
-        if op.state.compare_exchange_weak(seen, seen ^ QUEUED, memory_order_acq_rel, memory_order_relaxed):
+        if op.state.compare_exchange_weak(
+            seen, seen & ~<uint32_t>(PHASE | PLACED), memory_order_acq_rel, memory_order_relaxed
+        ):
             return True
     return False
+
+cdef inline void put_back(OperationBase op) noexcept nogil:
+    # RUNNING -> QUEUED, by the worker that runs it: it has a place once more, and may be cancelled from here on.
+    op.state.fetch_xor(RUNNING ^ QUEUED ^ PLACED, memory_order_acq_rel)  # acq_rel: as accept
+
+cdef inline void unplace(OperationBase op) noexcept nogil:
+    # Its place was claimed; it had been cancelled, and may be reset from here on.
+    op.state.fetch_and(~<uint32_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
 cdef object wake_waiters(OperationBase op)
 cdef object reset(OperationBase op)

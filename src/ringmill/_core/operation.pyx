@@ -13,6 +13,9 @@
 # redrive and end, the worker that runs it; cancel, anybody, but only out of NEW and QUEUED, so that begin and cancel
 # race by compare-exchange and one wins. Whoever moves it out of QUEUED for good ends it, alone.
 #
+# PLACED ties a life to its place in a queue. A cancelled operation leaves its place behind, for whoever claims it to
+# find; until then it cannot be reset, or the place would be taken for one of its next life.
+#
 # RELEASED says that done() was called; it comes after the phase, except where a user calls done() early. A waiter
 # sets WAITED and reads RELEASED in one read-modify-write under its bucket's lock; the releaser sets RELEASED and reads
 # WAITED in one read-modify-write, then takes the chain of waiters under that lock. Both on one word: one of them sees
@@ -137,7 +140,7 @@ cdef class OperationBase:
         while seen & PHASE == QUEUED:
             # acq_rel: takes over what the submitter wrote; decides the race with cancel
             if self.state.compare_exchange_weak(
-                seen, seen ^ (QUEUED ^ RUNNING), memory_order_acq_rel, memory_order_relaxed
+                seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint32_t>PLACED, memory_order_acq_rel, memory_order_relaxed
             ):
                 return True
         return False
@@ -158,7 +161,10 @@ cdef class OperationBase:
         cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchanges decide
         if not overridden:
             # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head)
-            seen = self.state.exchange(phase | RELEASED, memory_order_acq_rel)
+            while not self.state.compare_exchange_weak(
+                seen, (seen & PLACED) | phase | RELEASED, memory_order_acq_rel, memory_order_relaxed
+            ):
+                pass
             if seen & (WAITED | RELEASED) == WAITED:
                 wake_waiters(self)
             return
@@ -170,14 +176,20 @@ cdef class OperationBase:
             self.done()
         except BaseException:
             logger.exception("%s.done() raised", type(self).__qualname__)
-        self.release()
+        self.release(phase)
 
-    cdef bint release(self) except -1:
-        # acq_rel: publishes what came before done(); reads WAITED (see the head)
-        cdef uint32_t seen = self.state.fetch_or(RELEASED, memory_order_acq_rel)
-        if seen & (WAITED | RELEASED) == WAITED:
-            wake_waiters(self)
-        return not seen & RELEASED
+    cdef bint release(self, uint32_t phase) except -1:
+        # Sets RELEASED and wakes the waiters; unless the operation has left that phase, and begun another life.
+        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        while seen & PHASE == phase and not seen & RELEASED:
+            # acq_rel: publishes what came before done(); reads WAITED (see the head)
+            if self.state.compare_exchange_weak(
+                seen, seen | RELEASED, memory_order_acq_rel, memory_order_relaxed
+            ):
+                if seen & WAITED:
+                    wake_waiters(self)
+                return True
+        return False
 
     cdef Note get_note(self):
         cdef ShortLock* lock = _bucket(self)
@@ -224,7 +236,10 @@ cdef class OperationBase:
 
         Called earlier, by the user, it releases the waiters and does not touch the outcome.
         """
-        self.release()
+        cdef uint32_t phase = phase_of(self)
+        while not self.state.load(memory_order_acquire) & RELEASED:  # acquire: as wait
+            self.release(phase)
+            phase = phase_of(self)
 
     def wait(self, timeout=None):
         """Blocks until the operation is done, at most `timeout` seconds (None: without limit).
@@ -268,36 +283,39 @@ cdef class OperationBase:
         cdef WaitNode* node = take_node()
         cdef WaitNode** link
         cdef ShortLock* lock = _bucket(self)
-        cdef bint granted = False
-        acquire(lock)
-        # acq_rel: see the head
-        if self.state.fetch_or(WAITED, memory_order_acq_rel) & RELEASED:
-            release(lock)
-            give_node(node)
-            return 1
-        node.next = self.waiters
-        node.queued = True
-        node.epoch = current_epoch()
-        self.waiters = node
-        release(lock)
+        cdef bint granted = True
         try:
-            granted = park(node, deadline)
-        finally:
-            if not granted:
+            while granted:
                 acquire(lock)
-                granted = not node.queued
-                link = &self.waiters
-                while not granted and link[0]:
-                    if link[0] == node:
-                        link[0] = node.next
-                        break
-                    link = &link[0].next
+                # acq_rel: see the head
+                if self.state.fetch_or(WAITED, memory_order_acq_rel) & RELEASED:
+                    release(lock)
+                    return 1
+                node.next = self.waiters
+                node.queued = True
+                node.epoch = current_epoch()
+                self.waiters = node
                 release(lock)
-                if granted:
-                    # The releaser is between its unlock and its release of our lock: a few instructions.
-                    PyThread_acquire_lock(node.lock, 1)
+                granted = False
+                try:
+                    granted = park(node, deadline)
+                finally:
+                    if not granted:
+                        acquire(lock)
+                        granted = not node.queued
+                        link = &self.waiters
+                        while not granted and link[0]:
+                            if link[0] == node:
+                                link[0] = node.next
+                                break
+                            link = &link[0].next
+                        release(lock)
+                        if granted:
+                            # The releaser is between its unlock and its release of our lock: a few instructions.
+                            PyThread_acquire_lock(node.lock, 1)
+        finally:
             give_node(node)
-        return granted
+        return 0
 
     def cancel(self):
         """Ends the operation as CANCELLED unless a worker is running it now or it is finished: False then.
@@ -333,9 +351,12 @@ cdef class OperationBase:
     def reset(self):
         """Makes a finished operation new, to be accepted once more; does nothing to a new one.
 
-        `OperationReused` while it is pending.
+        `OperationReused` while it is pending, and while one that was cancelled still has its place in the pool's queue:
+        until a worker has passed that.
         """
         if reset(self) is None:
+            if phase_of(self) == CANCELLED:
+                raise OperationReused(f"{self!r} still has its place in the queue, which no worker has passed yet")
             raise OperationReused(f"{self!r} is pending and cannot be reset: wait() for it first")
 
     def _fail(self, error):
@@ -393,12 +414,12 @@ cdef Home _home_of(OperationBase op):
 
 
 cdef object reset(OperationBase op):
-    # Finished -> NEW: True. New already: False. Pending: None.
+    # Finished -> NEW: True. New already: False. Pending, or cancelled in its place: None.
     cdef uint32_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     while True:
         if seen & PHASE == NEW:
             return False
-        if seen & PHASE == QUEUED or seen & PHASE == RUNNING or seen & PHASE == RESETTING:
+        if seen & PHASE == QUEUED or seen & PHASE == RUNNING or seen & PHASE == RESETTING or seen & PLACED:
             return None
         # acq_rel: of several threads that reset it, one does
         if op.state.compare_exchange_weak(

@@ -352,9 +352,9 @@ cdef class PoolBase:
         # A run begins: its core takes the calls from now on. It stays after the end, to say that.
         self._core = core
 
-    def _wrap(self, Feed feed, source, bint draws, bint resets):
-        self._core.add(feed)
-        return Stream(self._core, feed, source=source, wraps=True, draws=draws, resets=resets)
+    def _wrap(self, Core core not None, Feed feed not None, source, bint draws, bint resets):
+        core.add(feed)
+        return Stream(core, feed, source=source, wraps=True, draws=draws, resets=resets)
 
     def do(self, op, timeout=None):
         """Hands one operation over to the workers and returns it.

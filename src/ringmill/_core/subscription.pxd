@@ -25,7 +25,7 @@ cdef class SubscriptionBase:
     cdef int deliver(self, PyObject* item, int64_t deadline) except -1
 
 cdef class HubBase:
-    cdef readonly SubscriptionRing subscriptions
+    cdef SubscriptionRing subscriptions  # of SubscriptionBases only, so not for Python
     cdef atomic[uint32_t] shut
     cdef object __weakref__
 

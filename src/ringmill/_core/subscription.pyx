@@ -133,6 +133,15 @@ cdef class HubBase:
     def _check_open(self):
         self.check_open()
 
+    def _add(self, SubscriptionBase subscription not None):
+        self.subscriptions.add(subscription)
+
+    def _remove(self, SubscriptionBase subscription not None):
+        return self.subscriptions.remove(subscription)
+
+    def _all(self):
+        return self.subscriptions.snapshot().items
+
     def _shut(self):
         # seq_cst: before the walk over the subscriptions; a subscribe that adds after that sees it
         return not self.shut.exchange(1, memory_order_seq_cst)
@@ -165,6 +174,10 @@ cdef class HubBase:
                     return None
                 left -= 1
                 subscription = <SubscriptionBase>steal(raw)
+                if subscription.offer(<PyObject*>item) == DONE:
+                    return subscription
+            # Others moved the turn meanwhile, so those rounds may have left one out: ask each once.
+            for subscription in self.subscriptions._from_current():
                 if subscription.offer(<PyObject*>item) == DONE:
                     return subscription
             raw = self.subscriptions.step(True)

@@ -10,6 +10,7 @@
 
 from types import GenericAlias
 
+cimport cython
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -32,6 +33,7 @@ cdef class Snapshot:
     pass
 
 
+@cython.trashcan(True)  # as RingBuffer
 cdef class SubscriptionRing:
     """A circular list with a current position, for taking turns.
 
@@ -213,6 +215,8 @@ cdef class SubscriptionRing:
 
     def do(self, fn):
         """Calls `fn(item)` for each item once, from the current one on. Walks a snapshot; the ring may change."""
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, got {fn!r}")
         for item in self._from_current():
             fn(item)
 

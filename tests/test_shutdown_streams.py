@@ -1,0 +1,295 @@
+"""Shutdown comes while streams are under way, comes again, and comes from where it should not."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ringmill import (
+    Operation,
+    Outcome,
+    PoolNotRunning,
+    PoolStats,
+    Reject,
+    RingBuffer,
+    Stream,
+    Worker,
+    WorkerPool,
+)
+from tests.threads import run_threads, start_threads, wait_until
+
+LONG = 30.0  # seconds; reached only by a test that fails
+SHORT = 0.02  # seconds; a time limit that is meant to pass
+
+FEEDS = ["reader", "thread", "ring"]
+
+
+class Job(Operation):
+    """Succeeds, or holds its worker until the gate opens and then raises `error`, if any."""
+
+    def __init__(self, gate: Gate | None = None, error: BaseException | None = None) -> None:
+        self.gate = gate
+        self.error_then = error
+
+
+class Gate:
+    def __init__(self) -> None:
+        self.reached = threading.Semaphore(0)
+        self.opened = threading.Event()
+
+
+class Hand(Worker[Job]):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.mine: list[Gate] | None = None  # whose gates it takes; None: all
+
+    def init(self) -> None:
+        self.calls.append("init")
+
+    def process(self, op: Job) -> None:
+        if self.mine is not None and op.gate not in self.mine:
+            raise Reject
+        self.calls.append("process")
+        if op.gate is not None:
+            op.gate.reached.release()
+            assert op.gate.opened.wait(LONG)
+        if op.error_then is not None:
+            raise op.error_then
+
+    def handle_error(self, error: BaseException, op: Job) -> None:
+        pass
+
+    def cleanup(self) -> None:
+        self.calls.append("cleanup")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that feed may end a moment later
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+def counts(stats: PoolStats) -> dict[str, int]:
+    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
+    return {name: value for name in names if (value := getattr(stats, name))}
+
+
+def start(*workers: Hand, **settings: Any) -> WorkerPool[Job]:
+    pool: WorkerPool[Job] = WorkerPool(workers or [Hand()], name="mill", **settings)
+    pool.start()
+    return pool
+
+
+def hold(pool: WorkerPool[Job], gate: Gate, error: BaseException | None = None) -> Job:
+    """One worker has its hands full until the gate opens."""
+    op = pool.do(Job(gate, error))
+    assert gate.reached.acquire(timeout=LONG)
+    return op
+
+
+def endless(pool: WorkerPool[Job], feed: str, buffer: int = 4) -> Stream[Job]:
+    """A wrap whose source always has more."""
+    if feed == "ring":
+        ring = RingBuffer[Job](1000)
+        ring.put_many(Job() for _ in range(1000))
+        return pool.wrap(ring, buffer=buffer)
+    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, feed=feed)  # type: ignore[arg-type]
+
+
+def read(stream: Stream[Job]) -> list[Job]:
+    """All of a stream that may end with PoolNotRunning."""
+    came = []
+    with contextlib.suppress(PoolNotRunning):
+        came.extend(stream)
+    return came
+
+
+# What is under way
+
+
+@pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": 0}], ids=str)
+@pytest.mark.parametrize("feed", FEEDS)
+def test_wraps_in_flight_end_and_lose_nothing(feed: str, how: dict[str, Any], gate: Gate) -> None:
+    pool = start(Hand(), Hand())
+    streams = [endless(pool, feed) for _ in range(3)]
+    first = [stream.get(LONG) for stream in streams]
+    readers = start_threads(*[lambda stream=stream: read(stream) for stream in streams])
+    wait_until(lambda: pool.stats().succeeded > 100)
+    pool.shutdown(**how)
+    rest = readers.join()
+    stats = pool.stats()
+    pool.shutdown()
+    assert len(first) + sum(map(len, rest)) == stats.accepted  # each came out once
+    came = [*first, *itertools.chain(*rest)]
+    assert len(set(map(id, came))) == len(came)
+    assert all(op.outcome in (Outcome.SUCCEEDED, Outcome.CANCELLED) for op in came)
+    for stream in streams:
+        with pytest.raises(PoolNotRunning):
+            stream.get(0)
+
+
+@pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": LONG}], ids=str)
+@pytest.mark.parametrize("feed", FEEDS)
+def test_an_output_that_nobody_reads_holds_up_nothing(feed: str, how: dict[str, Any]) -> None:
+    pool = start(Hand(), Hand())
+    streams = [endless(pool, feed, buffer) for buffer in (1, 4)]
+    if feed == "reader":
+        for stream in streams:
+            stream.get(LONG)
+    else:
+        wait_until(lambda: pool.stats().succeeded == 5)  # both are full
+    batch = pool.execute([Job() for _ in range(50)])
+    pool.shutdown(**how)
+    assert len(list(batch)) == 50
+    stats = pool.stats()
+    assert stats.succeeded + stats.cancelled == stats.accepted
+    assert sum(len(read(stream)) for stream in streams) == stats.accepted - 50 - (2 if feed == "reader" else 0)
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_the_reader_is_gone(feed: str) -> None:
+    with start(Hand(), Hand()) as pool:
+        for count, op in enumerate(endless(pool, feed)):
+            assert op.outcome is Outcome.SUCCEEDED
+            if count == 20:
+                break
+    stats = pool.stats()
+    assert stats.accepted == stats.succeeded + stats.cancelled
+    assert 21 <= stats.accepted <= 21 + 4
+
+
+def test_a_source_that_blocks_for_ever() -> None:
+    source = queue.SimpleQueue[Job | None]()
+    pool = start(Hand())
+    stream = pool.wrap(iter(source.get, None), feed="thread")
+    reader = start_threads(lambda: read(stream))
+    source.put(Job())
+    wait_until(lambda: pool.stats().succeeded == 1)
+    assert pool.shutdown() == []
+    assert len(reader.join()[0]) == 1
+    source.put(late := Job())  # what it gives in the end is nobody's
+    wait_until(lambda: not any("feed" in thread.name for thread in threading.enumerate()))
+    assert late.outcome is Outcome.PENDING
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_a_stream_that_is_closed_while_the_pool_drains(feed: str, gate: Gate) -> None:
+    pool = start(Hand())
+    hold(pool, gate)
+    stream = endless(pool, feed, buffer=2)
+    if feed == "thread":
+        wait_until(lambda: pool.stats().accepted == 3)
+    batch = pool.execute(jobs := [Job() for _ in range(3)])
+    drainer = start_threads(pool.shutdown)
+    wait_until(lambda: "shutting down" in repr(pool))
+    stream.close()
+    batch.close()
+    assert all(op.wait(LONG) and op.outcome is Outcome.CANCELLED for op in jobs)
+    gate.opened.set()
+    assert drainer.join() == [[]]
+    stats = pool.stats()
+    assert (stats.succeeded, stats.cancelled) == (1, stats.accepted - 1)
+
+
+def test_all_that_is_left_is_cancelled_one_by_one_while_the_pool_drains(gate: Gate) -> None:
+    pool = start(Hand())
+    hold(pool, gate)
+    jobs = [pool.do(Job()) for _ in range(5)]
+    drainer = start_threads(pool.shutdown)
+    wait_until(lambda: "shutting down" in repr(pool))
+    assert all(op.cancel() and op.wait(0) for op in jobs)
+    gate.opened.set()
+    assert drainer.join() == [[]]
+    assert counts(pool.stats()) == {"succeeded": 1, "cancelled": 5}
+
+
+# Again, from elsewhere
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_without_waiting_and_then_from_several_threads(cancel: bool, gate: Gate) -> None:
+    pool = start(Hand())
+    hold(pool, gate)
+    jobs = [pool.do(Job()) for _ in range(4)]
+    first = pool.shutdown(wait=False, cancel_pending=cancel)
+    assert first == (jobs if cancel else [])
+    assert "shutting down" in repr(pool)
+    several = start_threads(*[pool.shutdown] * 4, lambda: pool.shutdown(cancel_pending=cancel))
+    gate.opened.set()
+    assert several.join() == [[]] * 5
+    assert all(op.outcome is (Outcome.CANCELLED if cancel else Outcome.SUCCEEDED) for op in jobs)
+    assert pool.shutdown() == []
+
+
+def test_timeouts_from_several_threads_share_out_what_is_left(gate: Gate) -> None:
+    pool = start(Hand())
+    hold(pool, gate)
+    jobs = [pool.do(Job()) for _ in range(30)]
+    shares = run_threads(*[lambda: pool.shutdown(timeout=SHORT)] * 4)
+    assert sorted(id(op) for share in shares for op in share) == sorted(map(id, jobs))
+    gate.opened.set()
+    assert pool.shutdown() == []
+
+
+@pytest.mark.parametrize("how", [{}, {"timeout": 1}, {"cancel_pending": True}], ids=str)
+def test_from_inside_a_worker_it_is_an_error_and_not_a_deadlock(how: dict[str, Any]) -> None:
+    class Leaver(Hand):
+        def process(self, op: Job) -> None:
+            pool.shutdown(**how)
+
+    pool = start(Leaver())
+    op = pool.do(Job())
+    assert op.wait(LONG)
+    assert type(op.error) is RuntimeError
+    with pytest.raises(RuntimeError):
+        op.check()
+    assert "running" in repr(pool)  # nothing has changed
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("where", ["here", "in a worker"])
+def test_from_del(where: str) -> None:
+    """Of an object that owns the pool, collected anywhere; on a worker's own thread it must not wait."""
+
+    class Owner:
+        def __init__(self, wait: bool) -> None:
+            self.cycle = self
+            self.wait = wait
+
+        def __del__(self) -> None:
+            self.returned = pool.shutdown(wait=self.wait)
+            ended.set()
+
+    class Collector(Hand):
+        def process(self, op: Job) -> None:
+            super().process(op)
+            if where == "in a worker":
+                owners.clear()
+                gc.collect()
+
+    ended = threading.Event()
+    owners: list[Owner] = []
+    pool = start(Collector())
+    owners.append(Owner(wait=where == "here"))
+    jobs = [pool.do(Job()) for _ in range(3)] if where == "here" else [pool.do(Job())]
+    if where == "here":
+        owners.clear()
+        gc.collect()
+    assert ended.wait(LONG)
+    assert pool.shutdown() == []
+    assert all(op.outcome is Outcome.SUCCEEDED for op in jobs)
