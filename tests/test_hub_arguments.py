@@ -71,8 +71,11 @@ def test_bad_overflow(overflow: Any) -> None:
 
 def test_a_buffer_may_be_any_integer() -> None:
     hub = Hub[int](buffer=Index())  # type: ignore[arg-type]
-    for sub in (hub.subscribe(), hub.subscribe(buffer=Index())):  # type: ignore[arg-type]
-        assert [hub.signal(i, timeout=0) for i in range(2)] == [sub, sub]
+    for arguments in ({}, {"buffer": Index()}):
+        with hub.subscribe(**arguments) as sub:  # type: ignore[arg-type]
+            assert [hub.signal(i, timeout=0) for i in range(2)] == [sub, sub]
+            with pytest.raises(queue.Full):
+                hub.signal(2, timeout=0)
 
 
 def test_an_overflow_may_be_any_str() -> None:

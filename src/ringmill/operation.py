@@ -5,9 +5,9 @@ May import the compiled core, and nothing above.
 
 from __future__ import annotations
 
-import inspect
+import sys
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._core.operation import OperationBase, Outcome
@@ -40,8 +40,23 @@ class Operation(OperationBase, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in RESERVED:
-            if name in cls.__dict__ or name in inspect.get_annotations(cls):
+            if name in cls.__dict__ or name in _annotations(cls):
                 raise TypeError(f"{cls.__qualname__}.{name}: the name is reserved by Operation, choose another")
+
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    def _annotations(cls: type) -> Mapping[str, Any]:
+        """The class's own annotations, unevaluated: they may name what comes later."""
+        return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
+
+else:
+
+    def _annotations(cls: type) -> Mapping[str, Any]:
+        """The class's own annotations."""
+        own: Mapping[str, Any] = cls.__dict__.get("__annotations__", {})
+        return own
 
 
 class Task(Operation, Generic[R]):

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._core.dispatch import Core, Redrive, Runner
-from .errors import Reject, RetriesExhausted, Retry, Unroutable
+from .errors import BrokenPool, Reject, RetriesExhausted, Retry, Unroutable
 from .operation import Operation
 from .worker import Worker
 
@@ -147,13 +147,19 @@ class Supervisor:
         runner.enter()
         try:
             self._live(runner)
+        except BaseException:  # a fault of ringmill's own, or a logging handler that raises: as if it had crashed for good
+            if runner.at_hand:
+                runner.fail(BrokenPool(f"{runner.name} broke down"), False)
+            self._retire(runner)
+            raise
         finally:
-            with self.lock:
-                self.living -= 1
-                last = self.living == 0
-            if last:
-                self.timer.stop()
-                self.core.finish()
+            if not self.core.is_inherited:
+                with self.lock:
+                    self.living -= 1
+                    last = self.living == 0
+                if last:
+                    self.timer.stop()
+                    self.core.finish()
             runner.leave()
 
     def _live(self, runner: Runner) -> None:
@@ -177,6 +183,10 @@ class Supervisor:
                 crash = runner.serve()
             except BaseException as failure:  # a fault of ringmill's own, or MemoryError: treated as the worker's
                 crash = failure
+                if runner.at_hand:
+                    runner.fail(failure, False)
+            if self.core.is_inherited:
+                return  # the child of a fork that an operation made: the worker is the parent's
             runner.set_alive(False)
             self._cleanup(runner)
             if crash is None:
@@ -219,12 +229,14 @@ class Supervisor:
             crash = error
 
     def _retire(self, runner: Runner) -> None:
-        logger.error("worker %s is retired", runner.name)
         with self.lock:
             self.left[runner.index] = False
-        if not self.core.retire(runner):
-            logger.critical("%r has lost its last worker and is broken", self)
+        broken = not self.core.retire(runner)
+        if broken:
             self.core.break_down()
+        logger.error("worker %s is retired", runner.name)
+        if broken:
+            logger.critical("%r has lost its last worker and is broken", self)
 
     def _init(self, worker: Worker[Any]) -> BaseException | None:
         try:
@@ -296,10 +308,15 @@ class Supervisor:
         if not any(other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
                    for other in self.core.runners):
             had = self._row(runner)  # all have had it: it starts over
-        if delay is None or delay <= 0:
+        if delay is None or not delay > 0:
             runner.put_back(had, rejected, False)
         else:
-            self.timer.add(runner.put_back(had, rejected, True), delay)
+            record = runner.put_back(had, rejected, True)
+            try:
+                self.timer.add(record, delay)
+            except BaseException:  # no thread, no memory: at once is better than never
+                self.core.due(record)
+                raise
         return None
 
     def _reject(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
@@ -351,8 +368,9 @@ class Timer:
         with self.changed:
             heapq.heappush(self.heap, (time.monotonic() + delay, next(self.numbers), record))
             if self.thread is None and not self.stopped:
-                self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self.thread.start()
+                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                thread.start()
+                self.thread = thread
             elif self.heap[0][2] is record:
                 self.changed.notify()
 

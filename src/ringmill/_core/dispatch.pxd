@@ -48,6 +48,7 @@ cdef class Core(Home):
     cdef Py_ssize_t present     # workers that are not retired
     cdef bint undelayed         # nothing is put back with a delay any more: the interpreter ends
     cdef atomic[uint32_t] phase
+    cdef atomic[uint32_t] sealed  # nothing more will be accepted: every feed has ended
     cdef atomic[Py_ssize_t] side_count  # len(side); written under the lock
     cdef WaitQueue idle         # workers that sleep
     cdef WaitQueue leaving      # workers that pause before a restart
@@ -56,6 +57,7 @@ cdef class Core(Home):
     cdef readonly RingBuffer inbox
     cdef Feed inbox_feed
     cdef dict kept              # owns the linked feeds, as its keys, in the order of their coming
+    cdef object streams         # a WeakSet of the feeds that somebody may read, spent ones too
     cdef object policy          # the Supervisor: _judge(runner, operation, error, raised)
 
     cdef int check_open(self) except -1
@@ -108,7 +110,7 @@ cdef class Runner:
     cdef object last_type
     cdef bint overridden            # whether last_type overrides done()
 
-    cdef int take(self) noexcept
+    cdef int take(self, bint sleepy) noexcept
     cdef int take_redrive(self) noexcept
     cdef int claim_from(self, Feed feed) noexcept
     cdef int watch(self, Feed feed) noexcept

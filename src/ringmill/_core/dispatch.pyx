@@ -23,18 +23,17 @@
 # Sleeping is waiter.pyx's: whoever publishes an operation notifies `idle`; one searcher at a time; a searcher that
 # takes one and sees more wakes the next. A redrive wakes a sleeping worker that may take it by name.
 #
-# The end. DRAINING: nothing is accepted (each feed was ended under its lock or by its ring's closed bit), so
-# accepted stands still; a worker that finds nothing counts, and when all are settled it sets ENDING and wakes all. The
+# The end. DRAINING: feeds are ended, one by one; when all are (sealed), accepted stands still; from then on a worker that finds nothing counts, and when all are settled it sets ENDING and wakes all. The
 # last one to settle looks for the next operation afterwards, so somebody counts after the last settlement.
 #
 # Cancelling. By the same compare-exchange as begin (operation.pyx), under the pool's lock, with the count. A cancelled
 # operation keeps its place in its ring; the worker that claims the place emits it, or, if done() has not been called
 # yet, leaves that to the canceller (orphans, under the lock: one of the two sees the other). One whose delay runs leaves
 # its place at once. An operation can be cancelled between its acceptance and its entry into the ring: it is counted
-# as accepted then, whatever the ring says (the maximum in count), and one that the ring refuses after that stays both.
+# as accepted then, whatever the ring says (the maximum in stats), and one that the ring refuses after that stays both.
 
-import logging
 import queue
+import weakref
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
@@ -51,6 +50,7 @@ from ringmill._core.operation cimport (
     RUNNING,
     SUCCEEDED,
     accept,
+    log_exception,
     phase_of,
     put_back,
     renew,
@@ -82,8 +82,6 @@ cdef extern from "Python.h":
     PyTypeObject* Py_TYPE(PyObject* o) nogil
     ctypedef struct PyListObject:
         PyObject** ob_item
-
-logger = logging.getLogger("ringmill")
 
 cdef enum:
     TURN = 32                   # operations that a worker takes from one feed before it looks at the next
@@ -117,6 +115,7 @@ cdef class Core(Home):
         self.orphans = []
         self.postponed = {}
         self.kept = {}
+        self.streams = weakref.WeakSet()
         init_queue(&self.idle)
         init_queue(&self.leaving)
         self.phase.store(OPEN, memory_order_relaxed)  # relaxed: published with the object
@@ -176,11 +175,14 @@ cdef class Core(Home):
         acquire(&self.lock)
         self.accepted_before += 1
         release(&self.lock)
+        unplace(op)  # it never had a place
+        self.wake_for_the_end()
         return op
 
     cdef int do_aside(self, OperationBase op) except -1:
         cdef Redrive record = Redrive(op, self.inbox_feed)
         cdef bint open
+        failure = None
         acquire(&self.lock)
         try:
             open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
@@ -188,12 +190,15 @@ cdef class Core(Home):
                 self.side.append(record)
                 self.accepted_before += 1
                 self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
+        except MemoryError as error:
+            open = False
+            failure = error
         finally:
             release(&self.lock)
         if open:
             notify(&self.idle)
         else:
-            self.give_up(op, self.stopped_error())
+            self.give_up(op, failure or self.stopped_error())
         return 0
 
     cdef int add(self, Feed feed) except -1:
@@ -205,6 +210,8 @@ cdef class Core(Home):
             feed.bell.target = &self.idle
             feed.bell.owner = self
         self.kept[feed] = None
+        if feed.ready is not None:
+            self.streams.add(feed)
         acquire(&self.lock)
         open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         if open:
@@ -276,12 +283,16 @@ cdef class Core(Home):
                 for item in ops:
                     Py_INCREF(item)  # the ring's
                 feed.pending.prefill((<PyListObject*>ops).ob_item)
+                feed.end(None)  # its total is known before anybody sees it
                 self.add(feed)
-            feed.end(None)
+            else:
+                feed.end(None)
         except BaseException:
             for item in ops[:k]:
-                if not unaccept(<OperationBase>item):
-                    self.give_up(<OperationBase>item, None)  # cancelled in these microseconds
+                try:
+                    self.give_up(<OperationBase>item, OperationReused)  # returns if it was cancelled in between
+                except OperationReused:
+                    pass
             raise
         return feed
 
@@ -399,12 +410,13 @@ cdef class Core(Home):
         # Puts a redrive where workers find it, and wakes one that may take it, by name. Ends it where nobody may.
         cdef Runner runner
         cdef bint eligible, kept
+        key = id(record.operation)
         acquire(&self.lock)
         try:
             if from_delay:
-                if self.postponed.get(id(record.operation)) is not record:
+                if self.postponed.get(key) is not record:
                     return 0  # cancelled meanwhile
-                del self.postponed[id(record.operation)]
+                del self.postponed[key]
             # relaxed: written under the lock. Who ends what is pending does that after this phase is set.
             kept = self.phase.load(memory_order_relaxed) < ENDING and self.routable(record)
             if kept:
@@ -456,23 +468,31 @@ cdef class Core(Home):
         """The delay of a redrive is over."""
         self.push_aside(record, True)
 
-    cdef bint cancel(self, OperationBase op) except -1:
-        # Cancels it if it has not begun, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
+    cdef int cancel(self, OperationBase op) except -1:
+        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
+        # False: it is not, any more.
         cdef Py_ssize_t k
         cdef tuple orphan = None
         cdef Redrive record = None
+        cdef bint quashed
+        key = id(op)
         acquire(&self.lock)
-        if not op.quash():
+        try:
+            quashed = op.quash(self.number)
+            if quashed:
+                self.cancelled += 1
+                record = self.postponed.pop(key, None)
+        finally:
             release(&self.lock)
+        if not quashed:
             return False
-        self.cancelled += 1
-        record = self.postponed.pop(id(op), None)
-        release(&self.lock)
-        op.end(CANCELLED, type(op).done is not done_of_base)
+        op.tell(CANCELLED, type(op).done is not done_of_base)
         if record is not None:
             unplace(op)
             Py_INCREF(op)  # the stream's
             record.feed.emit(<PyObject*>op, record.position)
+            record.operation = None  # the timer may keep the record for long
+            record.feed = None
             self.wake_for_the_end()
             return True
         acquire(&self.lock)
@@ -525,6 +545,7 @@ cdef class Core(Home):
     cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, object error,
                      list ended) except -1:
         cdef bint mine
+        cdef Note note = new_note(error, op, True) if error is not None else None
         Py_INCREF(op)  # the stream's
         acquire(&self.lock)
         mine = op.begin()
@@ -537,8 +558,8 @@ cdef class Core(Home):
         if not mine:
             self.emit_cancelled(<PyObject*>op, feed, position)
             return 0
-        if error is not None:
-            op.set_note(new_note(error, op, True))
+        if note is not None:
+            op.set_note(note)
         op.end(phase, type(op).done is not done_of_base)
         if ended is not None:
             ended.append(op)
@@ -555,18 +576,17 @@ cdef class Core(Home):
 
     def _close(self, uint32_t phase, failure):
         cdef Feed feed
+        if failure is None:
+            failure = PoolNotRunning(f"{self.policy!r} was shut down before the source was exhausted")
         acquire(&self.lock)
         if self.phase.load(memory_order_relaxed) < phase:  # relaxed: written under the lock
             self.phase.store(phase, memory_order_release)  # release: pairs with check_open
         release(&self.lock)
         # No feed is linked from here on. A batch has ended already; the others end now, with an error for the reader.
         for feed in self._feeds():
-            if feed is not self.inbox_feed:
-                feed.end(failure if failure is not None else PoolNotRunning(
-                    f"{self.policy!r} was shut down before the source was exhausted"))
-            else:
-                feed.end(None)
+            feed.end(failure)
         self.inbox.close_ring()  # wakes those who wait for room
+        self.sealed.store(1, memory_order_seq_cst)  # seq_cst: pairs with ends; accepted stands still from here on
         notify_all(&self.idle)
         notify_all(&self.leaving)
 
@@ -688,7 +708,7 @@ cdef class Core(Home):
     def abort_streams(self):
         """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
         cdef Feed feed
-        for feed in list(self.kept):
+        for feed in list(self.streams):
             feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
 
     def end_now(self):
@@ -723,10 +743,6 @@ cdef class Core(Home):
         for k in range(self.linked):
             counts.accepted += (<Feed>at).accepted()
             at = (<Feed>at).next
-        # One that was cancelled on its way into a ring: see the head.
-        counts.accepted = max(
-            counts.accepted, counts.running + counts.delayed + counts.succeeded + counts.failed + counts.cancelled
-        )
 
     cdef bint settled(self) noexcept nogil:
         # Whether everything accepted has its outcome. Exact while nothing is accepted.
@@ -740,7 +756,12 @@ cdef class Core(Home):
         # Whether workers leave now. Draining ends when all that was accepted is settled, and this finds out.
         cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
         # seq_cst: as take. A cancelled redrive is settled and still to be emitted.
-        if phase == DRAINING and not self.side_count.load(memory_order_seq_cst) and self.settled():
+        if (
+            phase == DRAINING
+            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close
+            and not self.side_count.load(memory_order_seq_cst)
+            and self.settled()
+        ):
             acquire(&self.lock)
             if self.phase.load(memory_order_relaxed) == DRAINING:  # relaxed: written under the lock
                 self.phase.store(ENDING, memory_order_release)  # release: as _close
@@ -775,6 +796,10 @@ cdef class Core(Home):
             flat[5 * k + 4] = runner.restarts
         self.count(&counts)
         release(&self.lock)
+        # One that was cancelled on its way into a ring counts as accepted, whatever the ring says: see the head.
+        counts.accepted = max(
+            counts.accepted, counts.running + counts.delayed + counts.succeeded + counts.failed + counts.cancelled
+        )
         for k in range(self.crew):
             word = flat[5 * k]
             rows.append({
@@ -868,7 +893,7 @@ cdef Note new_note(object error, OperationBase op, bint seen):
 # a worker
 
 cdef int take_attempt(void* runner) noexcept:
-    return (<Runner>runner).take()
+    return (<Runner>runner).take(True)
 
 cdef int take_more(void* runner) noexcept:
     return (<Runner>runner).core.any_work(<Runner>runner)
@@ -919,11 +944,11 @@ cdef class Runner:
                     error = TypeError(f"the source must give Operations, got {describe(culprit)}")
             feed.end(error)
         except BaseException:
-            logger.exception("while a source ended")
+            log_exception("a source ended with a failure in %s", self.name)
         return 0
 
-    cdef int take(self) noexcept:
-        # Finds the next operation for this worker, without waiting.
+    cdef int take(self, bint sleepy) noexcept:
+        # Finds the next operation for this worker, without waiting. `sleepy`: it will sleep if there is none.
         cdef PyObject* found
         cdef Core core = self.core
         if core.side_count.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with push_aside
@@ -938,7 +963,7 @@ cdef class Runner:
                     self.came_from = self.feed
                 return FOUND
         while True:
-            found = core.next_feed(<PyObject*>self.feed if self.feed is not None else NULL, self)
+            found = core.next_feed(<PyObject*>self.feed if self.feed is not None else NULL, self if sleepy else None)
             if found == NULL:
                 break
             if <PyObject*>self.feed != found:
@@ -952,6 +977,8 @@ cdef class Runner:
         # seq_cst: as above. It may have been skipped, for fairness.
         if core.side_count.load(memory_order_seq_cst) and self.take_redrive() == FOUND:
             return FOUND
+        if self.feed is not None:
+            self.feed = None  # it holds nothing while it sleeps
         return LEAVE if core.ends() else NOTHING
 
     cdef int take_redrive(self) noexcept:
@@ -980,9 +1007,11 @@ cdef class Runner:
         self.turn = 0
         try:
             while True:
-                found = self.take()
+                if self.core.epoch != current_epoch():
+                    return None  # in the child of a fork that this worker's operation made
+                found = self.take(False)
                 if found == NOTHING:
-                    self.feed = self.came_from = None  # holds nothing while it sleeps
+                    self.came_from = None  # as take
                     self.turn = 0
                     found = wait_for(&self.core.idle, take_attempt, take_more, <void*>self, <void*>self, NEVER)
                 if found == LEAVE:
@@ -1008,7 +1037,11 @@ cdef class Runner:
         try:
             self.process(<object>raw)
         except BaseException as error:
+            if self.core.epoch != current_epoch():
+                raise
             return self.core.policy._judge(self, <object>raw, error, True)
+        if self.core.epoch != current_epoch():
+            return None  # it forked, and this is the child: the operation is the parent's
         if (<OperationBase>raw).note is not None:
             return self.core.policy._judge(self, <object>raw, (<OperationBase>raw).get_note().error, False)
         self.op = NULL
@@ -1077,18 +1110,19 @@ cdef class Runner:
         cdef Redrive record = self.record
         cdef Core core = self.core
         cdef bint ends = False
+        key = id(<object>raw)
         if record is None:
             record = Redrive(<OperationBase>raw, self.came_from)
             record.position = self.position
-        record.had = had
-        record.rejected = rejected
         acquire(&core.lock)
         try:
+            record.had = had  # bytes: dropping the old ones runs nothing
+            record.rejected = rejected
             if delayed:
                 # relaxed: written under the lock
                 ends = core.undelayed or core.phase.load(memory_order_relaxed) >= ENDING
                 if not ends:
-                    core.postponed[id(record.operation)] = record
+                    core.postponed[key] = record
             self.redriven += 1
             # relaxed load and release: as in run_one
             self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)

@@ -26,6 +26,7 @@ cdef class Feed:
     cdef PyObject* next
     cdef PyObject* prev
     cdef bint linked
+    cdef object __weakref__
 
     cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil
     cdef void emit(self, PyObject* op, uint64_t position) noexcept

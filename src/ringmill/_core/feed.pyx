@@ -46,11 +46,11 @@ cdef PyTypeObject* operation_type = <PyTypeObject*>OperationBase
 
 cdef bint _take_over(OperationBase op) noexcept nogil:
     # Finished -> RESETTING: the caller resets it, and nobody else may.
-    cdef uint32_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
+    cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     while SUCCEEDED <= seen & PHASE <= CANCELLED and not seen & PLACED:
         # acquire twice: of several, one gets it
         if op.state.compare_exchange_weak(
-            seen, (seen & ~<uint32_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
+            seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
         ):
             return True
     return False

@@ -40,47 +40,54 @@ cdef class Home:
     cdef readonly uint32_t number
     cdef uint32_t epoch
     cdef object __weakref__
-    cdef bint cancel(self, OperationBase op) except -1
+    cdef int cancel(self, OperationBase op) except -1
     cdef bint enter_wait(self) except -1
     cdef void leave_wait(self) noexcept
     cdef object stopped_error(self)
 
+cdef enum:
+    HOME_SHIFT = 32             # above the flags: the number of the pool that accepted it, while it is pending there
+
 cdef class OperationBase:
-    cdef atomic[uint32_t] state
-    cdef atomic[uint32_t] home  # the number of the pool that accepted it last; 0 until that is known
+    cdef atomic[uint64_t] state
     cdef atomic[uint32_t] tried  # process was called that often in vain; written by the worker that runs it
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
     cdef Note note              # guarded by the same; written before the phase that says so
     cdef object __weakref__
 
     cdef bint begin(self) noexcept nogil
-    cdef bint quash(self) noexcept nogil
-    cdef void end(self, uint32_t phase, bint overridden)
-    cdef bint release(self, uint32_t phase) except -1
+    cdef bint quash(self, uint32_t home) noexcept nogil
+    cdef int end(self, uint32_t phase, bint overridden) except -1
+    cdef int tell(self, uint32_t phase, bint overridden) except -1
+    cdef int release(self, uint32_t phase) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef Note get_note(self)
     cdef void set_note(self, Note note)
 
 cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
-    return op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
+    return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
 
 cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
     # NEW -> QUEUED, from any thread. False: it is pending somewhere, or finished and not reset.
-    cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while not seen & PHASE:
         # acq_rel: takes over what reset left, hands the operation to whoever claims it
-        if op.state.compare_exchange_weak(seen, seen | QUEUED | PLACED, memory_order_acq_rel, memory_order_relaxed):
-            op.home.store(home, memory_order_release)  # release: pairs with home_of
+        if op.state.compare_exchange_weak(
+            seen,
+            seen | QUEUED | PLACED | <uint64_t>home << HOME_SHIFT,
+            memory_order_acq_rel,
+            memory_order_relaxed,
+        ):
             return True
     return False
 
 cdef inline bint unaccept(OperationBase op) noexcept nogil:
     # QUEUED -> NEW: the pool did not take it after all. False: it was cancelled meanwhile, and counted as such.
-    cdef uint32_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while seen & PHASE == QUEUED:
         # acq_rel: as accept
         if op.state.compare_exchange_weak(
-            seen, seen & ~<uint32_t>(PHASE | PLACED), memory_order_acq_rel, memory_order_relaxed
+            seen, seen & (RELEASED | WAITED), memory_order_acq_rel, memory_order_relaxed
         ):
             return True
     return False
@@ -91,8 +98,9 @@ cdef inline void put_back(OperationBase op) noexcept nogil:
 
 cdef inline void unplace(OperationBase op) noexcept nogil:
     # Its place was claimed; it had been cancelled, and may be reset from here on.
-    op.state.fetch_and(~<uint32_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
+    op.state.fetch_and(~<uint64_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
+cdef int log_exception(str what, object subject) except -1
 cdef object wake_waiters(OperationBase op)
 cdef object reset(OperationBase op)
 cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept

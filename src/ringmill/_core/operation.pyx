@@ -1,6 +1,6 @@
 # The compiled base of Operation: what happened to it, how often it was tried, and who waits for it.
 #
-# The state is one word, a phase and two flags:
+# The state is one word: a phase, flags, and, while it is pending, the number of the pool that has it:
 #
 #            accept             begin              end
 #     NEW ----------> QUEUED ----------> RUNNING ----------> SUCCEEDED | FAILED
@@ -33,7 +33,7 @@ from concurrent.futures import CancelledError, InvalidStateError
 from weakref import WeakValueDictionary
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 from ringmill._core.waiter cimport (
     NEVER,
@@ -115,7 +115,7 @@ cdef class Home:
         self.epoch = current_epoch()
         homes[self.number] = self
 
-    cdef bint cancel(self, OperationBase op) except -1:
+    cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
     cdef bint enter_wait(self) except -1:
@@ -135,52 +135,56 @@ cdef class OperationBase:
     # for the pool
 
     cdef bint begin(self) noexcept nogil:
-        # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile, and has been ended.
-        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile.
+        cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while seen & PHASE == QUEUED:
             # acq_rel: takes over what the submitter wrote; decides the race with cancel
             if self.state.compare_exchange_weak(
-                seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint32_t>PLACED, memory_order_acq_rel, memory_order_relaxed
+                seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint64_t>PLACED, memory_order_acq_rel, memory_order_relaxed
             ):
                 return True
         return False
 
-    cdef bint quash(self) noexcept nogil:
-        # NEW or QUEUED -> CANCELLED. The caller calls end(). False: it is running, or finished.
-        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
-        while seen & PHASE == NEW or seen & PHASE == QUEUED:
+    cdef bint quash(self, uint32_t home) noexcept nogil:
+        # QUEUED in that pool, or NEW for home 0, -> CANCELLED. The caller calls tell(). False: look again.
+        cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        while seen & PHASE == (QUEUED if home else NEW) and seen >> HOME_SHIFT == home:
             # acq_rel: as begin, with which it races
             if self.state.compare_exchange_weak(
-                seen, (seen & ~<uint32_t>PHASE) | CANCELLED, memory_order_acq_rel, memory_order_relaxed
+                seen, (seen & (WAITED | RELEASED | PLACED)) | CANCELLED, memory_order_acq_rel, memory_order_relaxed
             ):
                 return True
         return False
 
-    cdef void end(self, uint32_t phase, bint overridden):
-        # Sets the outcome, then calls done(). Only by whoever moved it out of QUEUED. The note is in place.
-        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchanges decide
+    cdef int end(self, uint32_t phase, bint overridden) except -1:
+        # RUNNING -> the outcome, then done(). Only by whoever made it RUNNING. The note is in place.
+        cdef uint64_t seen
         if not overridden:
             # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head)
-            while not self.state.compare_exchange_weak(
-                seen, (seen & PLACED) | phase | RELEASED, memory_order_acq_rel, memory_order_relaxed
-            ):
-                pass
+            seen = self.state.exchange(phase | RELEASED, memory_order_acq_rel)
             if seen & (WAITED | RELEASED) == WAITED:
                 wake_waiters(self)
-            return
+            return 0
+        seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while not self.state.compare_exchange_weak(
-            seen, (seen & ~<uint32_t>PHASE) | phase, memory_order_acq_rel, memory_order_relaxed
+            seen, (seen & (WAITED | RELEASED)) | phase, memory_order_acq_rel, memory_order_relaxed
         ):
             pass
-        try:
-            self.done()
-        except BaseException:
-            logger.exception("%s.done() raised", type(self).__qualname__)
-        self.release(phase)
+        return self.tell(phase, True)
 
-    cdef bint release(self, uint32_t phase) except -1:
+    cdef int tell(self, uint32_t phase, bint overridden) except -1:
+        # The outcome is set: calls done(), if that is overridden, and releases the waiters whatever it does.
+        if overridden:
+            try:
+                self.done()
+            except BaseException:
+                log_exception("done() raised in %s", type(self).__qualname__)
+        self.release(phase)
+        return 0
+
+    cdef int release(self, uint32_t phase) except -1:
         # Sets RELEASED and wakes the waiters; unless the operation has left that phase, and begun another life.
-        cdef uint32_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while seen & PHASE == phase and not seen & RELEASED:
             # acq_rel: publishes what came before done(); reads WAITED (see the head)
             if self.state.compare_exchange_weak(
@@ -188,8 +192,8 @@ cdef class OperationBase:
             ):
                 if seen & WAITED:
                     wake_waiters(self)
-                return True
-        return False
+                return 1
+        return 0
 
     cdef Note get_note(self):
         cdef ShortLock* lock = _bucket(self)
@@ -259,6 +263,8 @@ cdef class OperationBase:
             return bool(self.park(deadline))
         if home.epoch != current_epoch():
             raise home.stopped_error()
+        if deadline != NEVER and now_ns() >= deadline:
+            return False  # only a look
         if MAX_SPIN_NS:
             limit = now_ns() + MAX_SPIN_NS
             if deadline != NEVER and deadline < limit:
@@ -322,13 +328,24 @@ cdef class OperationBase:
 
         Never blocks; safe from any thread. An operation that no pool has accepted is cancelled too.
         """
-        cdef Home home = _home_of(self)
-        if home is not None and home.epoch == current_epoch():
-            return home.cancel(self)
-        if not self.quash():
-            return False
-        self.end(CANCELLED, type(self).done is not OperationBase.done)
-        return True
+        cdef uint64_t seen
+        cdef Home home
+        cdef int cancelled
+        while True:
+            seen = self.state.load(memory_order_acquire)  # acquire: pairs with accept
+            if seen & PHASE == NEW:
+                if self.quash(0):
+                    self.tell(CANCELLED, type(self).done is not OperationBase.done)
+                    return True
+            elif seen & PHASE == QUEUED:
+                home = homes.get(seen >> HOME_SHIFT)
+                if home is None or home.epoch != current_epoch():
+                    return False  # its pool is gone, or in the parent of a fork
+                cancelled = home.cancel(self)
+                if cancelled:
+                    return True
+            else:
+                return False
 
     def check(self):
         """Returns the operation if it succeeded, raises its error otherwise.
@@ -402,20 +419,24 @@ cdef object wake_waiters(OperationBase op):
 
 cdef Home _home_of(OperationBase op):
     # The pool that has it, if it is pending in one that lives.
-    cdef uint32_t phase = phase_of(op)
-    cdef uint32_t number
-    while phase == QUEUED or phase == RUNNING:
-        number = op.home.load(memory_order_acquire)  # acquire: pairs with accept
-        if number:
-            return homes.get(number)
-        pause()  # the accepting thread is between the phase and the number
-        phase = phase_of(op)
+    cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with accept
+    if seen & PHASE == QUEUED or seen & PHASE == RUNNING:
+        return homes.get(seen >> HOME_SHIFT)
     return None
+
+
+cdef int log_exception(str what, object subject) except -1:
+    # Logs the exception that is being handled. A logging handler that raises must not stop what goes on after it.
+    try:
+        logger.exception(what, subject)
+    except BaseException:
+        pass
+    return 0
 
 
 cdef object reset(OperationBase op):
     # Finished -> NEW: True. New already: False. Pending, or cancelled in its place: None.
-    cdef uint32_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
+    cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     while True:
         if seen & PHASE == NEW:
             return False
@@ -423,7 +444,7 @@ cdef object reset(OperationBase op):
             return None
         # acq_rel: of several threads that reset it, one does
         if op.state.compare_exchange_weak(
-            seen, (seen & ~<uint32_t>PHASE) | RESETTING, memory_order_acq_rel, memory_order_acquire
+            seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acq_rel, memory_order_acquire
         ):
             break
     renew(op, NEW, 0)
@@ -434,5 +455,5 @@ cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept:
     # RESETTING -> NEW, or QUEUED in a pool. By the thread that made it RESETTING.
     op.set_note(None)
     op.tried.store(0, memory_order_relaxed)  # relaxed: published by the phase
-    op.home.store(home, memory_order_relaxed)  # relaxed: published by the phase
-    op.state.store(phase, memory_order_release)  # release: pairs with accept, begin and cancel
+    # release: pairs with accept, begin and cancel. One that goes on to a pool has a place there.
+    op.state.store((PLACED if home else 0) | phase | <uint64_t>home << HOME_SHIFT, memory_order_release)

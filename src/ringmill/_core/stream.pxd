@@ -6,7 +6,7 @@ from libcpp.atomic cimport atomic
 
 from ringmill._core.dispatch cimport Core
 from ringmill._core.feed cimport Feed
-from ringmill._core.waiter cimport WaitQueue
+from ringmill._core.waiter cimport ShortLock, WaitQueue
 
 cdef class Stream:
     cdef Feed feed                  # written once, like the next four
@@ -24,6 +24,7 @@ cdef class Stream:
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1
+    cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline)
     cdef int take_turn(self, int64_t deadline, bint block) except -1
     cdef int give_turn(self) except -1
     cdef bint draw(self) except -1
@@ -32,4 +33,7 @@ cdef class Stream:
 
 cdef class PoolBase:
     cdef object __weakref__
+    cdef ShortLock _lock            # guards the next
     cdef Core _core                 # of the current or the last run
+
+    cdef Core _running(self)

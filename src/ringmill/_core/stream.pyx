@@ -34,11 +34,13 @@ from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_get_thread_ident,
+    acquire,
     current_epoch,
     deadline_of,
     init_queue,
     notify,
     now_ns,
+    release,
     steal,
     wait_for,
 )
@@ -139,7 +141,15 @@ cdef class Stream:
         cdef int result
         if self.core.epoch != current_epoch():
             raise self.core.stopped_error()
-        result = self.read_drawing(op, deadline, block) if self.draws else self.read_ready(op, deadline, block)
+        if not self.draws:
+            result = self.read_ready(op, deadline, block)
+        elif not self.take_turn(deadline, block):
+            return NOT_NOW
+        else:
+            try:
+                result = self.read_drawing(op, deadline, block)
+            finally:
+                self.give_turn()
         if result == DONE:
             if self.wraps:
                 self.taken(1)
@@ -149,7 +159,7 @@ cdef class Stream:
 
     cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1:
         cdef int result = self.feed.ready.try_get(op, NULL)
-        if result != NOT_NOW or not block:
+        if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
         if not self.core.enter_wait():
             return self.feed.ready.get_item(op, deadline, True)
@@ -159,32 +169,35 @@ cdef class Stream:
             self.core.leave_wait()
 
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
+        # With the turn.
         cdef int result
-        if not self.take_turn(deadline, block):
-            return NOT_NOW
-        try:
-            if self.source is not None and self.feed.places() > 0:
-                self.draw()  # one for the one that we take
-            while True:
-                result = self.feed.ready.try_get(op, NULL)
-                if result != NOT_NOW:
-                    return result
-                if self.source is None or self.feed.places() <= 0:
-                    break
-                if not block or (deadline != NEVER and now_ns() >= deadline):
-                    return NOT_NOW
-                self.draw()
-            return self.read_ready(op, deadline, block)
-        finally:
-            self.give_turn()
+        if self.source is not None and self.feed.places() > 0:
+            self.draw()  # one for the one that we take
+        while True:
+            result = self.feed.ready.try_get(op, NULL)
+            if result != NOT_NOW:
+                return result
+            if self.source is None or self.feed.places() <= 0:
+                break
+            if not block or (deadline != NEVER and now_ns() >= deadline):
+                return NOT_NOW
+            self.draw()
+        return self.read_ready(op, deadline, block)
 
     cdef int take_turn(self, int64_t deadline, bint block) except -1:
         if not turn_attempt(<void*>self):
             # relaxed: equal only if this very thread wrote it
             if self.reader.load(memory_order_relaxed) == PyThread_get_thread_ident():
                 raise RuntimeError("the source of a stream reads that stream")
-            if not block or not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, deadline):
+            if not block or (deadline != NEVER and now_ns() >= deadline):
                 return 0
+            own = self.core.enter_wait()
+            try:
+                if not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, deadline):
+                    return 0
+            finally:
+                if own:
+                    self.core.leave_wait()
         self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as above
         return 1
 
@@ -249,7 +262,6 @@ cdef class Stream:
 
         Raises as `get`. Safe from any thread.
         """
-        cdef PyObject* op = NULL
         cdef Py_ssize_t limit = self.feed.ready.capacity
         cdef Py_ssize_t length
         cdef int64_t deadline = deadline_of(timeout)
@@ -260,12 +272,9 @@ cdef class Stream:
             if max < 1:
                 raise ValueError(f"max must be at least 1, got {max!r}")
             limit = min(limit, max)
-        ops = [self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)]
         if self.draws:
-            # Each is read as alone, so that each draws its successor.
-            while len(ops) < limit and self.feed.ready.has_items() and self.read(&op, NEVER, False) == DONE:
-                ops.append(steal(op))
-            return ops
+            return self.get_many_drawing(limit, deadline)
+        ops = [self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)]
         length = min(limit - 1, self.feed.ready.length())
         if length:
             more = self.feed.ready._take(length)
@@ -273,6 +282,32 @@ cdef class Stream:
                 self.taken(len(more))
             ops += more
         return ops
+
+    cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline):
+        # Draws as many as are ready before it takes any: what the source raises cannot lose one that was taken.
+        cdef PyObject* op = NULL
+        cdef Py_ssize_t length
+        cdef int result
+        if self.core.epoch != current_epoch():
+            raise self.core.stopped_error()
+        if not self.take_turn(deadline, True):
+            raise Empty
+        try:
+            length = min(limit - 1, self.feed.ready.length())
+            while length > 0 and self.source is not None and self.feed.places() > 0:
+                self.draw()
+                length -= 1
+            result = self.read_drawing(&op, deadline, True)
+            if result == DONE:
+                ops = [steal(op)]
+                length = min(limit - 1, self.feed.ready.length())
+                return ops + self.feed.ready._take(length) if length else ops
+        finally:
+            self.give_turn()
+        if result == NOT_NOW:
+            raise Empty
+        self.finish()
+        raise Closed(f"all operations have been read: {self!r}")
 
     def close(self):
         """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks."""
@@ -350,7 +385,18 @@ cdef class PoolBase:
 
     def _open(self, Core core):
         # A run begins: its core takes the calls from now on. It stays after the end, to say that.
+        acquire(&self._lock)
+        old = self._core  # goes after the lock
         self._core = core
+        release(&self._lock)
+
+    cdef Core _running(self):
+        acquire(&self._lock)
+        core = self._core
+        release(&self._lock)
+        if core is None:
+            raise PoolNotRunning(f"{self!r} is not running: call start()")
+        return core
 
     def _wrap(self, Core core not None, Feed feed not None, source, bint draws, bint resets):
         core.add(feed)
@@ -365,15 +411,11 @@ cdef class PoolBase:
         not reset. Safe from any thread.
         """
         cdef int64_t deadline = NEVER
-        cdef Core core
         if not isinstance(op, OperationBase):
             raise TypeError(f"op must be an Operation, not {op!r}")
         if timeout is not None:
             deadline = deadline_of(timeout)
-        core = self._core
-        if core is None:
-            raise PoolNotRunning(f"{self!r} is not running: call start()")
-        return core.do(<OperationBase>op, deadline)
+        return self._running().do(<OperationBase>op, deadline)
 
     def execute(self, ops):
         """Hands a batch over, all or none, without blocking; returns the `Stream` on which the operations come out.
@@ -383,7 +425,5 @@ cdef class PoolBase:
         after the last operation, failed ones included. `PoolNotRunning` when the pool does not run. Safe from any
         thread.
         """
-        cdef Core core = self._core
-        if core is None:
-            raise PoolNotRunning(f"{self!r} is not running: call start()")
+        cdef Core core = self._running()
         return Stream(core, core.execute(ops))

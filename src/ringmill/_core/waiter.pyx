@@ -52,6 +52,20 @@ cdef extern from *:
     """
     const int64_t SLICE_NS "RINGMILL_SLICE_NS"
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define RINGMILL_FREE_THREADED 1
+    #else
+    #define RINGMILL_FREE_THREADED 0
+    #endif
+    """
+    const bint FREE_THREADED "RINGMILL_FREE_THREADED"
+
+# A function of the interpreter's, not of ours: calling it lets the interpreter do what is due on this thread.
+cdef object breathe = eval("lambda: None")
+cdef int64_t SETTLE_NS = 20_000_000
+
 cdef enum:
     SEARCHER = 1
     RESETTING = 0          # no epoch: the first is 1
@@ -253,6 +267,7 @@ cdef void notify_all(WaitQueue* q) noexcept:
     # Wakes everybody: the predicate became true for good (closed). The chain is ours once it is out of the list.
     cdef WaitNode* node
     cdef WaitNode* following
+    cdef WaitNode* told = NULL
     cdef uint64_t searchers
     _lock(q)
     node = q.first
@@ -268,10 +283,19 @@ cdef void notify_all(WaitQueue* q) noexcept:
     _set_word(q, searchers)
     q.hint.store(1, memory_order_release)  # release: as in notify_slow
     release(&q.lock)
+    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
     while node:
-        following = node.next  # before the wake: the node may be gone after it
-        _wake(node)
+        following = node.next  # before the release: the node may be gone after it
+        if node.sleeper:
+            node.next = told
+            told = node
+        else:
+            _wake(node)
         node = following
+    while told:
+        following = told.next
+        _wake(told)
+        told = following
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -348,6 +372,8 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
     cdef bint searching = search(q, deadline)
     cdef bint owes = searching  # a waker may have counted on us since we last looked and found nothing
     cdef WaitNode* node = NULL
+    cdef bint settles = FREE_THREADED and owner != NULL
+    cdef int64_t until
     try:
         node = take_node()
         node.owner = owner
@@ -363,7 +389,16 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
                 return result
             owes = False  # nobody can have counted on us before that look and published after it
             try:
-                searching = park(node, deadline)
+                if settles:
+                    # What others drop of what this thread made is freed when it attaches again (rule 14): once, soon.
+                    settles = False
+                    until = now_ns() + SETTLE_NS
+                    searching = park(node, until if deadline == NEVER or until < deadline else deadline)
+                    if not searching:
+                        breathe()
+                        searching = park(node, deadline)
+                else:
+                    searching = park(node, deadline)
             except BaseException:
                 searching = cancel_sleep(q, node)
                 raise
