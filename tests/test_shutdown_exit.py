@@ -68,6 +68,16 @@ PRELUDE = """
     def start_watch(times):
         threading.Thread(target=watch, args=(times,), daemon=True).start()
 
+    def poke(main=threading.main_thread().ident):
+        while True:
+            time.sleep(0.005)
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    def start_poking():
+        # A Ctrl-C just before the main thread falls asleep does not wake it: CPython's own race, with any lock.
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        threading.Thread(target=poke, daemon=True).start()
+
     pool = WorkerPool([Hand()], name="mill")
 """
 
@@ -264,6 +274,7 @@ def test_what_happens_in_del_at_exit() -> None:
 # Ctrl-C
 
 BODY = """
+    start_poking()
     with pool:
         pool.do(Job("held"))
         pool.do(Job("waiting"))
@@ -273,6 +284,7 @@ BODY = """
 """
 
 DRAINING = """
+    start_poking()
     pool.start()
     pool.do(Job("delayed", Retry(delay=3600)))
     while not pool.stats().delayed:
@@ -287,6 +299,7 @@ DRAINING = """
 """
 
 WAITING = """
+    start_poking()
     pool.start()
     pool.do(Job("delayed", Retry(delay=3600)))
     while not pool.stats().delayed:
@@ -298,6 +311,7 @@ WAITING = """
 """
 
 EXITING = """
+    start_poking()
     pool.start()
     pool.do(Job("held"))
     pool.do(Job("waiting"))

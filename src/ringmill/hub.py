@@ -51,7 +51,8 @@ class Subscription(SubscriptionBase, Generic[T]):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
-        return f"<Subscription {self.id} {state}, {self.overflow}, {len(self)} of {self.buffer}, {self.dropped} dropped>"
+        held = f"{len(self)} of {self.buffer}"
+        return f"<Subscription {self.id} {state}, {self.overflow}, {held}, {self.dropped} dropped>"
 
 
 class Hub(HubBase, Generic[T]):

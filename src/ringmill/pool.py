@@ -269,7 +269,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise PoolNotRunning(f"{self!r} is not running: call start()")
         ready: RingBuffer[OpT] = RingBuffer(size)
         if isinstance(source, RingBuffer) and feed == "reader":
-            return self._wrap(run.core, Feed(source, ready, ordered=ordered, foreign=True, resets=reset), None, False, reset)
+            inlet = Feed(source, ready, ordered=ordered, foreign=True, resets=reset)
+            return self._wrap(run.core, inlet, None, False, reset)
         iterator = _iterator(source)
         if feed == "reader":
             return self._wrap(run.core, Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset)

@@ -147,7 +147,7 @@ class Supervisor:
         runner.enter()
         try:
             self._live(runner)
-        except BaseException:  # a fault of ringmill's own, or a logging handler that raises: as if it had crashed for good
+        except BaseException:  # a fault of ringmill's own, or a logging handler that raises: it has crashed for good
             if runner.at_hand:
                 runner.fail(BrokenPool(f"{runner.name} broke down"), False)
             self._retire(runner)

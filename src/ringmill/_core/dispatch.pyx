@@ -750,7 +750,12 @@ cdef class Core(Home):
         acquire(&self.lock)
         self.count(&counts)
         release(&self.lock)
-        return counts.accepted == counts.succeeded + counts.failed + counts.cancelled
+        # The first two are implied, unless one was cancelled on its way into a ring and hides another: see the head.
+        return (
+            counts.running == 0
+            and counts.delayed == 0
+            and counts.accepted == counts.succeeded + counts.failed + counts.cancelled
+        )
 
     cdef bint ends(self) noexcept:
         # Whether workers leave now. Draining ends when all that was accepted is settled, and this finds out.
