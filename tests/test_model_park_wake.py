@@ -379,7 +379,7 @@ MEMORY: dict[str, Any] = {
 
 @cache
 def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
-    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first; ? may time out; X closes."""
+    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first; ? times out; X closes."""
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(cast.split()):
         me = f"{word}.{i}"

@@ -125,6 +125,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.settle()
             self.pool.start()
             self.run = []
+            self.cancelled.clear()  # by id: theirs may be taken by new ones
+            self.maybe_cancelled.clear()
             self.accepts = True
         else:
             self.pool.start()  # does nothing

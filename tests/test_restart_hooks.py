@@ -319,8 +319,9 @@ def test_starting_and_ending_leaves_no_thread_and_no_reference(seed: int) -> Non
     objects, references = census()
     for number in range(rounds):
         once(number)
-    wait_until(lambda: census()[1] == references)
-    assert census()[0] - objects < rounds // 2  # what grew did not grow with each round
+    grown, now = census()
+    assert grown - objects < rounds // 2, "what grew did not grow with each round"
+    assert all(after <= before for after, before in zip(now, references, strict=True)), (references, now)
 
 
 @pytest.mark.stress
@@ -357,7 +358,7 @@ def test_failing_operations_need_constant_memory(word: str) -> None:
                     objects.append(len(gc.get_objects()))
         stats = pool.stats()
     assert (seen, stats.failed, stats.accepted) == (total, total, total)
-    assert most < total // 40, f"{most} of {total // 10} operations that were looked at lived at once"
+    assert most < total // 20, f"{most} of {total // 10} operations that were looked at lived at once"
     assert objects[-1] - objects[0] < 1000, objects
     del op
     gc.collect()

@@ -55,7 +55,7 @@ else:
 
     def _annotations(cls: type) -> Mapping[str, Any]:
         """The class's own annotations."""
-        own: Mapping[str, Any] = cls.__dict__.get("__annotations__", {})
+        own: Mapping[str, Any] = cls.__dict__.get("__annotations__", {})  # noqa: RUF063  # they are evaluated here
         return own
 
 

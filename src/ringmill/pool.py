@@ -350,6 +350,7 @@ def _after_fork_in_child() -> None:
     _claims_lock = threading.Lock()
     for pool in list(_pools):
         pool._lifecycle = threading.Lock()
+        pool._after_fork()
 
 
 atexit.register(_end_all)

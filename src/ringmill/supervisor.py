@@ -148,9 +148,10 @@ class Supervisor:
         try:
             self._live(runner)
         except BaseException:  # a fault of ringmill's own, or a logging handler that raises: it has crashed for good
-            if runner.at_hand:
-                runner.fail(BrokenPool(f"{runner.name} broke down"), False)
-            self._retire(runner)
+            if not self.core.is_inherited:
+                if runner.at_hand:
+                    runner.fail(BrokenPool(f"{runner.name} broke down"), False)
+                self._retire(runner)
             raise
         finally:
             if not self.core.is_inherited:
@@ -183,10 +184,10 @@ class Supervisor:
                 crash = runner.serve()
             except BaseException as failure:  # a fault of ringmill's own, or MemoryError: treated as the worker's
                 crash = failure
-                if runner.at_hand:
-                    runner.fail(failure, False)
             if self.core.is_inherited:
                 return  # the child of a fork that an operation made: the worker is the parent's
+            if runner.at_hand:
+                runner.fail(crash or BrokenPool(f"{runner.name} broke down"), False)
             runner.set_alive(False)
             self._cleanup(runner)
             if crash is None:

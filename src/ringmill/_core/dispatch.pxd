@@ -44,7 +44,6 @@ cdef class Core(Home):
     cdef uint64_t accepted_before  # by feeds that are gone, and by way of the side list
     cdef uint64_t cancelled
     cdef uint64_t failed        # without a worker: by breakage
-    cdef Py_ssize_t waiting     # workers that wait for work of this pool
     cdef Py_ssize_t present     # workers that are not retired
     cdef bint undelayed         # nothing is put back with a delay any more: the interpreter ends
     cdef atomic[uint32_t] phase
@@ -83,6 +82,7 @@ cdef class Core(Home):
     cdef int end_unbegun(self, Feed feed, uint32_t phase, object error, list ended) except -1
     cdef void count(self, Counts* counts) noexcept nogil
     cdef bint settled(self) noexcept nogil
+    cdef Py_ssize_t waiting(self) noexcept
     cdef bint ends(self) noexcept
 
 cdef class Runner:
@@ -98,7 +98,9 @@ cdef class Runner:
     cdef uint64_t tries
     cdef uint64_t restarts
     cdef bint retired               # written under the pool's lock, like the next
-    cdef bint waits                 # for work of its own pool, so it takes none
+    cdef bint waits                 # for work of its own pool, so it takes none; for:
+    cdef OperationBase awaited      # this operation
+    cdef Feed awaited_feed          # or what comes out here
     cdef atomic[uint32_t] alive     # between init and the end of its loop: may be handed redrives
     cdef PyObject* op               # what take() found, owned
     cdef uint64_t position

@@ -210,8 +210,6 @@ cdef class Core(Home):
             feed.bell.target = &self.idle
             feed.bell.owner = self
         self.kept[feed] = None
-        if feed.ready is not None:
-            self.streams.add(feed)
         acquire(&self.lock)
         open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         if open:
@@ -230,6 +228,8 @@ cdef class Core(Home):
         if not open:
             self.kept.pop(feed, None)
             raise self.stopped_error()
+        if feed.ready is not None:
+            self.streams.add(feed)
         notify(&self.idle)
         return 0
 
@@ -609,6 +609,8 @@ cdef class Core(Home):
             self.end_one(record.operation, record.feed, record.position, phase, error, ended)
         for record in self.take_postponed().values():
             self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+            record.operation = None  # as in cancel
+            record.feed = None
 
     cdef Redrive take_any(self):
         # The first redrive that waits for a worker, for its end. Nothing is dropped under the lock.
@@ -649,9 +651,10 @@ cdef class Core(Home):
         cdef Py_ssize_t k
         acquire(&self.lock)
         try:
-            runner.retired = True
-            self.present -= 1
-            if self.present <= self.waiting:
+            if not runner.retired:
+                runner.retired = True
+                self.present -= 1
+            if self.present <= self.waiting():
                 return False
             for k in range(len(self.side) - 1, -1, -1):
                 record = <Redrive>(<PyListObject*>self.side).ob_item[k]
@@ -674,6 +677,8 @@ cdef class Core(Home):
         release(&self.lock)
         for record in self.take_postponed().values():
             self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
+            record.operation = None  # as in cancel
+            record.feed = None
         self.wake_for_the_end()
 
     def finish(self):
@@ -832,17 +837,39 @@ cdef class Core(Home):
     # -----------------------------------------------------------------------------------------------------------
     # waiting for work of one's own pool
 
-    cdef bint enter_wait(self) except -1:
+    cdef Py_ssize_t waiting(self) noexcept:
+        # Under the lock. How many workers wait for work of this pool that has not come yet.
+        cdef Py_ssize_t count = 0, k
+        cdef PyObject* runner
+        for k in range(self.crew):
+            runner = (<PyListObject*>self.runners).ob_item[k]
+            if not (<Runner>runner).waits:
+                continue
+            # acquire: pairs with end. It may have come, and the worker not run yet.
+            if (
+                (<Runner>runner).awaited is not None
+                and (<Runner>runner).awaited.state.load(memory_order_acquire) & RELEASED
+            ):
+                continue
+            if (<Runner>runner).awaited_feed is not None and (
+                (<Runner>runner).awaited_feed.ready.has_items() or (<Runner>runner).awaited_feed.ready.is_shut()
+            ):
+                continue
+            count += 1
+        return count
+
+    cdef bint enter_wait(self, OperationBase awaited, object stream) except -1:
         # A worker of this pool is about to wait for its work. False: this thread is none of its workers.
         cdef bint last
         cdef Runner runner = self.current()
         if runner is None:
             return False
         acquire(&self.lock)
-        last = self.waiting + 1 >= self.present
+        last = self.waiting() + 1 >= self.present
         if not last:
-            self.waiting += 1
             runner.waits = True
+            runner.awaited = awaited  # None goes, so nothing runs under the lock
+            runner.awaited_feed = <Feed>stream
         release(&self.lock)
         if self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
             notify_all(&self.idle)  # what only this worker was to take, others may now
@@ -855,8 +882,11 @@ cdef class Core(Home):
     cdef void leave_wait(self) noexcept:
         cdef Runner runner = self.current()
         acquire(&self.lock)
-        self.waiting -= 1
+        awaited = runner.awaited  # they go after the lock
+        feed = runner.awaited_feed
         runner.waits = False
+        runner.awaited = None
+        runner.awaited_feed = None
         release(&self.lock)
 
 
@@ -914,8 +944,10 @@ cdef class Runner:
 
     cdef int claim_from(self, Feed feed) noexcept:
         cdef bint reset = False
-        cdef Result result = feed.claim(&self.op, &self.position, self.core.number, &reset)
+        cdef PyObject* op = NULL
+        cdef Result result = feed.claim(&op, &self.position, self.core.number, &reset)
         if result == DONE:
+            self.op = op
             if reset:
                 renew(<OperationBase>self.op, QUEUED, self.core.number)
             if feed.foreign:

@@ -41,7 +41,7 @@ cdef class Home:
     cdef uint32_t epoch
     cdef object __weakref__
     cdef int cancel(self, OperationBase op) except -1
-    cdef bint enter_wait(self) except -1
+    cdef bint enter_wait(self, OperationBase awaited, object stream) except -1
     cdef void leave_wait(self) noexcept
     cdef object stopped_error(self)
 

@@ -118,7 +118,7 @@ cdef class Home:
     cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
-    cdef bint enter_wait(self) except -1:
+    cdef bint enter_wait(self, OperationBase awaited, object stream) except -1:
         raise NotImplementedError
 
     cdef void leave_wait(self) noexcept:
@@ -278,7 +278,7 @@ cdef class OperationBase:
                         break
             if self.state.load(memory_order_acquire) & RELEASED:  # acquire: pairs with end
                 return True
-        if not home.enter_wait():
+        if not home.enter_wait(self, None):
             return bool(self.park(deadline))
         try:
             return bool(self.park(deadline))
@@ -455,5 +455,11 @@ cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept:
     # RESETTING -> NEW, or QUEUED in a pool. By the thread that made it RESETTING.
     op.set_note(None)
     op.tried.store(0, memory_order_relaxed)  # relaxed: published by the phase
-    # release: pairs with accept, begin and cancel. One that goes on to a pool has a place there.
-    op.state.store((PLACED if home else 0) | phase | <uint64_t>home << HOME_SHIFT, memory_order_release)
+    # Who still waits (done() resets it, say, before the waiters are released) waits for the new life.
+    # acq_rel: pairs with accept, begin and cancel. One that goes on to a pool has a place there.
+    cdef uint64_t renewed = (PLACED if home else 0) | phase | <uint64_t>home << HOME_SHIFT
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while not op.state.compare_exchange_weak(
+        seen, renewed | (0 if seen & RELEASED else seen & WAITED), memory_order_acq_rel, memory_order_relaxed
+    ):
+        pass

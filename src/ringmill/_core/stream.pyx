@@ -161,7 +161,7 @@ cdef class Stream:
         cdef int result = self.feed.ready.try_get(op, NULL)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
-        if not self.core.enter_wait():
+        if not self.core.enter_wait(None, self.feed):
             return self.feed.ready.get_item(op, deadline, True)
         try:
             return self.feed.ready.get_item(op, deadline, True)
@@ -191,7 +191,7 @@ cdef class Stream:
                 raise RuntimeError("the source of a stream reads that stream")
             if not block or (deadline != NEVER and now_ns() >= deadline):
                 return 0
-            own = self.core.enter_wait()
+            own = self.core.enter_wait(None, None)
             try:
                 if not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, deadline):
                     return 0
@@ -389,6 +389,9 @@ cdef class PoolBase:
         old = self._core  # goes after the lock
         self._core = core
         release(&self._lock)
+
+    def _after_fork(self):
+        self._lock.held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
 
     cdef Core _running(self):
         acquire(&self._lock)
