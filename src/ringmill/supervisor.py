@@ -61,6 +61,7 @@ class Supervisor:
         self.lock = threading.Lock()
         self.left = [True] * len(workers)  # by index: not retired; guarded by the lock, like `living`
         self.living = 0  # threads that have not ended
+        self.ended = threading.Event()  # all threads have: interrupted, Thread.join of 3.11 and 3.12 loses the thread
         self.reports: list[tuple[Runner, BaseException | None]] = []
         self.reported = threading.Condition()
         self.verdict: bool | None = None  # whether the start succeeded; guarded by `reported`
@@ -96,6 +97,10 @@ class Supervisor:
                         break
                     self.reported.wait(left)
         except BaseException:
+            with self.lock:
+                self.living -= sum(thread.ident is None for thread in self.threads)
+                if self.living == 0:
+                    self.ended.set()
             self.threads = [thread for thread in self.threads if thread.ident is not None]
             self._announce(False)
             raise
@@ -112,9 +117,11 @@ class Supervisor:
 
     def join(self, deadline: float | None) -> bool:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""
+        if not self.ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            return False
         for thread in self.threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return not self.alive()
+            thread.join()  # it has nothing left to do
+        return True
 
     def alive(self) -> list[threading.Thread]:
         return [thread for thread in self.threads if thread.is_alive()]
@@ -161,6 +168,7 @@ class Supervisor:
                 if last:
                     self.timer.stop()
                     self.core.finish()
+                    self.ended.set()
             runner.leave()
 
     def _live(self, runner: Runner) -> None:

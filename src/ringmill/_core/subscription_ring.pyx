@@ -18,6 +18,17 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from ringmill._core.waiter cimport acquire, release, steal
 
+# The one item of a list, owned: atomic where the list may change beside us (PyList_GetItemRef is new in 3.13).
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX >= 0x030D0000
+    #define ringmill_only_item(list) PyList_GetItemRef((list), 0)
+    #else
+    #define ringmill_only_item(list) Py_NewRef(PyList_GET_ITEM((list), 0))
+    #endif
+    """
+    object only_item "ringmill_only_item"(PyObject* list)
+
 cdef extern from "Python.h":
     tuple PyTuple_New(Py_ssize_t size)
     void PyTuple_SET_ITEM(PyObject* tuple, Py_ssize_t index, PyObject* item)
@@ -172,7 +183,7 @@ cdef class SubscriptionRing:
         return steal(item) if item else None
 
     cdef Snapshot snapshot(self):
-        cdef Snapshot made = self.cell[0]
+        cdef Snapshot made = only_item(<PyObject*>self.cell)
         cdef Link* link
         cdef Py_ssize_t count, k
         # seq_cst: at this look the ring was the snapshot
