@@ -11,6 +11,8 @@ MODULES = [
     "ring_buffer",
     "operation",
     "feed",
+    "books",
+    "redrive",
     "dispatch",
     "stream",
     "subscription_ring",

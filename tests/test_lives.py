@@ -156,36 +156,33 @@ def test_a_second_life_in_a_stream_waits_for_the_place_of_the_first(first: str) 
 
 
 def test_a_life_that_ended_while_it_was_put_aside_can_begin_anew() -> None:
-    """It waits for a worker that is busy; the one that must not run it passes its place."""
+    """It waits for the other worker, which is busy; the one that rejected it passes its place."""
 
     class Picky(Hand):
+        picky = True
+
         def process(self, op: Job) -> None:
-            if op is wanted and not op.runs:
-                rejected.set()
+            if self.picky:
+                if op is not busy:
+                    rejected.set()
                 raise Reject
             super().process(op)
 
-    rejected, gate, wanted = threading.Event(), Gate(), Job()
-    with WorkerPool([Picky(), Hand()]) as pool:
-        busy: list[Job] = []
-        while not gate.reached.is_set():  # the Hand has its hands full, or the Picky one: then another
-            gate = Gate()
-            busy.append(pool.do(Job(gate)))
-            assert gate.reached.wait(LONG)
-            if busy[-1].runs == [pool.workers[0]]:
-                gate.opened.set()
-                assert busy[-1].wait(LONG)
-                gate = Gate()
-        pool.do(wanted)
+    picky, rejected, gate = Picky(), threading.Event(), Gate()
+    busy, op = Job(gate), Job()
+    with WorkerPool([picky, Hand()]) as pool:
+        pool.do(busy)
+        assert gate.reached.wait(LONG)
+        pool.do(op)
         assert rejected.wait(LONG)
-        wait_until(lambda: counts(pool.stats()).get("queued") == 1)
-        assert wanted.cancel()
-        wait_until(lambda: can_reset(wanted))  # while the Hand is still busy
-        wanted.runs.append(Hand())  # nobody rejects it any more
-        assert pool.do(wanted).wait(LONG)
+        wait_until(op.cancel)  # as soon as it is put back
+        wait_until(lambda: can_reset(op))
+        picky.picky = False
+        assert pool.do(op).wait(LONG)
         gate.opened.set()
-    assert (wanted.outcome, wanted.runs[1:]) == (Outcome.SUCCEEDED, [pool.workers[0]])
-    assert counts(pool.stats()) == {"succeeded": len(busy) + 1, "cancelled": 1}
+    assert (op.outcome, op.runs) == (Outcome.SUCCEEDED, [picky])
+    assert busy.runs == [pool.workers[1]]
+    assert counts(pool.stats()) == {"succeeded": 2, "cancelled": 1}
 
 
 # The delay of an earlier life

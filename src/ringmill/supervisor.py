@@ -26,7 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._core.dispatch import Core, Redrive, Runner
+from ._core.dispatch import Core, Runner
+from ._core.redrive import Redrive
 from .errors import BrokenPool, Reject, RetriesExhausted, Retry, Unroutable
 from .operation import Operation
 from .worker import Worker

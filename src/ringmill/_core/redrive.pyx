@@ -1,0 +1,388 @@
+# What happens to operations otherwise than on a worker: those that were put back, cancelled, or overtaken by the end.
+#
+# Put back. A redrive stands aside, in order, with two masks of workers: those that rejected it, which never get it again,
+# and those that are equal to one that had it, which get it only when no other is alive (and not itself waiting for work).
+# Whoever puts one aside wakes a sleeping worker that may take it, by name. A redrive whose delay runs is postponed: the
+# timer calls due(). One that no worker left may take is ended as Unroutable: asked under the lock when it is put aside,
+# and when a worker retires.
+#
+# Cancelling. By the same compare-exchange as begin (operation.pyx), under the pool's lock, with the count. A cancelled
+# operation keeps its place in its ring; the worker that claims the place emits it, or, if done() has not been called
+# yet, leaves that to the canceller (orphans, under the lock: one of the two sees the other). One whose delay runs leaves
+# its place at once. An operation can be cancelled between its acceptance and its entry into the ring: it is counted
+# as accepted then, whatever the ring says (the maximum in stats), and one that the ring refuses after that stays both.
+#
+# Nothing is dropped, and nothing that the collector tracks is made, under the lock: a finalizer may call the pool.
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint32_t, uint64_t
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+
+from ringmill._core.books cimport BROKEN, DRAINING, ENDING
+from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, phase_of, unplace
+from ringmill._core.ring_buffer cimport DONE
+from ringmill._core.waiter cimport acquire, notify, notify_all, notify_owner, release, steal
+
+from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
+
+cdef extern from "Python.h":
+    ctypedef struct PyListObject:
+        PyObject** ob_item
+
+cdef object done_of_base = OperationBase.done
+
+
+cdef class Redrive:
+    def __cinit__(self, OperationBase operation, Feed feed):
+        self.operation = operation
+        self.feed = feed
+
+
+cdef class Redrives(Books):
+    """The books, and what becomes of operations outside of workers."""
+
+    def __cinit__(self):
+        self.orphans = []
+
+    # -----------------------------------------------------------------------------------------------------------
+    # put back
+
+    cdef int push_aside(self, Redrive record, bint from_delay) except -1:
+        # Puts a redrive where workers find it, and wakes one that may take it, by name. Ends it where nobody may.
+        cdef Tally runner
+        cdef bint eligible, kept
+        key = id(record.operation)
+        acquire(&self.lock)
+        try:
+            if from_delay:
+                if self.postponed.get(key) is not record:
+                    return 0  # cancelled meanwhile
+                del self.postponed[key]
+            # relaxed: written under the lock. Who ends what is pending does that after this phase is set.
+            kept = self.phase.load(memory_order_relaxed) < ENDING and self.routable(record)
+            if kept:
+                self.side.append(record)
+                self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
+        finally:
+            release(&self.lock)
+        if not kept:
+            return self.end_redrive(record)
+        for runner in self.runners:
+            acquire(&self.lock)
+            eligible = self.may_take(record, runner)
+            release(&self.lock)
+            if eligible and notify_owner(&self.idle, <void*>runner):
+                break
+        return 1  # where no eligible worker slept, those that are awake look before they sleep
+
+    def due(self, Redrive record):
+        """The delay of a redrive is over."""
+        self.push_aside(record, True)
+
+    cdef Redrive take_aside(self, Tally runner):
+        # The first that was put back and may go to this worker.
+        cdef Redrive record = None
+        cdef Py_ssize_t k
+        acquire(&self.lock)
+        for k in range(len(self.side)):
+            if self.may_take(<Redrive>(<PyListObject*>self.side).ob_item[k], runner):
+                record = <Redrive>(<PyListObject*>self.side).ob_item[k]
+                break
+        if record is not None:
+            del self.side[k]
+            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: room for do; pairs with do_attempt
+        release(&self.lock)
+        if record is not None:
+            notify(&self.inbox.not_full)
+        return record
+
+    cdef bint may_take(self, Redrive record, Tally runner) noexcept:
+        # Under the lock. Who rejected it may not. Who had it, or is equal to one that had, may when no other is alive.
+        cdef Py_ssize_t k
+        if phase_of(record.operation) == CANCELLED:
+            return True  # only to be emitted
+        if record.rejected is not None and record.rejected[runner.index]:
+            return False
+        if record.had is None or not record.had[runner.index]:
+            return True
+        for k in range(self.crew):
+            # relaxed: whoever changes it wakes all, who look again
+            if (
+                not record.had[k]
+                and (record.rejected is None or not record.rejected[k])
+                and (<Tally>(<PyListObject*>self.runners).ob_item[k]).alive.load(memory_order_relaxed)
+                and not (<Tally>(<PyListObject*>self.runners).ob_item[k]).waits
+            ):
+                return False
+        return True
+
+    cdef bint routable(self, Redrive record) noexcept:
+        # Under the lock. Whether a worker is left, pausing ones included, that has not rejected it.
+        cdef Py_ssize_t k
+        cdef PyObject* runner
+        for k in range(self.crew):
+            runner = (<PyListObject*>self.runners).ob_item[k]
+            if not (<Tally>runner).retired and (record.rejected is None or not record.rejected[k]):
+                return True
+        return False
+
+    cdef int end_redrive(self, Redrive record) except -1:
+        # Ends a redrive that no worker will take: nobody may, or the pool has ended.
+        cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
+        if phase == ENDING:
+            self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
+        elif phase == BROKEN:
+            self.end_one(record.operation, record.feed, record.position, FAILED, self.stopped_error(), None)
+        else:
+            error = Unroutable(f"every worker that is left has rejected {describe(record.operation)}")
+            self.end_one(record.operation, record.feed, record.position, FAILED, error, None)
+        self.wake_for_the_end()
+        return 0
+
+    def retire(self, Tally runner):
+        """One worker less. Returns whether those left can do what is pending: not when all wait for it themselves.
+
+        Ends the redrives that only this one might have taken.
+        """
+        cdef Redrive record
+        cdef list lost = []
+        cdef Py_ssize_t k
+        acquire(&self.lock)
+        try:
+            if not runner.retired:
+                runner.retired = True
+                self.present -= 1
+            if self.present <= self.waiting():
+                return False
+            for k in range(len(self.side) - 1, -1, -1):
+                record = <Redrive>(<PyListObject*>self.side).ob_item[k]
+                if not self.routable(record):
+                    lost.append(record)
+                    del self.side[k]
+            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
+        finally:
+            release(&self.lock)
+        for record in lost:
+            self.end_redrive(record)
+        notify(&self.inbox.not_full)
+        return True
+
+    # -----------------------------------------------------------------------------------------------------------
+    # cancelled
+
+    cdef int cancel(self, OperationBase op) except -1:
+        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
+        # False: it is not, any more.
+        cdef Py_ssize_t k
+        cdef tuple orphan = None
+        cdef Redrive record = None
+        cdef bint quashed
+        key = id(op)
+        acquire(&self.lock)
+        try:
+            quashed = op.quash(self.number)
+            if quashed:
+                self.cancelled += 1
+                record = self.postponed.pop(key, None)
+        finally:
+            release(&self.lock)
+        if not quashed:
+            return False
+        op.tell(CANCELLED, type(op).done is not done_of_base)
+        if record is not None:
+            unplace(op)
+            Py_INCREF(op)  # the stream's
+            record.feed.emit(<PyObject*>op, record.position)
+            record.operation = None  # the timer may keep the record for long
+            record.feed = None
+            self.wake_for_the_end()
+            return True
+        acquire(&self.lock)
+        for k in range(len(self.orphans)):
+            if (<tuple>self.orphans[k])[0] is op:
+                orphan = <tuple>self.orphans[k]
+                del self.orphans[k]
+                break
+        release(&self.lock)
+        if orphan is not None:
+            unplace(op)
+            Py_INCREF(op)  # the stream's
+            (<Feed>orphan[1]).emit(<PyObject*>op, <uint64_t>orphan[2])
+        elif self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
+            notify(&self.idle)  # any worker may emit it now
+        self.wake_for_the_end()
+        return True
+
+    cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1:
+        # The place of an operation that was cancelled is claimed. Takes the caller's reference.
+        cdef bint ended
+        orphan = (<object>op, feed, position)
+        acquire(&self.lock)
+        ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
+        if not ended:
+            try:
+                self.orphans.append(orphan)
+            except MemoryError:
+                ended = True  # comes out of its stream a moment before its done()
+        release(&self.lock)
+        if ended:
+            unplace(<OperationBase>op)
+            feed.emit(op, position)
+        else:
+            Py_DECREF(<object>op)  # the orphan owns one
+        return 0
+
+    # -----------------------------------------------------------------------------------------------------------
+    # ended
+
+    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, object error,
+                     list ended) except -1:
+        cdef bint mine
+        cdef Note note = new_note(error, op, True) if error is not None else None
+        Py_INCREF(op)  # the stream's
+        acquire(&self.lock)
+        mine = op.begin()
+        if mine:
+            if phase == CANCELLED:
+                self.cancelled += 1
+            else:
+                self.failed += 1
+        release(&self.lock)
+        if not mine:
+            self.emit_cancelled(<PyObject*>op, feed, position)
+            return 0
+        if note is not None:
+            op.set_note(note)
+        op.end(phase, type(op).done is not done_of_base)
+        if ended is not None:
+            ended.append(op)
+        feed.emit(<PyObject*>op, position)
+        return 0
+
+    cdef int end_unbegun(self, Feed feed, uint32_t phase, object error, list ended) except -1:
+        # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`.
+        cdef PyObject* raw = NULL
+        cdef uint64_t position = 0
+        cdef bint reset = False
+        if feed.foreign:
+            return 0
+        while feed.claim(&raw, &position, self.number, &reset) == DONE:
+            op = <OperationBase>steal(raw)
+            self.end_one(op, feed, position, phase, error, ended)
+        return 0
+
+    def drain(self):
+        """Accepts nothing from now on. Workers finish what was accepted, then leave. Idempotent."""
+        self._close(DRAINING, None)
+
+    def _close(self, uint32_t phase, failure):
+        cdef Feed feed
+        if failure is None:
+            failure = PoolNotRunning(f"{self.policy!r} was shut down before the source was exhausted")
+        acquire(&self.lock)
+        if self.phase.load(memory_order_relaxed) < phase:  # relaxed: written under the lock
+            self.phase.store(phase, memory_order_release)  # release: pairs with check_open
+        release(&self.lock)
+        # No feed is linked from here on. A batch has ended already; the others end now, with an error for the reader.
+        for feed in self._feeds():
+            feed.end(failure)
+        self.inbox.close_ring()  # wakes those who wait for room
+        self.sealed.store(1, memory_order_seq_cst)  # seq_cst: pairs with ends; accepted stands still from here on
+        notify_all(&self.idle)
+        notify_all(&self.leaving)
+
+    def cancel_pending(self):
+        """Ends what has not begun as CANCELLED and returns it. After drain()."""
+        ended = []
+        self._end_pending(CANCELLED, None, ended)
+        self.wake_for_the_end()
+        return ended
+
+    def _end_pending(self, uint32_t phase, error, list ended):
+        cdef Feed feed
+        cdef Redrive record
+        for feed in self._feeds():
+            self.end_unbegun(feed, phase, error, ended)
+        while True:
+            record = self.take_any()
+            if record is None:
+                break
+            self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+        for record in self.take_postponed().values():
+            self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+            record.operation = None  # as in cancel
+            record.feed = None
+
+    cdef Redrive take_any(self):
+        # The first redrive that waits for a worker, for its end. Nothing is dropped under the lock.
+        cdef Redrive record = None
+        acquire(&self.lock)
+        if self.side:
+            record = <Redrive>(<PyListObject*>self.side).ob_item[0]
+            del self.side[0]
+            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
+        release(&self.lock)
+        if record is not None:
+            notify(&self.inbox.not_full)
+        return record
+
+    cdef dict take_postponed(self):
+        # All redrives whose delay runs, for their end. Nothing is made or dropped under the lock.
+        cdef dict none = {}
+        cdef dict taken
+        acquire(&self.lock)
+        taken = self.postponed
+        self.postponed = none
+        release(&self.lock)
+        return taken
+
+    def cancel_delayed(self):
+        """Ends those whose delay runs as CANCELLED, and from now on those that would be delayed."""
+        cdef Redrive record
+        acquire(&self.lock)
+        self.undelayed = True
+        release(&self.lock)
+        for record in self.take_postponed().values():
+            self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
+            record.operation = None  # as in cancel
+            record.feed = None
+        self.wake_for_the_end()
+
+    def break_down(self):
+        """The last worker is lost: everything pending fails, streams end with the error, nothing is accepted."""
+        error = BrokenPool(f"{self.policy!r} has lost its last worker")
+        self._close(BROKEN, error)
+        self._end_pending(FAILED, error, None)
+
+    def end_now(self):
+        """Workers leave as soon as they are between two operations. What is pending is cancelled."""
+        self._close(ENDING, None)
+        self._end_pending(CANCELLED, None, None)
+
+    def abort_streams(self):
+        """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
+        cdef Feed feed
+        for feed in list(self.streams):
+            feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
+
+    def finish(self):
+        """The last thread has ended: nothing is pending. Lets go of the feeds, and of the rings that have bells in them."""
+        cdef Feed feed
+        for feed in list(self.kept):
+            feed.end(self.stopped_error())
+            self.remove(feed)
+
+
+cdef str describe(object o):
+    # Its repr, which is the user's code.
+    try:
+        return repr(o)
+    except Exception as error:
+        return f"a {type(o).__qualname__} whose repr raises {type(error).__qualname__}"
+
+
+cdef Note new_note(object error, OperationBase op, bint seen):
+    cdef Note note = Note(error, type(op).__qualname__)
+    note.seen = seen
+    return note
