@@ -36,6 +36,7 @@ from ringmill import (
 from tests.threads import start_threads, wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
+SOON = 3.0  # seconds; the same, where a failure is put right afterwards
 HOUR = 3600.0  # seconds; a delay that no test waits for
 
 pytestmark = pytest.mark.watchdog(60)
@@ -194,11 +195,13 @@ def test_what_is_accepted_at_the_last_moment_is_finished(how: str, switch_interv
             def call(
                 stream: Stream[Job] | None = stream, came: list[Job] = came, accepted: list[Job] = accepted
             ) -> None:
-                with pytest.raises(PoolNotRunning):
+                try:
                     if stream is not None:
                         came.extend(stream)
                     while True:
                         accepted.append(pool.do(Job()))
+                except PoolNotRunning:
+                    pass
 
             callers = start_threads(call, call)
             wait_until(lambda: pool.stats().succeeded > 2)
@@ -211,44 +214,48 @@ def test_what_is_accepted_at_the_last_moment_is_finished(how: str, switch_interv
 # After the pool broke
 
 
-@pytest.mark.parametrize("error", [Retry(), Retry(delay=HOUR), Reject(), ValueError(), None], ids=repr)
-def test_whatever_becomes_of_an_operation_after_its_pool_broke_it_has_an_end(error: BaseException | None) -> None:
-    """The pool is broken because the only worker that is left waits for work that nobody will do."""
-    waits, child = threading.Event(), Job()
+@pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "succeed"])
+def test_whatever_becomes_of_an_operation_after_its_pool_broke_it_has_an_end(name: str) -> None:
+    """The pool breaks because the only worker that is left waits for work that nobody will do; then it goes on."""
 
-    def parent_step() -> None:
-        stream = pool.execute([child])
-        waits.set()
+    def attempt() -> bool:
+        """Whether the worker waited before the other one was lost: otherwise it is refused to wait."""
+        error = {"retry": Retry(), "delay": Retry(delay=HOUR), "reject": Reject(), "fail": ValueError()}.get(name)
+        entered, child = threading.Event(), Job()
+        ticks = iter(range(20))
+
+        def wait_for_child() -> None:
+            pool.do(child)
+            entered.set()
+            child.wait()
+            if error is not None:
+                raise error
+
+        pool = start(Hand("a"), Hand("b"), max_restarts=0)
+        crashing, gate = hold(pool, SystemExit())
+        stream = pool.execute([parent := Job(wait_for_child)])
+        assert entered.wait(LONG)
+        wait_until(lambda: next(ticks, None) is None)
+        gate.opened.set()
+        assert list(stream) == [parent]
+        assert parent.wait(LONG)
         assert child.wait(LONG)
-        assert list(stream) == [child]
-        if error is not None:
-            raise error
-
-    pool = start(Hand("a"), Hand("b"), max_restarts=0)
-    crashing, gate = hold(pool, SystemExit())
-    streams = [pool.execute([parent]) for parent in [Job(parent_step)]]
-    assert waits.wait(LONG)
-    wait_until(lambda: counts(pool.stats()) == {"running": 2, "queued": 1})
-    for _ in range(100):  # it falls asleep meanwhile
-        pool.stats()
-    gate.opened.set()
-    assert child.wait(LONG)
-    (parent,) = streams[0]
-    assert parent.wait(LONG)
-    assert pool.shutdown() == []
-    assert isinstance(crashing.error, SystemExit)
-    if parent.seen == child.seen or len(child.seen):  # b had crashed before a began to wait: then a was refused
-        assert isinstance(parent.error, (RuntimeError, BrokenPool))
-    else:
-        assert isinstance(child.error, BrokenPool)
-        if error is None:
-            assert parent.outcome is Outcome.SUCCEEDED
-        elif isinstance(error, ValueError):
+        assert pool.shutdown() == []
+        assert isinstance(crashing.error, SystemExit)
+        stats = pool.stats()
+        assert (stats.accepted, stats.succeeded + stats.failed + stats.cancelled) == (3, 3)
+        if not isinstance(child.error, BrokenPool):
+            assert type(parent.error) is RuntimeError
+            return False
+        if name == "succeed":
+            assert parent.check() is parent
+        elif name == "fail":
             assert parent.error is error
         else:
-            assert isinstance(parent.error, BrokenPool)
-    stats = pool.stats()
-    assert (stats.accepted, stats.succeeded + stats.failed + stats.cancelled) == (3, 3)
+            assert isinstance(parent.error, (BrokenPool, Unroutable) if name == "reject" else BrokenPool)
+        return True
+
+    assert any(attempt() for _ in range(50))
 
 
 # A worker that waits for its own pool
@@ -288,7 +295,7 @@ def test_a_rejected_operation_does_not_wait_for_the_worker_that_waits_for_it(wai
         parent = Job(parent_step)
         pool.do(parent)
         try:
-            assert parent.wait(5)
+            assert parent.wait(SOON)
         finally:
             child.cancel()  # so that a failure is no hang
         assert isinstance(parent.error, RuntimeError) or isinstance(child.error, Unroutable)
@@ -306,7 +313,7 @@ class Gone(logging.Handler):
         self.struck = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.word in record.getMessage():
+        if self.word in record.getMessage() and "never looked at" not in record.msg:  # that comes from a finalizer
             self.struck += 1
             raise RuntimeError("the log is gone")
 
@@ -450,7 +457,7 @@ def test_streams_end_though_the_log_cannot_say_who_is_stuck(hook: str, break_log
     except RuntimeError as error:
         assert "log" in str(error)  # noqa: PT017  # the caller may be told, if all the rest is done
     try:
-        ended.threads[0].join(5)
+        ended.threads[0].join(SOON)
         assert not ended.threads[0].is_alive()
         assert len(ended.join()[0]) == 1
     finally:

@@ -327,9 +327,9 @@ def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | Non
         raise
     if not ended:
         assert timeout is not None
+        _running.discard(run)
         cancelled += run.core.cancel_pending()
         run.force(timeout)
-        _running.discard(run)
     return cancelled
 
 

@@ -130,6 +130,12 @@ class Supervisor:
     def force(self, timeout: float) -> None:
         """The last rung: workers that are stuck are interrupted, streams that wait for them end, the log names them."""
         self.core.end_now()
+        try:
+            self._interrupt_and_name(timeout)
+        finally:
+            self.core.abort_streams()  # though a logging handler raises
+
+    def _interrupt_and_name(self, timeout: float) -> None:
         crew = list(zip(self.core.runners, self.threads, strict=True))
         busy = [runner for runner, thread in crew if thread.is_alive() and runner.is_running]
         for runner in busy:
@@ -146,7 +152,6 @@ class Supervisor:
             frame = frames.get(thread.ident or 0)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else "(it has just ended)"
             logger.warning("worker %s is stuck after %g s of shutdown:\n%s", thread.name, timeout, stack)
-        self.core.abort_streams()
 
     # ------------------------------------------------------------------------------------------------------------
     # a worker's thread

@@ -74,3 +74,4 @@ cdef class Books(Home):
     cdef bint ends(self) noexcept
     cdef int wake_for_the_end(self) except -1
     cdef Py_ssize_t waiting(self) noexcept
+    cdef int review_side(self) except -1

@@ -353,12 +353,15 @@ cdef class Books(Home):
             runner.awaited_feed = <Feed>stream
         release(&self.lock)
         if self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
-            notify_all(&self.idle)  # what only this worker was to take, others may now
+            self.review_side()  # what only this worker was to take, others may now, or nobody
         if last:
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
             )
         return True
+
+    cdef int review_side(self) except -1:
+        return 0
 
     cdef void leave_wait(self) noexcept:
         cdef Tally runner = self.current()

@@ -118,12 +118,18 @@ cdef class Redrives(Books):
         return True
 
     cdef bint routable(self, Redrive record) noexcept:
-        # Under the lock. Whether a worker is left, pausing ones included, that has not rejected it.
+        # Under the lock. Whether a worker is left, pausing ones included, that has not rejected it, and that does not
+        # itself wait for it.
         cdef Py_ssize_t k
         cdef PyObject* runner
         for k in range(self.crew):
             runner = (<PyListObject*>self.runners).ob_item[k]
-            if not (<Tally>runner).retired and (record.rejected is None or not record.rejected[k]):
+            if (<Tally>runner).retired or (record.rejected is not None and record.rejected[k]):
+                continue
+            if not (<Tally>runner).waits or (
+                (<Tally>runner).awaited is not record.operation
+                and ((<Tally>runner).awaited_feed is None or (<Tally>runner).awaited_feed is not record.feed)
+            ):
                 return True
         return False
 
@@ -145,16 +151,24 @@ cdef class Redrives(Books):
 
         Ends the redrives that only this one might have taken.
         """
+        cdef bint enough
+        acquire(&self.lock)
+        if not runner.retired:
+            runner.retired = True
+            self.present -= 1
+        enough = self.present > self.waiting()
+        release(&self.lock)
+        if enough:
+            self.review_side()
+        return enough
+
+    cdef int review_side(self) except -1:
+        # Somebody may take less than before: ends the redrives that nobody may take now, wakes who may take the others.
         cdef Redrive record
         cdef list lost = []
         cdef Py_ssize_t k
         acquire(&self.lock)
         try:
-            if not runner.retired:
-                runner.retired = True
-                self.present -= 1
-            if self.present <= self.waiting():
-                return False
             for k in range(len(self.side) - 1, -1, -1):
                 record = <Redrive>(<PyListObject*>self.side).ob_item[k]
                 if not self.routable(record):
@@ -166,7 +180,8 @@ cdef class Redrives(Books):
         for record in lost:
             self.end_redrive(record)
         notify(&self.inbox.not_full)
-        return True
+        notify_all(&self.idle)
+        return 0
 
     # -----------------------------------------------------------------------------------------------------------
     # cancelled
