@@ -1,13 +1,15 @@
-"""The user's code runs inside ringmill, in finalizers, hooks and sources, and calls it again: no deadlock, nothing lost.
+"""The user's code runs inside ringmill, in finalizers, hooks and sources, and calls it: no deadlock, nothing lost.
 
 And what calls come from odd places: hooks of a restart, a pool whose start failed, a worker that reads its own stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
+import queue
 import threading
 import time
 import weakref
@@ -144,6 +146,7 @@ def test_finalizers_of_operations_that_end_with_the_pool_may_ask_the_pool(where:
     assert crashing.wait(LONG)
     assert pool.shutdown() == []
     assert isinstance(crashing.error, SystemExit)
+    gc.collect()  # a Retry's traceback leads to the operation that holds it
     wait_until(lambda: len(gone) == 3)
     assert gone == [(4, False)] * 3
     assert pool.stats().failed == 4
@@ -166,10 +169,8 @@ def test_the_finalizer_of_a_sources_error_may_close_the_stream(end: str) -> None
     pool: WorkerPool[Job] = WorkerPool([Hand()])
     pool.start()
     streams = [pool.wrap(source())]
-    with pytest.raises(Exception, match="") as caught:  # queue.Empty
-        streams[0].get(SHORT)
+    assert kind_of(lambda: streams[0].get(SHORT)) is queue.Empty
     assert gate.reached.wait(LONG)
-    del caught
     if end == "close":
         streams[0].close()
     assert pool.shutdown(timeout=0) == []
@@ -441,10 +442,8 @@ def test_wrap_races_with_start_and_shutdown(switch_interval: float) -> None:
     def wrap() -> int:
         came = 0
         while not stop.is_set():
-            try:
+            with contextlib.suppress(PoolNotRunning, BrokenPool):
                 came += len(list(pool.wrap([Job()])))
-            except (PoolNotRunning, BrokenPool):
-                pass
         return came
 
     wrappers = start_threads(wrap, wrap)
@@ -485,7 +484,9 @@ def test_a_worker_cannot_wait_for_its_turn_to_read_what_waits_for_it(read: Calla
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ValueError])
 @pytest.mark.parametrize("buffer", [1, 3, 10])
 @pytest.mark.parametrize("most", [None, 2])
-def test_get_many_loses_nothing_when_the_source_raises(kind: type[BaseException], buffer: int, most: int | None) -> None:
+def test_get_many_loses_nothing_when_the_source_raises(
+    kind: type[BaseException], buffer: int, most: int | None
+) -> None:
     ops = [Job() for _ in range(6)]
 
     def source() -> Iterator[Job]:

@@ -123,6 +123,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         self._name = name
         self._lifecycle = threading.Lock()  # held by start(), so that one of several does it
         self._run: Supervisor | None = None
+        self._starting: Supervisor | None = None
         _claim(crew, self)
         self._workers: tuple[Worker[OpT], ...] = tuple(crew)
         _pools.add(self)
@@ -151,7 +152,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if timeout is not None:
             _seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        if (run := self._current()) is not None and run.core.is_own_thread():
+        if any(run is not None and run.core.is_own_thread() for run in (self._current(), self._starting)):
             raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
         if not self._lifecycle.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"{self!r} is being started or shut down by another thread, for {timeout} s by now")
@@ -163,11 +164,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
                 if not earlier.join(deadline):
                     stuck = ", ".join(thread.name for thread in earlier.alive())
                     raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
-            run = Supervisor(self._workers, self._settings)
+            run = self._starting = Supervisor(self._workers, self._settings)
             try:
                 causes, late = run.start(deadline)
             finally:
                 self._run = run  # a shutdown that runs beside comes before this start
+                self._starting = None
             if not causes and not late:
                 self._open(run.core)
                 _running.add(run)
@@ -205,7 +207,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             return []
         if wait and run.core.is_own_thread():
             raise RuntimeError(f"a worker of {self!r} cannot wait for its own end: call shutdown(wait=False)")
-        return _end(run, wait, cancel_pending, timeout, False)
+        return run.end(wait, cancel_pending, timeout)
 
     def __enter__(self) -> WorkerPool[OpT]:
         self.start()
@@ -216,7 +218,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
     ) -> None:
         run = self._current()
         if run is not None and kind is not None and issubclass(kind, KeyboardInterrupt):
-            _end(run, True, True, None, True)
+            run.end(True, True, None, interrupted=True)
         else:
             self.shutdown(cancel_pending=kind is not None)
 
@@ -306,42 +308,15 @@ _running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 _pools: weakref.WeakSet[WorkerPool[Any]] = weakref.WeakSet()
 
 
-def _end(run: Supervisor, wait: bool, cancel_pending: bool, timeout: float | None, interrupted: bool) -> list[Any]:
-    """`interrupted`: a KeyboardInterrupt is on its way already; the next one stops the waiting."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    run.core.drain()
-    cancelled = run.core.cancel_pending() if cancel_pending else []
-    if not wait:
-        return cancelled
-    try:
-        try:
-            ended = run.join(deadline)
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            run.core.cancel_pending()
-            run.join(None)
-            raise
-    except KeyboardInterrupt:
-        _running.discard(run)  # the program does not wait for it again when it ends
-        raise
-    if not ended:
-        assert timeout is not None
-        _running.discard(run)
-        cancelled += run.core.cancel_pending()
-        run.force(timeout)
-    return cancelled
-
-
 def _end_all() -> None:
     """At interpreter exit: running pools finish what they accepted; after Ctrl-C, only what has begun."""
     interrupted = issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
-    runs = [run for run in _running if not run.core.is_inherited]
+    runs = [run for run in _running if not run.core.is_inherited and not run.given_up]
     for run in runs:
         run.core.drain()
         run.core.cancel_delayed()
     for run in runs:
-        _end(run, True, interrupted, None, interrupted)
+        run.end(True, interrupted, None, interrupted=interrupted)
 
 
 def _after_fork_in_child() -> None:

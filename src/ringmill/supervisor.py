@@ -68,6 +68,7 @@ class Supervisor:
         self.verdict: bool | None = None  # whether the start succeeded; guarded by `reported`
         self.rows: dict[int, bytes] = {}  # by index: whom a worker is equal to; written by its own thread
         self.threads: list[threading.Thread] = []
+        self.given_up = False  # somebody stopped waiting for its end, so the program does not when it ends
 
     def __repr__(self) -> str:
         return f"<WorkerPool {self.name!r}>"
@@ -115,6 +116,37 @@ class Supervisor:
         with self.reported:
             self.verdict = verdict
             self.reported.notify_all()
+
+    def end(
+        self, wait: bool, cancel_pending: bool, timeout: float | None, *, interrupted: bool = False
+    ) -> list[Any]:
+        """What `WorkerPool.shutdown` promises; returns what was cancelled.
+
+        `interrupted`: a KeyboardInterrupt is on its way already, so the next one stops the waiting. Without a timeout
+        it uses no global names: it may be called by a finalizer when those are gone.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.core.drain()
+        cancelled = self.core.cancel_pending() if cancel_pending else []
+        if not wait:
+            return cancelled
+        try:
+            try:
+                ended = self.join(deadline)
+            except KeyboardInterrupt:
+                if interrupted:
+                    raise
+                self.core.cancel_pending()
+                self.join(None)
+                raise
+        except KeyboardInterrupt:
+            self.given_up = True
+            raise
+        if not ended and timeout is not None:
+            self.given_up = True
+            cancelled += self.core.cancel_pending()
+            self.force(timeout)
+        return cancelled
 
     def join(self, deadline: float | None) -> bool:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""

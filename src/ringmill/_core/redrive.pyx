@@ -293,6 +293,9 @@ cdef class Redrives(Books):
 
     def _close(self, uint32_t phase, failure):
         cdef Feed feed
+        # acquire twice: pairs with the stores below. It may be a finalizer that asks, when our globals are gone.
+        if self.sealed.load(memory_order_acquire) and self.phase.load(memory_order_acquire) >= phase:
+            return
         if failure is None:
             failure = PoolNotRunning(f"{self.policy!r} was shut down before the source was exhausted")
         acquire(&self.lock)
