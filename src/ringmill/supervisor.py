@@ -154,6 +154,7 @@ class Supervisor:
             return False
         for thread in self.threads:
             thread.join()  # it has nothing left to do
+        self.threads = []
         return True
 
     def alive(self) -> list[threading.Thread]:
