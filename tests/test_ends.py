@@ -184,8 +184,14 @@ def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
 @pytest.mark.parametrize("how", ["read", "do"])
 def test_what_is_accepted_at_the_last_moment_is_finished(how: str, switch_interval: float) -> None:
     """The workers have nothing left to do while the pool closes its doors, one after the other."""
-    pool: WorkerPool[Job] = WorkerPool([Hand(), Hand()], queue_size=1)
-    until = time.monotonic() + 0.5
+
+    class Slow(str):  # what the pool says to those before its doors takes a while to say
+        def __repr__(self) -> str:
+            time.sleep(0.002)
+            return super().__repr__()
+
+    pool: WorkerPool[Job] = WorkerPool([Hand(), Hand()], queue_size=1, name=Slow("mill"))
+    until = time.monotonic() + 0.3
     while time.monotonic() < until:
         accepted: list[Job] = []
         came: list[Job] = []
@@ -549,9 +555,17 @@ FORKING = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("more", ["", ", Forking()"], ids=["alone", "with another"])
 @pytest.mark.parametrize(
-    "child", ["pass", "raise ValueError", "raise Retry", "raise Retry(delay=0.01)", "raise SystemExit"]
+    ("child", "more"),
+    [
+        ("pass", ""),
+        ("pass", ", Forking()"),
+        ("raise ValueError", ""),
+        ("raise Retry", ""),
+        ("raise Retry", ", Forking()"),
+        ("raise Retry(delay=0.01)", ""),
+        ("raise SystemExit", ""),
+    ],
 )
 def test_a_child_that_an_operation_forks_does_none_of_the_work(child: str, more: str) -> None:
     program = textwrap.dedent(FORKING.format(child=child, more=more))

@@ -297,7 +297,7 @@ def test_nobody_is_woken_by_the_end_of_another_life(switch_interval: float) -> N
 
     with WorkerPool([Ending(), Ending()]) as pool:
         waiters = start_threads(*[wait] * 3)
-        until = time.monotonic() + 0.5
+        until = time.monotonic() + 0.3
         while time.monotonic() < until:
             op.begun += 1
             pool.do(op)
@@ -326,7 +326,7 @@ def test_a_cancellation_is_counted_in_the_pool_whose_life_it_ended(switch_interv
     with pools[0], pools[1]:
         cancellers = start_threads(*[cancel] * 3)
         try:
-            until = time.monotonic() + 0.6
+            until = time.monotonic() + 0.4
             while time.monotonic() < until:
                 for index, pool in enumerate(pools):
                     op = current[0]
@@ -359,7 +359,7 @@ def test_cancel_reset_and_do_of_one_operation_race(switch_interval: float) -> No
     with WorkerPool([Hand()]) as pool:
         cancellers = start_threads(*[cancel] * 2)
         try:
-            until = time.monotonic() + 0.6
+            until = time.monotonic() + 0.4
             while time.monotonic() < until:
                 can_reset(op)
                 with contextlib.suppress(OperationReused):

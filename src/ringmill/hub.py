@@ -106,10 +106,16 @@ class Hub(HubBase, Generic[T]):
         return True
 
     def close(self) -> None:
-        """Ends all subscriptions, after what was delivered; later calls raise `Closed`. Idempotent, never blocks."""
+        """Ends all subscriptions, after what was delivered; later calls raise `Closed`. Idempotent, never blocks.
+
+        A hub that is dropped is closed.
+        """
         self._shut()
         for subscription in self._all():
             self.unsubscribe(subscription)
+
+    def __del__(self) -> None:
+        self.close()  # nobody can publish any more: readers must not wait for it
 
     def __enter__(self) -> Hub[T]:
         return self
