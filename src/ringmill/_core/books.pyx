@@ -193,7 +193,16 @@ cdef class Books(Home):
 
     def _feeds(self):
         # Those that are linked; complete once the phase forbids to link more.
-        return [feed for feed in list(self.kept) if (<Feed>feed).linked]
+        cdef Feed feed
+        cdef bint linked
+        feeds = []
+        for feed in list(self.kept):
+            acquire(&self.lock)
+            linked = feed.linked
+            release(&self.lock)
+            if linked:
+                feeds.append(feed)
+        return feeds
 
     # -----------------------------------------------------------------------------------------------------------
     # counts
