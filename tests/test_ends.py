@@ -345,11 +345,12 @@ def break_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Gone]
 def test_a_worker_whose_crash_cannot_be_logged_is_lost_and_not_forgotten(break_log: Callable[[str], Gone]) -> None:
     log = break_log("crashed")
     pool = start(Hand())
-    _, gate = hold(pool, SystemExit())
+    lost, gate = hold(pool, SystemExit())
     stream = pool.execute(jobs := [Job(), Job(Retry(delay=HOUR))])
     gate.opened.set()
     assert len(list(stream)) == 2
     assert all(isinstance(op.error, BrokenPool) for op in jobs)
+    assert isinstance(lost.error, SystemExit)
     assert log.struck == 1
     with pytest.raises(BrokenPool):
         pool.do(Job())
@@ -409,7 +410,8 @@ def test_what_a_hook_raised_cannot_be_logged(hook: str, break_log: Callable[[str
     jobs = [Bad(Retry()) for _ in range(4)]
     stream = pool.execute(jobs)
     assert sorted(map(id, stream)) == sorted(map(id, jobs))
-    assert all(op.wait(LONG) and op.outcome is not Outcome.PENDING for op in jobs)
+    assert all(op.wait(LONG) for op in jobs)
+    assert all((op.outcome is Outcome.SUCCEEDED) == (op.error is None) for op in jobs)
     if hook == "done":
         assert all(op.check() is op for op in jobs)
     assert pool.shutdown() == []
@@ -491,6 +493,7 @@ def test_the_ring_of_a_pool_that_has_ended_is_nobodys(end: str) -> None:
         crashing, gate = hold(pool, SystemExit())
         gate.opened.set()
         assert crashing.wait(LONG)
+        assert isinstance(crashing.error, SystemExit)
         with pytest.raises(BrokenPool):
             stream.get(LONG)
     elif end == "given up":

@@ -291,7 +291,10 @@ def test_the_ring_of_a_pool_that_has_ended_does_not_keep_it(end: str, caplog: py
     for _ in range(20):
         assert pool.do(Job()).wait(LONG)  # and the worker looks for more, and sleeps
     if end == "broken":
-        assert pool.do(Job(SystemExit())).wait(LONG)
+        op = pool.do(Job(SystemExit()))
+        assert op.wait(LONG)
+        assert isinstance(op.error, SystemExit)
+        del op
     elif end == "given up":
         op, gate = hold(pool)
         assert pool.shutdown(timeout=0) == []
@@ -326,10 +329,11 @@ def test_what_init_hands_over_at_a_restart_does_not_wait_for_room() -> None:
 
     pool: WorkerPool[Job] = WorkerPool([Hand(init)], queue_size=1)
     with pool:
-        _, gate = hold(pool, SystemExit())
+        lost, gate = hold(pool, SystemExit())
         queued = pool.do(Job())  # it is full
         gate.opened.set()
         assert queued.wait(LONG)
+        assert isinstance(lost.error, SystemExit)
         assert len(handed) == 3
         assert all(op.wait(LONG) and op.check() is op for op in handed)
     assert pool.stats().restarts == 1
@@ -350,7 +354,9 @@ def test_hooks_of_a_restart_cannot_wait_for_the_pool(hook: str) -> None:
     pool: WorkerPool[Job] = WorkerPool([Hand(init=visit) if hook == "init" else Hand(cleanup=visit)])
     with pool:
         armed.set()
-        assert pool.do(Job(SystemExit())).wait(LONG)
+        lost = pool.do(Job(SystemExit()))
+        assert lost.wait(LONG)
+        assert isinstance(lost.error, SystemExit)
         assert pool.do(Job()).wait(LONG)
         assert kinds == [RuntimeError] * 5
 
