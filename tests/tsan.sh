@@ -42,6 +42,7 @@ fi
 
 # The build runs under the sanitizer too, but nothing that it reports is ours.
 export TSAN_OPTIONS="report_bugs=0"
+export PIP_NO_COMPILE=1  # of modules that are used once
 "${still[@]}" "$python" -m venv venv
 CFLAGS=-g0 RINGMILL_CXXFLAGS="-fsanitize=thread -O1 -g" "${still[@]}" venv/bin/python -m pip install -q ".[test]"
 
