@@ -114,9 +114,6 @@ class Hub(HubBase, Generic[T]):
         for subscription in self._all():
             self.unsubscribe(subscription)
 
-    def __del__(self) -> None:
-        self.close()  # nobody can publish any more: readers must not wait for it
-
     def __enter__(self) -> Hub[T]:
         return self
 

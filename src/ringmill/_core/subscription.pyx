@@ -125,6 +125,13 @@ cdef class HubBase:
     def __cinit__(self, *args, **kwargs):
         self.subscriptions = SubscriptionRing()
 
+    def __del__(self):
+        # Nobody can publish any more: readers must not wait for it. No Python names: the interpreter may be ending.
+        cdef SubscriptionBase subscription
+        self.shut.store(1, memory_order_seq_cst)  # seq_cst: as _shut
+        for subscription in self.subscriptions.snapshot().items:
+            subscription.ring.close_ring()
+
     cdef int check_open(self) except -1:
         if self.shut.load(memory_order_seq_cst):  # seq_cst: pairs with _shut
             raise Closed(f"the hub is closed: {self!r}")
