@@ -126,10 +126,18 @@ cdef class HubBase:
         self.subscriptions = SubscriptionRing()
 
     def __del__(self):
-        # Nobody can publish any more: readers must not wait for it. No Python names: the interpreter may be ending.
+        # Nobody can publish any more: readers must not wait for it. No Python names: the interpreter may be ending. And
+        # no snapshot: the collector would take what a new object refers to for brought back to life.
         cdef SubscriptionBase subscription
+        cdef PyObject* raw
+        cdef Py_ssize_t left = self.subscriptions.count
         self.shut.store(1, memory_order_seq_cst)  # seq_cst: as _shut
-        for subscription in self.subscriptions.snapshot().items:
+        while left > 0:
+            left -= 1
+            raw = self.subscriptions.step(True)
+            if raw == NULL:
+                break
+            subscription = <SubscriptionBase>steal(raw)
             subscription.ring.close_ring()
 
     cdef int check_open(self) except -1:
