@@ -26,6 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ringmill._core import ring_buffer
+
 
 @dataclass
 class Comparison:
@@ -144,6 +146,7 @@ def environment() -> dict[str, Any]:
     return {
         "ringmill": version("ringmill"),
         "commit": commit(),
+        "built": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.path.getmtime(ring_buffer.__file__))),
         "python": f"{platform.python_implementation()} {platform.python_version()}, GIL {'on' if gil else 'off'}",
         "machine": f"{cpu_model()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}",
         "load": "unknown" if load is None else f"{load:.2f} before the start",
@@ -151,7 +154,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the working tree, "+changes" if it has any; what is installed should be built from it."""
+    """The commit of the working tree, "+changes" if src has any. What runs is what is installed: see when it was built."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -208,7 +208,7 @@ def test_mixed_timeouts_under_traffic(switch_interval: float, seed: int) -> None
 def test_collector_beside_full_and_empty_rings_under_traffic(switch_interval: float) -> None:
     """A collector that stops the world must find every waiting thread detached, and every slot traversable."""
     full, empty = RingBuffer[Any](2), RingBuffer[Any](3)
-    over = threading.Event()
+    moved = threading.Semaphore(0)
 
     def produce() -> None:
         for i in range(400):
@@ -219,10 +219,17 @@ def test_collector_beside_full_and_empty_rings_under_traffic(switch_interval: fl
             empty.put(full.get())
 
     def consume() -> int:
-        return sum(item[1] for item in empty)
+        total = 0
+        for item in empty:
+            total += item[1]
+            moved.release()
+        return total
 
     def collect() -> None:
-        while not over.is_set():
+        # One collection for each item: collecting without a pause keeps everybody else stopped (of queue.Queue's
+        # threads too), for seconds at a time.
+        for _ in range(800):
+            moved.acquire()
             gc.collect()
 
     collector = start_threads(collect)
@@ -230,7 +237,6 @@ def test_collector_beside_full_and_empty_rings_under_traffic(switch_interval: fl
     run_threads(produce, move, produce, move)
     empty.close()
     assert sum(sums.join()) == 2 * sum(range(400))
-    over.set()
     collector.join()
 
 

@@ -67,7 +67,8 @@ class Supervisor:
         self.reported = threading.Condition()
         self.verdict: bool | None = None  # whether the start succeeded; guarded by `reported`
         self.rows: dict[int, bytes] = {}  # by index: whom a worker is equal to; written by its own thread
-        self.threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
+        self.joined = False  # all of them: a finalizer that asks again finds Thread.join's own names gone
         self.given_up = False  # somebody stopped waiting for its end, so the program does not when it ends
 
     def __repr__(self) -> str:
@@ -150,11 +151,13 @@ class Supervisor:
 
     def join(self, deadline: float | None) -> bool:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""
+        if self.joined:
+            return True
         if not self.ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
             return False
         for thread in self.threads:
             thread.join()  # it has nothing left to do
-        self.threads = []
+        self.joined = True
         return True
 
     def alive(self) -> list[threading.Thread]:
@@ -169,7 +172,7 @@ class Supervisor:
             self.core.abort_streams()  # though a logging handler raises
 
     def _interrupt_and_name(self, timeout: float) -> None:
-        crew = list(zip(self.core.runners, self.threads, strict=True))
+        crew = list(zip(self.core.runners, self.threads, strict=False))
         busy = [runner for runner, thread in crew if thread.is_alive() and runner.is_running]
         for runner in busy:
             try:
