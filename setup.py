@@ -43,7 +43,9 @@ setup(
             "wraparound": False,
             "cdivision": True,
             "initializedcheck": False,
+            "binding": False,
             "embedsignature": True,
+            "embedsignature.format": "clinic",
             "auto_pickle": False,
         },
     )

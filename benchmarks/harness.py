@@ -154,7 +154,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the working tree, "+changes" if src has any. What runs is what is installed: see when it was built."""
+    """The commit of the working tree, "+changes" if src has any; what runs is what is installed: see `built`."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

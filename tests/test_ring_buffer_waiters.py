@@ -226,11 +226,12 @@ def test_collector_beside_full_and_empty_rings_under_traffic(switch_interval: fl
         return total
 
     def collect() -> None:
-        # One collection for each item: collecting without a pause keeps everybody else stopped (of queue.Queue's
-        # threads too), for seconds at a time.
-        for _ in range(800):
+        # One collection for every sixteen items: collecting without a pause keeps everybody else stopped (users of
+        # queue.Queue too), for seconds at a time.
+        for number in range(800):
             moved.acquire()
-            gc.collect()
+            if number % 16 == 0:
+                gc.collect()
 
     collector = start_threads(collect)
     sums = start_threads(consume, consume)

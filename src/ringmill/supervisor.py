@@ -198,7 +198,7 @@ class Supervisor:
             self._live(runner)
         except BaseException:  # a fault of ringmill's own, or a logging handler that raises: it has crashed for good
             if not self.core.is_inherited:
-                if runner.at_hand:
+                if runner.at_hand is not None:
                     runner.fail(BrokenPool(f"{runner.name} broke down"), False)
                 self._retire(runner)
             raise
@@ -231,12 +231,12 @@ class Supervisor:
         while True:
             begun = time.monotonic()
             try:
-                crash = runner.serve()
+                crash = self._serve(runner)
             except BaseException as failure:  # a fault of ringmill's own, or MemoryError: treated as the worker's
                 crash = failure
             if self.core.is_inherited:
                 return  # the child of a fork that an operation made: the worker is the parent's
-            if runner.at_hand:
+            if runner.at_hand is not None:
                 runner.fail(crash or BrokenPool(f"{runner.name} broke down"), False)
             runner.set_alive(False)
             self._cleanup(runner)
@@ -252,6 +252,32 @@ class Supervisor:
                 return
             crash = None  # it holds a traceback, and that the operation
             runner.set_alive(True)
+
+    def _serve(self, runner: Runner) -> BaseException | None:
+        """Runs operations until the pool ends: None; or until the worker is broken: the error that broke it.
+
+        See dispatch.pyx for what the runner does between two calls of `process`.
+        """
+        process = runner.worker.process
+        try:
+            while True:
+                try:
+                    for op in runner:
+                        process(op)
+                        del op
+                    return runner.crash
+                except BaseException as error:
+                    op = runner.at_hand  # or None: then it is not out of `process`
+                    if op is None or self.core.is_inherited:
+                        raise
+                    if error.__traceback__ is not None:
+                        error.__traceback__ = error.__traceback__.tb_next  # from `process` on: this frame lives longer
+                    crash = self._judge(runner, op, error, True)
+                    op = None
+                    if crash is not None:
+                        return crash
+        finally:
+            runner.rest()
 
     def _restart(self, runner: Runner, crash: BaseException, crashes: deque[float], streak: int) -> int:
         """Brings a crashed worker up again: returns the new length of its streak of crashes.
@@ -322,7 +348,7 @@ class Supervisor:
             return self._fail(runner, op, error)
         except BaseException as fault:
             # Out of memory, or a hook that broke what it must not. The operation must not be lost for it.
-            if runner.at_hand:
+            if runner.at_hand is not None:
                 runner.fail(error, False)
             return fault
 

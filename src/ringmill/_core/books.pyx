@@ -25,10 +25,11 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 
 from ringmill._core.feed cimport Bell
 from ringmill._core.operation cimport RELEASED
+from ringmill._core.ring cimport has_items, is_shut
 from ringmill._core.waiter cimport (
     NEVER,
     acquire,
-    current_epoch,
+    epoch_now,
     deadline_of,
     init_queue,
     notify,
@@ -94,12 +95,12 @@ cdef class Books(Home):
         self.phase.store(OPEN, memory_order_relaxed)  # relaxed: published with the object
 
     cdef int check_open(self) except -1:
-        if self.epoch != current_epoch() or self.phase.load(memory_order_acquire) != OPEN:  # acquire: see stopped_error
+        if self.epoch != epoch_now or self.phase.load(memory_order_acquire) != OPEN:  # acquire: see stopped_error
             raise self.stopped_error()
         return 0
 
     cdef object stopped_error(self):
-        if self.epoch != current_epoch():
+        if self.epoch != epoch_now:
             return PoolNotRunning(f"{self.policy!r} was inherited through a fork: start a pool in the child")
         if self.phase.load(memory_order_acquire) == BROKEN:  # acquire: pairs with break_down
             return BrokenPool(f"{self.policy!r} has lost its last worker")
@@ -108,12 +109,12 @@ cdef class Books(Home):
     @property
     def is_inherited(self):
         """Whether the run belongs to the parent of this process."""
-        return self.epoch != current_epoch()
+        return self.epoch != epoch_now
 
     @property
     def is_open(self):
         """Whether it accepts operations."""
-        return self.epoch == current_epoch() and self.phase.load(memory_order_acquire) == OPEN  # acquire: as check_open
+        return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == OPEN  # acquire: as check_open
 
     @property
     def state(self):
@@ -342,7 +343,7 @@ cdef class Books(Home):
             ):
                 continue
             if (<Tally>runner).awaited_feed is not None and (
-                (<Tally>runner).awaited_feed.ready.has_items() or (<Tally>runner).awaited_feed.ready.is_shut()
+                has_items((<Tally>runner).awaited_feed.ready.ring) or is_shut((<Tally>runner).awaited_feed.ready.ring)
             ):
                 continue
             count += 1

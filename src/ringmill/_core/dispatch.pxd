@@ -1,5 +1,6 @@
 # Take, call, settle, emit: what happens to every operation. The protocol is at the head of dispatch.pyx.
 
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
@@ -16,10 +17,11 @@ cdef class Core(Redrives):
     cdef PyObject* next_feed(self, PyObject* after, Runner sleeper) except? NULL
     cdef bint any_work(self, Runner runner) noexcept
 
+@cython.final
 cdef class Runner(Tally):
     # One worker's loop. Used by its own thread only.
     cdef Core core
-    cdef object process
+    cdef readonly object crash      # what broke the worker, unless `process` raised it
     cdef PyObject* op               # what take() found, owned
     cdef uint64_t position
     cdef Feed feed                  # where it comes from, and where the next is looked for
@@ -31,9 +33,10 @@ cdef class Runner(Tally):
     cdef bint overridden            # whether last_type overrides done()
 
     cdef int take(self, bint sleepy) noexcept
+    cdef int take_again(self) noexcept
     cdef int take_redrive(self) noexcept
     cdef int claim_from(self, Feed feed) noexcept
     cdef int watch(self, Feed feed) noexcept
     cdef int end_source(self, Feed feed) noexcept
-    cdef object run_one(self)
+    cdef bint settle(self, PyObject* raw) except -1
     cdef int look_at_type(self, object kind) except -1

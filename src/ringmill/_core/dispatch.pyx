@@ -25,12 +25,15 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.books cimport ENDING, OPEN
+from ringmill._core.feed cimport emit
 from ringmill._core.operation cimport (
     CANCELLED,
     FAILED,
     QUEUED,
     SUCCEEDED,
     accept,
+    begin,
+    end,
     log_exception,
     put_back,
     renew,
@@ -38,8 +41,20 @@ from ringmill._core.operation cimport (
     unplace,
 )
 from ringmill._core.redrive cimport describe, new_note
-from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT, Result
-from ringmill._core.waiter cimport NEVER, acquire, current_epoch, notify, release, steal, wait_for
+from ringmill._core.ring cimport (
+    DONE,
+    NOT_NOW,
+    SHUT,
+    Result,
+    fill,
+    has_items,
+    has_room,
+    is_shut,
+    size,
+    try_get,
+    try_put,
+)
+from ringmill._core.waiter cimport NEVER, acquire, epoch_now, notify, release, steal, wait_for
 
 from ringmill.errors import OperationReused
 
@@ -47,6 +62,8 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         pass
     PyTypeObject* Py_TYPE(PyObject* o) nogil
+    bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
+    void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
     ctypedef struct PyListObject:
         PyObject** ob_item
 
@@ -58,6 +75,7 @@ cdef enum:
     LEAVE = 2
 
 cdef object done_of_base = OperationBase.done
+cdef PyTypeObject* operation_type = <PyTypeObject*>OperationBase
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -142,7 +160,7 @@ cdef class Core(Redrives):
         """Accepts all or none, as one feed; returns it, to be read."""
         cdef list ops
         cdef Py_ssize_t count, k = 0
-        cdef OperationBase op
+        cdef PyObject* raw
         cdef Feed feed
         try:
             ops = list(operations)
@@ -152,26 +170,25 @@ cdef class Core(Redrives):
             raise TypeError(f"ops must be an iterable of Operations, got {operations!r}") from None
         count = len(ops)
         self.check_open()
-        for item in ops:
-            if not isinstance(item, OperationBase):
-                raise TypeError(f"ops must be Operations, got {item!r}")
         feed = Feed(RingBuffer(count or 1), RingBuffer(count or 1))
         try:
             for k in range(count):
-                op = <OperationBase>ops[k]
-                if not accept(op, self.number):
-                    raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when finished")
+                raw = (<PyListObject*>ops).ob_item[k]
+                if not PyObject_TypeCheck(raw, operation_type):
+                    raise TypeError(f"ops must be Operations, got {<object>raw!r}")
+                if not accept(<OperationBase>raw, self.number):
+                    raise OperationReused(
+                        f"{<object>raw!r} is pending, or finished and not reset: reset() it when finished"
+                    )
             k = count
             if count:
-                for item in ops:
-                    Py_INCREF(item)  # the ring's
-                feed.pending.prefill((<PyListObject*>ops).ob_item)
-                feed.end(None)  # its total is known before anybody sees it
+                fill(feed.pending.ring, (<PyListObject*>ops).ob_item)
+                Py_SET_SIZE(<PyObject*>ops, 0)  # the list's references are the ring's now
+            feed.end(None)  # its total is known before anybody sees it
+            if count:
                 self.add(feed)
-            else:
-                feed.end(None)
         except BaseException:
-            for item in ops[:k]:
+            for item in ops[:k] or feed.pending._take(k):
                 try:
                     self.give_up(<OperationBase>item, OperationReused)  # returns if it was cancelled in between
                 except OperationReused:
@@ -190,7 +207,7 @@ cdef class Core(Redrives):
         cdef PyObject* spent
         cdef Feed feed
         cdef Py_ssize_t left
-        cdef bint shut
+        cdef bint closed
         while True:
             found = spent = NULL
             acquire(&self.lock)
@@ -211,11 +228,11 @@ cdef class Core(Redrives):
                         found = at
                         break
                 else:
-                    shut = (<Feed>at).pending.is_shut()  # before the look: after it, nothing comes
-                    if (<Feed>at).pending.has_items():
+                    closed = is_shut((<Feed>at).pending.ring)  # before the look: after it, nothing comes
+                    if has_items((<Feed>at).pending.ring):
                         found = at
                         break
-                    if shut and at != <PyObject*>self.inbox_feed:
+                    if closed and at != <PyObject*>self.inbox_feed:
                         spent = at
                         break
                 at = (<Feed>at).next
@@ -251,12 +268,12 @@ cdef int do_attempt(void* asking) noexcept:
     cdef PyObject* core = (<Asking*>asking).core
     # seq_cst: pairs with take_aside. Redrives count as queued, so that a pool whose work keeps failing takes no more.
     cdef Py_ssize_t aside = (<Core>core).side_count.load(memory_order_seq_cst)
-    if aside and aside + (<Core>core).inbox.length() >= (<Core>core).inbox.capacity and not (<Core>core).inbox.is_shut():
+    if aside and aside + size((<Core>core).inbox.ring) >= (<Core>core).inbox.capacity and not is_shut((<Core>core).inbox.ring):
         return NOT_NOW
-    return (<Core>core).inbox.try_put((<Asking*>asking).op, NULL)
+    return try_put((<Core>core).inbox.ring, (<Asking*>asking).op, NULL)
 
 cdef int do_more(void* asking) noexcept:
-    return (<Core>(<Asking*>asking).core).inbox.has_room()
+    return has_room((<Core>(<Asking*>asking).core).inbox.ring)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -320,6 +337,24 @@ cdef class Runner(Tally):
             log_exception("a source ended with a failure in %s", self.name)
         return 0
 
+    cdef inline int take_again(self) noexcept:
+        # take(), where it is the same feed's turn still, and nothing stands aside.
+        cdef PyObject* feed = <PyObject*>self.feed  # borrowed, like the next: no reference is counted
+        cdef PyObject* pending
+        if (
+            self.turn <= 0
+            or feed != <PyObject*>self.came_from
+            or (<Feed>feed).foreign
+            or self.core.side_count.load(memory_order_seq_cst)  # seq_cst: as take
+        ):
+            return NOTHING
+        pending = <PyObject*>(<Feed>feed).pending
+        if try_get((<RingBuffer>pending).ring, &self.op, &self.position) != DONE:
+            return NOTHING
+        self.turn -= 1
+        notify(&(<RingBuffer>pending).not_full)
+        return FOUND
+
     cdef int take(self, bint sleepy) noexcept:
         # Finds the next operation for this worker, without waiting. `sleepy`: it will sleep if there is none.
         cdef PyObject* found
@@ -352,6 +387,7 @@ cdef class Runner(Tally):
             return FOUND
         if self.feed is not None:
             self.feed = None  # it holds nothing while it sleeps
+            self.turn = 0
         return LEAVE if core.ends() else NOTHING
 
     cdef int take_redrive(self) noexcept:
@@ -365,51 +401,51 @@ cdef class Runner(Tally):
         self.came_from = record.feed
         return FOUND
 
-    def serve(self):
-        """Takes and runs operations until the pool ends: returns None. Returns the error if the worker crashed."""
-        cdef int found
-        self.process = self.worker.process
-        self.last_type = None
-        self.turn = 0
-        try:
-            while True:
-                if self.core.epoch != current_epoch():
-                    return None  # in the child of a fork that this worker's operation made
-                found = self.take(False)
-                if found == NOTHING:
-                    self.came_from = None  # as take
-                    self.turn = 0
-                    found = wait_for(&self.core.idle, take_attempt, take_more, <void*>self, <void*>self, NEVER)
-                if found == LEAVE:
-                    return None
-                if found == FOUND:
-                    crash = self.run_one()
-                    if crash is not None:
-                        return crash
-        finally:
-            self.feed = self.came_from = None
-            self.process = None
+    # The loop. The policy runs it, on the worker's thread:
+    #
+    #     for op in runner:       __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
+    #         process(op)         a raise leaves the loop, and the policy ends the operation at hand or puts it back
+    #         del op              nobody holds it while the worker waits
+    #                             __next__: settles the operation at hand as succeeded, and takes the next one
+    #
+    # Python calls `process`, since a call from Python into Python costs a quarter of one from C. Between the calls the
+    # operation at hand is the runner's.
 
-    cdef object run_one(self):
-        # Runs the operation at hand to its end, or until it is put back. Returns the error that crashed the worker.
+    def __iter__(self):
+        """Takes operations; the iteration ends when the pool does, or when the worker is broken."""
+        return self
+
+    def __next__(self):
         cdef PyObject* raw = self.op
-        if not (<OperationBase>raw).begin():
+        cdef int found
+        if raw != NULL and not self.settle(raw):
+            raise StopIteration
+        while True:
+            found = self.take_again()
+            if found == NOTHING:
+                found = self.take(False)
+            if found == NOTHING:
+                self.came_from = None  # as take
+                self.turn = 0
+                found = wait_for(&self.core.idle, take_attempt, take_more, <void*>self, <void*>self, NEVER)
+            if found == LEAVE or self.core.epoch != epoch_now:  # in the child of a fork the worker is the parent's
+                raise StopIteration
+            raw = self.op
+            if begin(<OperationBase>raw):
+                # relaxed load: its only writer; release: pairs with count
+                self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
+                return <object>raw
             self.op = NULL
             self.record = None
             self.core.emit_cancelled(raw, self.came_from, self.position)
-            return None
-        # relaxed load: its only writer; release: pairs with count
-        self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-        try:
-            self.process(<object>raw)
-        except BaseException as error:
-            if self.core.epoch != current_epoch():
-                raise
-            return self.core.policy._judge(self, <object>raw, error, True)
-        if self.core.epoch != current_epoch():
-            return None  # it forked, and this is the child: the operation is the parent's
+
+    cdef bint settle(self, PyObject* raw) except -1:
+        # `process` has returned. False: that was the last one, see `crash`.
+        if self.core.epoch != epoch_now:
+            return False  # it forked, and this is the child: the operation is the parent's
         if (<OperationBase>raw).note is not None:
-            return self.core.policy._judge(self, <object>raw, (<OperationBase>raw).get_note().error, False)
+            self.crash = self.core.policy._judge(self, <object>raw, (<OperationBase>raw).get_note().error, False)
+            return self.crash is None
         self.op = NULL
         # relaxed load and release: as above. Counted, then the outcome, then done(), then the stream.
         self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
@@ -417,9 +453,14 @@ cdef class Runner(Tally):
             self.look_at_type(type(<object>raw))
         if self.record is not None:
             self.record = None
-        (<OperationBase>raw).end(SUCCEEDED, self.overridden)
-        self.came_from.emit(raw, self.position)
-        return None
+        end(<OperationBase>raw, SUCCEEDED, self.overridden)
+        emit(<Feed><PyObject*>self.came_from, raw, self.position)  # the cast: no reference is counted
+        return True
+
+    def rest(self):
+        """The loop is over: holds nothing of the feeds any more."""
+        self.feed = self.came_from = self.crash = self.last_type = None
+        self.turn = 0
 
     cdef int look_at_type(self, object kind) except -1:
         self.last_type = kind
@@ -453,8 +494,8 @@ cdef class Runner(Tally):
         self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
         release(&self.core.lock)
         self.look_at_type(type(<object>raw))
-        (<OperationBase>raw).end(FAILED, self.overridden)
-        self.came_from.emit(raw, self.position)
+        end(<OperationBase>raw, FAILED, self.overridden)
+        emit(self.came_from, raw, self.position)
 
     def put_back(self, bytes had, bytes rejected, bint delayed):
         """Puts the operation at hand back, for a worker that is in neither mask. Returns its Redrive.
@@ -497,8 +538,8 @@ cdef class Runner(Tally):
 
     @property
     def at_hand(self):
-        """Whether the operation at hand has neither been ended nor put back yet."""
-        return self.op != NULL
+        """The operation at hand: taken, and neither ended nor put back yet; or None."""
+        return <object>self.op if self.op != NULL else None
 
     @property
     def redrive(self):

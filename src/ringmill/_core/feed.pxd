@@ -1,11 +1,13 @@
 # One source of work in a pool: the operations that wait, and the place where the finished ones come out.
 
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.atomic cimport atomic
+from libcpp.atomic cimport atomic, memory_order_seq_cst
 
-from ringmill._core.ring_buffer cimport Result, RingBuffer
-from ringmill._core.waiter cimport ShortLock, Sleeper, WaitQueue
+from ringmill._core.ring cimport DONE, Result, try_put
+from ringmill._core.ring_buffer cimport RingBuffer
+from ringmill._core.waiter cimport ShortLock, Sleeper, WaitQueue, notify
 
 cdef class Feed:
     cdef RingBuffer pending         # workers take from it; written once, like the next six
@@ -29,13 +31,32 @@ cdef class Feed:
     cdef object __weakref__
 
     cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil
-    cdef void emit(self, PyObject* op, uint64_t position) noexcept
+    cdef void emit_in_order(self, PyObject* op, uint64_t position) noexcept
     cdef bint end(self, object failure) except -1
     cdef int abort(self, object failure) except -1
     cdef bint ended(self) noexcept nogil
     cdef uint64_t accepted(self) noexcept nogil
     cdef Py_ssize_t places(self) noexcept nogil
     cdef bint has_work(self) noexcept nogil
+
+cdef inline int came_out(Feed feed, uint64_t place) noexcept:
+    # One is in the ready ring, with so many before it.
+    notify(&feed.ready.not_empty)
+    # seq_cst: pairs with end
+    if <int64_t>(place + 1) == feed.total.load(memory_order_seq_cst):
+        feed.ready.close_ring()
+    return 0
+
+cdef inline int emit(Feed feed, PyObject* op, uint64_t position) noexcept:
+    # The operation is over: hands it to the reader. Takes the caller's reference.
+    cdef uint64_t place = 0
+    if feed.shelf is not None:
+        feed.emit_in_order(op, position)
+    elif feed.ready is None or try_put(feed.ready.ring, op, &place) != DONE:  # or the reader has closed it
+        Py_DECREF(<object>op)  # was the worker's
+    else:
+        came_out(feed, place)
+    return 0
 
 cdef class Bell(Sleeper):
     cdef WaitQueue* target          # whom to notify; NULL once the pool has gone

@@ -22,6 +22,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
+from ringmill._core.attached cimport swap64
 from ringmill._core.operation cimport (
     CANCELLED,
     PHASE,
@@ -31,7 +32,18 @@ from ringmill._core.operation cimport (
     OperationBase,
     accept,
 )
-from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT
+from ringmill._core.ring cimport (
+    DONE,
+    NOT_NOW,
+    SHUT,
+    get_count,
+    has_items,
+    is_shut,
+    put_count,
+    shut,
+    try_get,
+    try_put,
+)
 from ringmill._core.waiter cimport acquire, begin_sleep, cancel_sleep, notify, release
 
 cdef extern from "Python.h":
@@ -49,8 +61,8 @@ cdef bint _take_over(OperationBase op) noexcept nogil:
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     while SUCCEEDED <= seen & PHASE <= CANCELLED and not seen & PLACED:
         # acquire twice: of several, one gets it
-        if op.state.compare_exchange_weak(
-            seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
+        if swap64(
+            op.state, seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
         ):
             return True
     return False
@@ -77,14 +89,14 @@ cdef class Feed:
         cdef Result result
         reset[0] = False
         if not self.foreign:
-            return self.pending.try_get(op, position)
+            return try_get(self.pending.ring, op, position)
         acquire(&self.lock)
-        if self.ended() or self.culprit or self.pending.is_shut() and not self.pending.has_items():
+        if self.ended() or self.culprit or is_shut(self.pending.ring) and not has_items(self.pending.ring):
             result = SHUT  # before the places, which it needs none of; has_work says the same
         elif self.places() <= 0:
             result = NOT_NOW
         else:
-            result = self.pending.try_get(op, NULL)
+            result = try_get(self.pending.ring, op, NULL)
             if result == DONE:
                 if PyObject_TypeCheck(op[0], operation_type) and accept(<OperationBase>op[0], home):
                     position[0] = self.drawn
@@ -99,68 +111,52 @@ cdef class Feed:
         release(&self.lock)
         return result
 
-    cdef void emit(self, PyObject* op, uint64_t position) noexcept:
-        # The operation is over: hand it to the reader. Takes the caller's reference.
+    cdef void emit_in_order(self, PyObject* op, uint64_t position) noexcept:
+        # The shelf has a slot for each operation between source and reader, so positions do not collide.
         cdef uint64_t place = 0
-        cdef Result result
-        cdef PyObject** slots
+        cdef Result result = NOT_NOW
+        cdef PyObject** slots = (<PyListObject*>self.shelf).ob_item
         cdef PyObject** slot
         cdef PyObject* head
-        if self.ready is None:
-            Py_DECREF(<object>op)  # was the worker's
-            return
-        if self.shelf is None:
-            result = self.ready.try_put(op, &place)
-            if result != DONE:  # the reader has closed it
-                Py_DECREF(<object>op)  # was the worker's
-                return
-        else:
-            # The shelf has a slot for each operation between source and reader, so positions do not collide.
-            slots = (<PyListObject*>self.shelf).ob_item
-            acquire(&self.lock)
-            slot = &slots[position % <uint64_t>self.ready.capacity]
-            slot[0] = op  # None, which is immortal or has references to spare, makes place: see below
-            result = NOT_NOW
-            while True:
-                slot = &slots[self.next_out % <uint64_t>self.ready.capacity]
-                head = slot[0]
-                if head == <PyObject*>None or self.ready.try_put(head, &place) != DONE:
-                    break  # a gap; or the reader has closed it, and the shelf keeps them until it goes
-                slot[0] = <PyObject*>None
-                self.next_out += 1
-                result = DONE
-            release(&self.lock)
-            if result != DONE:
-                return
-        notify(&self.ready.not_empty)
-        # seq_cst: pairs with end
-        if <int64_t>(place + 1) == self.total.load(memory_order_seq_cst):
-            self.ready.close_ring()
+        acquire(&self.lock)
+        slot = &slots[position % <uint64_t>self.ready.capacity]
+        slot[0] = op  # None, which is immortal or has references to spare, makes place: see below
+        while True:
+            slot = &slots[self.next_out % <uint64_t>self.ready.capacity]
+            head = slot[0]
+            if head == <PyObject*>None or try_put(self.ready.ring, head, &place) != DONE:
+                break  # a gap; or the reader has closed it, and the shelf keeps them until it goes
+            slot[0] = <PyObject*>None
+            self.next_out += 1
+            result = DONE
+        release(&self.lock)
+        if result == DONE:
+            came_out(self, place)
 
     cdef bint end(self, object failure) except -1:
         # Nothing more will be accepted. True for the first who says so; its `failure` is what the stream ends with.
         cdef bint first
         cdef uint64_t count = 0
         if not self.foreign:
-            self.pending.shut()  # the tail stands still: put_count is what was accepted
+            shut(self.pending.ring)  # the tail stands still: put_count is what was accepted
         acquire(&self.lock)
         first = not self.ended()
         if first:
-            count = self.drawn if self.foreign else self.pending.put_count()
+            count = self.drawn if self.foreign else put_count(self.pending.ring)
             self.failure = failure
             self.total.store(<int64_t>count, memory_order_seq_cst)  # seq_cst: pairs with emit
         release(&self.lock)
         if first and self.tickets is not None:
             self.tickets.close_ring()
         # seq_cst (put_count): pairs with emit
-        if first and self.ready is not None and self.ready.put_count() == count:
+        if first and self.ready is not None and put_count(self.ready.ring) == count:
             self.ready.close_ring()
         return first
 
     cdef int abort(self, object failure) except -1:
         # Some that were accepted will not come out in time: the stream ends without them, with the failure.
         self.end(failure)
-        if self.ready is None or self.ready.is_shut():
+        if self.ready is None or is_shut(self.ready.ring):
             return 0
         acquire(&self.lock)
         if self.failure is None:
@@ -175,7 +171,7 @@ cdef class Feed:
     cdef uint64_t accepted(self) noexcept nogil:
         cdef uint64_t count
         if not self.foreign:
-            return self.pending.put_count()
+            return put_count(self.pending.ring)
         acquire(&self.lock)
         count = self.drawn
         release(&self.lock)
@@ -183,17 +179,17 @@ cdef class Feed:
 
     cdef Py_ssize_t places(self) noexcept nogil:
         # How many more may be accepted until the reader reads. For a foreign feed, under the lock or as a hint.
-        cdef uint64_t accepted = self.drawn if self.foreign else self.pending.put_count()
-        return self.ready.capacity - <Py_ssize_t>(accepted - self.ready.get_count())
+        cdef uint64_t accepted = self.drawn if self.foreign else put_count(self.pending.ring)
+        return self.ready.capacity - <Py_ssize_t>(accepted - get_count(self.ready.ring))
 
     cdef bint has_work(self) noexcept nogil:
         # Whether a worker would find something to do: an operation, or the end of the source.
         cdef bint found
         if not self.foreign:
-            return self.pending.has_items()
+            return has_items(self.pending.ring)
         acquire(&self.lock)
         found = not self.ended() and (
-            self.culprit != NULL or self.places() > 0 and self.pending.has_items() or self.pending.is_shut() and not self.pending.has_items()
+            self.culprit != NULL or self.places() > 0 and has_items(self.pending.ring) or is_shut(self.pending.ring) and not has_items(self.pending.ring)
         )
         release(&self.lock)
         return found

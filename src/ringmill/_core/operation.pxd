@@ -10,6 +10,7 @@ from libcpp.atomic cimport (
     memory_order_release,
 )
 
+from ringmill._core.attached cimport exchange64, swap64
 from ringmill._core.waiter cimport WaitNode
 
 cdef enum:
@@ -55,14 +56,15 @@ cdef class OperationBase:
     cdef Note note              # guarded by the same; written before the phase that says so
     cdef object __weakref__
 
-    cdef bint begin(self) noexcept nogil
     cdef bint quash(self, uint32_t home) noexcept nogil
-    cdef int end(self, uint32_t phase, bint overridden) except -1
+    cdef int end_overridden(self, uint32_t phase) except -1
     cdef int tell(self, uint32_t phase, bint overridden) except -1
     cdef int release(self, uint32_t phase) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef Note get_note(self)
     cdef void set_note(self, Note note)
+
+cdef object wake_waiters(OperationBase op)
 
 cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
     return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
@@ -72,8 +74,8 @@ cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while not seen & PHASE:
         # acq_rel: takes over what reset left, hands the operation to whoever claims it
-        if op.state.compare_exchange_weak(
-            seen,
+        if swap64(
+            op.state, seen,
             seen | QUEUED | PLACED | <uint64_t>home << HOME_SHIFT,
             memory_order_acq_rel,
             memory_order_relaxed,
@@ -86,11 +88,33 @@ cdef inline bint unaccept(OperationBase op) noexcept nogil:
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while seen & PHASE == QUEUED:
         # acq_rel: as accept
-        if op.state.compare_exchange_weak(
-            seen, seen & (RELEASED | WAITED), memory_order_acq_rel, memory_order_relaxed
+        if swap64(
+            op.state, seen, seen & (RELEASED | WAITED), memory_order_acq_rel, memory_order_relaxed
         ):
             return True
     return False
+
+cdef inline bint begin(OperationBase op) noexcept nogil:
+    # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile.
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while seen & PHASE == QUEUED:
+        # acq_rel: takes over what the submitter wrote; decides the race with cancel
+        if swap64(
+            op.state, seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint64_t>PLACED, memory_order_acq_rel, memory_order_relaxed
+        ):
+            return True
+    return False
+
+cdef inline int end(OperationBase op, uint32_t phase, bint overridden) except -1:
+    # RUNNING -> the outcome, then done(). Only by whoever made it RUNNING. The note is in place.
+    cdef uint64_t seen
+    if overridden:
+        return op.end_overridden(phase)
+    # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head of operation.pyx)
+    seen = exchange64(op.state, phase | RELEASED, memory_order_acq_rel)
+    if seen & (WAITED | RELEASED) == WAITED:
+        wake_waiters(op)
+    return 0
 
 cdef inline void put_back(OperationBase op) noexcept nogil:
     # RUNNING -> QUEUED, by the worker that runs it: it has a place once more, and may be cancelled from here on.
@@ -101,6 +125,5 @@ cdef inline void unplace(OperationBase op) noexcept nogil:
     op.state.fetch_and(~<uint64_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
 cdef int log_exception(str what, object subject) except -1
-cdef object wake_waiters(OperationBase op)
 cdef object reset(OperationBase op)
 cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept

@@ -35,13 +35,14 @@ from weakref import WeakValueDictionary
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
+from ringmill._core.attached cimport fetch_or64, swap64
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_acquire_lock,
     PyThread_release_lock,
     ShortLock,
     acquire,
-    current_epoch,
+    epoch_now,
     deadline_of,
     give_node,
     now_ns,
@@ -112,7 +113,7 @@ cdef class Note:
 cdef class Home:
     def __cinit__(self):
         self.number = next(numbers)
-        self.epoch = current_epoch()
+        self.epoch = epoch_now
         homes[self.number] = self
 
     cdef int cancel(self, OperationBase op) except -1:
@@ -134,40 +135,22 @@ cdef class OperationBase:
     # -----------------------------------------------------------------------------------------------------------
     # for the pool
 
-    cdef bint begin(self) noexcept nogil:
-        # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile.
-        cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
-        while seen & PHASE == QUEUED:
-            # acq_rel: takes over what the submitter wrote; decides the race with cancel
-            if self.state.compare_exchange_weak(
-                seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint64_t>PLACED, memory_order_acq_rel, memory_order_relaxed
-            ):
-                return True
-        return False
-
     cdef bint quash(self, uint32_t home) noexcept nogil:
         # QUEUED in that pool, or NEW for home 0, -> CANCELLED. The caller calls tell(). False: look again.
         cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while seen & PHASE == (QUEUED if home else NEW) and seen >> HOME_SHIFT == home:
             # acq_rel: as begin, with which it races
-            if self.state.compare_exchange_weak(
-                seen, (seen & (WAITED | RELEASED | PLACED)) | CANCELLED, memory_order_acq_rel, memory_order_relaxed
+            if swap64(
+                self.state, seen, (seen & (WAITED | RELEASED | PLACED)) | CANCELLED, memory_order_acq_rel, memory_order_relaxed
             ):
                 return True
         return False
 
-    cdef int end(self, uint32_t phase, bint overridden) except -1:
-        # RUNNING -> the outcome, then done(). Only by whoever made it RUNNING. The note is in place.
-        cdef uint64_t seen
-        if not overridden:
-            # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head)
-            seen = self.state.exchange(phase | RELEASED, memory_order_acq_rel)
-            if seen & (WAITED | RELEASED) == WAITED:
-                wake_waiters(self)
-            return 0
-        seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
-        while not self.state.compare_exchange_weak(
-            seen, (seen & (WAITED | RELEASED)) | phase, memory_order_acq_rel, memory_order_relaxed
+    cdef int end_overridden(self, uint32_t phase) except -1:
+        # end() for an operation whose done() is overridden.
+        cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+        while not swap64(
+            self.state, seen, (seen & (WAITED | RELEASED)) | phase, memory_order_acq_rel, memory_order_relaxed
         ):
             pass
         return self.tell(phase, True)
@@ -187,8 +170,8 @@ cdef class OperationBase:
         cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while seen & PHASE == phase and not seen & RELEASED:
             # acq_rel: publishes what came before done(); reads WAITED (see the head)
-            if self.state.compare_exchange_weak(
-                seen, seen | RELEASED, memory_order_acq_rel, memory_order_relaxed
+            if swap64(
+                self.state, seen, seen | RELEASED, memory_order_acq_rel, memory_order_relaxed
             ):
                 if seen & WAITED:
                     wake_waiters(self)
@@ -261,7 +244,7 @@ cdef class OperationBase:
         home = _home_of(self)
         if home is None:
             return bool(self.park(deadline))
-        if home.epoch != current_epoch():
+        if home.epoch != epoch_now:
             raise home.stopped_error()
         if deadline != NEVER and now_ns() >= deadline:
             return False  # only a look
@@ -294,12 +277,12 @@ cdef class OperationBase:
             while granted:
                 acquire(lock)
                 # acq_rel: see the head
-                if self.state.fetch_or(WAITED, memory_order_acq_rel) & RELEASED:
+                if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:
                     release(lock)
                     return 1
                 node.next = self.waiters
                 node.queued = True
-                node.epoch = current_epoch()
+                node.epoch = epoch_now
                 self.waiters = node
                 release(lock)
                 granted = False
@@ -339,7 +322,7 @@ cdef class OperationBase:
                     return True
             elif seen & PHASE == QUEUED:
                 home = homes.get(seen >> HOME_SHIFT)
-                if home is None or home.epoch != current_epoch():
+                if home is None or home.epoch != epoch_now:
                     return False  # its pool is gone, or in the parent of a fork
                 cancelled = home.cancel(self)
                 if cancelled:
@@ -412,7 +395,7 @@ cdef object wake_waiters(OperationBase op):
     release(lock)
     while node:
         following = node.next  # before the release: the node may be gone after it
-        if node.epoch == current_epoch():  # else its thread stayed in the parent of a fork
+        if node.epoch == epoch_now:  # else its thread stayed in the parent of a fork
             PyThread_release_lock(node.lock)
         node = following
 
@@ -443,8 +426,8 @@ cdef object reset(OperationBase op):
         if seen & PHASE == QUEUED or seen & PHASE == RUNNING or seen & PHASE == RESETTING or seen & PLACED:
             return None
         # acq_rel: of several threads that reset it, one does
-        if op.state.compare_exchange_weak(
-            seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acq_rel, memory_order_acquire
+        if swap64(
+            op.state, seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acq_rel, memory_order_acquire
         ):
             break
     renew(op, NEW, 0)
@@ -459,7 +442,7 @@ cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept:
     # acq_rel: pairs with accept, begin and cancel. One that goes on to a pool has a place there.
     cdef uint64_t renewed = (PLACED if home else 0) | phase | <uint64_t>home << HOME_SHIFT
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
-    while not op.state.compare_exchange_weak(
-        seen, renewed | (0 if seen & RELEASED else seen & WAITED), memory_order_acq_rel, memory_order_relaxed
+    while not swap64(
+        op.state, seen, renewed | (0 if seen & RELEASED else seen & WAITED), memory_order_acq_rel, memory_order_relaxed
     ):
         pass

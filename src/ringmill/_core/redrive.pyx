@@ -20,8 +20,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.books cimport BROKEN, DRAINING, ENDING
-from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, phase_of, unplace
-from ringmill._core.ring_buffer cimport DONE
+from ringmill._core.feed cimport emit
+from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, begin, end, phase_of, unplace
+from ringmill._core.ring cimport DONE
 from ringmill._core.waiter cimport acquire, notify, notify_all, notify_owner, release, steal
 
 from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
@@ -208,7 +209,7 @@ cdef class Redrives(Books):
         if record is not None:
             unplace(op)
             Py_INCREF(op)  # the stream's
-            record.feed.emit(<PyObject*>op, record.position)
+            emit(record.feed, <PyObject*>op, record.position)
             record.operation = None  # the timer may keep the record for long
             record.feed = None
             self.wake_for_the_end()
@@ -223,7 +224,7 @@ cdef class Redrives(Books):
         if orphan is not None:
             unplace(op)
             Py_INCREF(op)  # the stream's
-            (<Feed>orphan[1]).emit(<PyObject*>op, <uint64_t>orphan[2])
+            emit(<Feed>orphan[1], <PyObject*>op, <uint64_t>orphan[2])
         elif self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
             notify(&self.idle)  # any worker may emit it now
         self.wake_for_the_end()
@@ -243,7 +244,7 @@ cdef class Redrives(Books):
         release(&self.lock)
         if ended:
             unplace(<OperationBase>op)
-            feed.emit(op, position)
+            emit(feed, op, position)
         else:
             Py_DECREF(<object>op)  # the orphan owns one
         return 0
@@ -257,7 +258,7 @@ cdef class Redrives(Books):
         cdef Note note = new_note(error, op, True) if error is not None else None
         Py_INCREF(op)  # the stream's
         acquire(&self.lock)
-        mine = op.begin()
+        mine = begin(op)
         if mine:
             if phase == CANCELLED:
                 self.cancelled += 1
@@ -269,10 +270,10 @@ cdef class Redrives(Books):
             return 0
         if note is not None:
             op.set_note(note)
-        op.end(phase, type(op).done is not done_of_base)
+        end(op, phase, type(op).done is not done_of_base)
         if ended is not None:
             ended.append(op)
-        feed.emit(<PyObject*>op, position)
+        emit(feed, <PyObject*>op, position)
         return 0
 
     cdef int end_unbegun(self, Feed feed, uint32_t phase, object error, list ended) except -1:

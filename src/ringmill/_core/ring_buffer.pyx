@@ -1,31 +1,7 @@
-# A bounded lock-free FIFO queue of Python objects: many producers, many consumers, closable.
+# A bounded queue of Python objects on the lock-free ring (ring.pxd): the face that users see, and how it waits.
 #
-# The algorithm is that of crossbeam's array channel (which credits Dmitry Vyukov's bounded MPMC queue), with exact
-# capacity, ordered operations in place of its fences, and claims of several slots at once.
-#
-# A word (head, tail, or a slot's stamp) is a lap in its upper bits and an index in its lower bits; one_lap is the
-# power of two above the capacity. The tail's top bit says closed. A slot's stamp tells whose turn it is:
-#
-#   stamp == tail            the slot is free for the put at `tail`
-#   stamp == head + 1        it holds the item for the get at `head`
-#   anything else            another thread is between its claim and its publication, or our word is stale
-#
-#   put: read the stamp (acquire); claim by compare-exchange of tail (seq_cst); write; stamp = tail + 1 (release)
-#   get: read the stamp (acquire); claim by compare-exchange of head (seq_cst); read; stamp = head + one_lap (release)
-#
-# A put takes effect at its claim of tail, a get at its claim of head, so the order of the positions is the order of
-# the queue. Empty: stamp == head and then tail == head (seq_cst load). Neither cursor goes back and head never passes
-# tail, so both had that value at one moment, in which the ring was empty. Full likewise: head + one_lap == tail. A
-# slot claimed but not published is neither: who meets one waits for it, a few instructions of another thread's.
-#
-# Closing sets the bit in the tail word, so a claim of tail after it fails; a claim before it is an item that getters
-# drain. After the bit is set tail stands still, so a getter that finds closed and empty is right for ever.
-#
-# Owners: the caller of a put owns a reference and gives it to the slot by the claim; the getter whose claim takes the
-# slot owns it from then on. Between a claim and its stamp there is no Python API, hence no signal handler, no
-# collector, no detaching: on a GIL build nobody ever sees a claimed slot, on a free-threaded build the collector
-# stops attached threads elsewhere. Sleeping and waking: waiter.pyx; each put is followed by notify(not_empty), each
-# get by notify(not_full).
+# Sleeping and waking are waiter.pyx's: a put is followed by notify(not_empty), a get by notify(not_full). `ring` is made
+# in __cinit__ and freed in __dealloc__; its references are traversed for the garbage collector at the end of this file.
 
 import operator
 import queue
@@ -35,18 +11,36 @@ cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.string cimport memset
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
+from ringmill._core.ring cimport (
+    DONE,
+    NOT_NOW,
+    SHUT,
+    Slot,
+    after,
+    delete_ring,
+    has_items,
+    has_room,
+    is_shut,
+    new_ring,
+    shut,
+    size,
+    try_get,
+    try_get_many,
+    try_put,
+    try_put_many,
+    without_closed,
+)
 from ringmill._core.waiter cimport (
     NEVER,
     deadline_of,
     init_queue,
     notify,
     notify_all,
-    pause,
     steal,
     wait_for,
-    yield_processor,
 )
 
 from ringmill.errors import Closed
@@ -56,7 +50,9 @@ cdef object Empty = queue.Empty
 
 cdef extern from "Python.h":
     object PyList_New(Py_ssize_t size)
-    PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t index)
+    void PyObject_GC_UnTrack(object)
+    ctypedef struct PyTupleObject:
+        PyObject** ob_item
     void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
     ctypedef struct PyListObject:
         PyObject** ob_item
@@ -67,29 +63,8 @@ cdef extern from "Python.h":
         traverseproc tp_traverse
         inquiry tp_clear
 
-cdef extern from *:
-    """
-    #include <new>
-    static inline RingmillCursors* ringmill_new_cursors(void) { return new (std::nothrow) RingmillCursors(); }
-    static inline void ringmill_delete_cursors(RingmillCursors* c) { delete c; }
-    """
-    Cursors* new_cursors "ringmill_new_cursors"() noexcept
-    void delete_cursors "ringmill_delete_cursors"(Cursors*) noexcept
-
-cdef uint64_t CLOSED = <uint64_t>1 << 63
-cdef enum:
-    BATCH = 128                 # slots that one claim takes at most: bounds how long others wait for one of them
 # More slots than any address space holds are an error of the caller's, not a lack of memory.
 MAX_CAPACITY = (1 << 47) // sizeof(Slot)
-
-
-cdef inline void relax(int* spins) noexcept nogil:
-    # Waits for a thread that is between a claim and its publication.
-    spins[0] += 1
-    if spins[0] < 64:
-        pause()
-    else:
-        yield_processor()
 
 
 cdef struct Wish:               # what a waiting put or get wants
@@ -97,16 +72,16 @@ cdef struct Wish:               # what a waiting put or get wants
     PyObject* item
 
 cdef int put_attempt(void* wish) noexcept:
-    return (<RingBuffer>(<Wish*>wish).ring).try_put((<Wish*>wish).item, NULL)
+    return try_put((<RingBuffer>(<Wish*>wish).ring).ring, (<Wish*>wish).item, NULL)
 
 cdef int put_more(void* wish) noexcept:
-    return (<RingBuffer>(<Wish*>wish).ring).has_room()
+    return has_room((<RingBuffer>(<Wish*>wish).ring).ring)
 
 cdef int get_attempt(void* wish) noexcept:
-    return (<RingBuffer>(<Wish*>wish).ring).try_get(&(<Wish*>wish).item, NULL)
+    return try_get((<RingBuffer>(<Wish*>wish).ring).ring, &(<Wish*>wish).item, NULL)
 
 cdef int get_more(void* wish) noexcept:
-    return (<RingBuffer>(<Wish*>wish).ring).has_items()
+    return has_items((<RingBuffer>(<Wish*>wish).ring).ring)
 
 
 @cython.trashcan(True)  # a long chain of rings in rings is dropped without as deep a recursion
@@ -140,213 +115,33 @@ cdef class RingBuffer:
         if not 1 <= capacity <= MAX_CAPACITY:
             raise ValueError(f"capacity must be from 1 to {MAX_CAPACITY}, got {capacity!r}")
         self.capacity = capacity
-        self.one_lap = 2
-        while self.one_lap <= <uint64_t>self.capacity:
-            self.one_lap *= 2
         init_queue(&self.not_empty)
         init_queue(&self.not_full)
-        self.cursors = new_cursors()
-        self.slots = <Slot*>PyMem_RawMalloc(self.capacity * sizeof(Slot))
-        if self.cursors == NULL or self.slots == NULL:
+        self.ring = new_ring()
+        if self.ring != NULL:
+            self.ring.capacity = self.capacity
+            while <uint64_t>1 << self.ring.lap_bits <= <uint64_t>self.capacity:
+                self.ring.lap_bits += 1
+            self.ring.one_lap = <uint64_t>1 << self.ring.lap_bits
+            self.ring.slots = <Slot*>PyMem_RawMalloc(self.capacity * sizeof(Slot))
+        if self.ring == NULL or self.ring.slots == NULL:
             raise MemoryError(f"a ring of {capacity!r} slots does not fit in memory")
         for index in range(<uint64_t>self.capacity):
             # relaxed: the ring is published to other threads by whoever hands the object over
-            self.slots[index].stamp.store(index, memory_order_relaxed)
+            self.ring.slots[index].stamp.store(index, memory_order_relaxed)
 
     def __init__(self, capacity):
         pass  # everything is written once, in __cinit__
 
     def __dealloc__(self):
-        if self.cursors and self.slots:
+        if self.ring == NULL:
+            return
+        if self.ring.slots:
             _drop_items(self)
-        delete_cursors(self.cursors)
-        PyMem_RawFree(self.slots)
+        PyMem_RawFree(self.ring.slots)
+        delete_ring(self.ring)
 
     __class_getitem__ = classmethod(GenericAlias)
-
-    # -----------------------------------------------------------------------------------------------------------
-    # the ring itself
-
-    cdef inline uint64_t _after(self, uint64_t word, uint64_t count) noexcept nogil:
-        # The word `count` (at most the capacity) positions further.
-        cdef uint64_t index = (word & (self.one_lap - 1)) + count
-        if index < <uint64_t>self.capacity:
-            return word + count
-        return (word & ~(self.one_lap - 1)) + self.one_lap + (index - <uint64_t>self.capacity)
-
-    cdef inline uint64_t _between(self, uint64_t head, uint64_t tail) noexcept nogil:
-        # How many positions from head to tail; tail is not behind head, and not more than a lap ahead.
-        cdef uint64_t mask = self.one_lap - 1
-        cdef uint64_t count = (tail & mask) - (head & mask)  # modulo 2**64 where the index wrapped
-        return count if (tail & ~mask) == (head & ~mask) else count + <uint64_t>self.capacity
-
-    cdef inline uint64_t _position(self, uint64_t word) noexcept nogil:
-        # How many came before: lap * capacity + index.
-        return (word & ~CLOSED) // self.one_lap * <uint64_t>self.capacity + (word & (self.one_lap - 1))
-
-    cdef Result try_put(self, PyObject* item, uint64_t* position) noexcept nogil:
-        # The caller's reference goes to the slot if DONE. `position`, unless NULL, gets how many were put before.
-        cdef uint64_t tail = self.cursors.tail.load(memory_order_acquire)  # acquire: not older than a close before us
-        cdef uint64_t stamp
-        cdef Slot* slot
-        cdef int spins = 0
-        while not tail & CLOSED:
-            slot = &self.slots[tail & (self.one_lap - 1)]
-            stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in try_get
-            if stamp == tail:
-                # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); relaxed on failure: we look again
-                if self.cursors.tail.compare_exchange_weak(
-                    tail, self._after(tail, 1), memory_order_seq_cst, memory_order_relaxed
-                ):
-                    slot.item = item  # the slot owns the reference now
-                    slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with try_get
-                    if position:
-                        position[0] = self._position(tail)
-                    return DONE
-                continue
-            # seq_cst: full is decided on both cursors; pairs with the claim in try_get
-            if stamp + self.one_lap == tail + 1:
-                if self.cursors.head.load(memory_order_seq_cst) + self.one_lap == tail:
-                    return NOT_NOW
-            relax(&spins)
-            tail = self.cursors.tail.load(memory_order_acquire)  # acquire: as above
-        return SHUT
-
-    cdef Result try_get(self, PyObject** item, uint64_t* position) noexcept nogil:
-        # The slot's reference goes to the caller if DONE. `position` as in try_put.
-        cdef uint64_t head = self.cursors.head.load(memory_order_acquire)  # acquire: not older than our last get
-        cdef uint64_t stamp, tail
-        cdef Slot* slot
-        cdef int spins = 0
-        while True:
-            slot = &self.slots[head & (self.one_lap - 1)]
-            stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in try_put
-            if stamp == head + 1:
-                # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); relaxed on failure: we look again
-                if self.cursors.head.compare_exchange_weak(
-                    head, self._after(head, 1), memory_order_seq_cst, memory_order_relaxed
-                ):
-                    item[0] = slot.item  # the caller owns the reference now
-                    slot.stamp.store(head + self.one_lap, memory_order_release)  # release: the read; pairs with try_put
-                    if position:
-                        position[0] = self._position(head)
-                    return DONE
-                continue
-            if stamp == head:
-                # seq_cst: empty is decided on both cursors; pairs with the claim in try_put
-                tail = self.cursors.tail.load(memory_order_seq_cst)
-                if tail & ~CLOSED == head:
-                    return SHUT if tail & CLOSED else NOT_NOW
-            relax(&spins)
-            head = self.cursors.head.load(memory_order_acquire)  # acquire: as above
-
-    cdef Result try_put_many(self, PyObject** items, Py_ssize_t count, Py_ssize_t* done) noexcept nogil:
-        # Puts as many as there is room for. The first `done` of the caller's references are the slots' then.
-        cdef uint64_t tail, head, room, claimed, k
-        cdef Slot* slot
-        cdef int spins = 0
-        done[0] = 0
-        while done[0] < count:
-            tail = self.cursors.tail.load(memory_order_acquire)  # acquire: as in try_put
-            if tail & CLOSED:
-                return SHUT
-            head = self.cursors.head.load(memory_order_seq_cst)  # seq_cst: as in try_put, for full
-            if head > tail:
-                continue  # tail was stale: getters have passed it
-            room = <uint64_t>self.capacity - self._between(head, tail)
-            if room == 0:
-                return NOT_NOW
-            claimed = min(room, <uint64_t>(count - done[0]), <uint64_t>BATCH)
-            # seq_cst and relaxed: as in try_put
-            if not self.cursors.tail.compare_exchange_weak(
-                tail, self._after(tail, claimed), memory_order_seq_cst, memory_order_relaxed
-            ):
-                continue
-            for k in range(claimed):
-                slot = &self.slots[tail & (self.one_lap - 1)]
-                # acquire: pairs with the release in try_get; its getter has claimed it, and is about to leave
-                while slot.stamp.load(memory_order_acquire) != tail:
-                    relax(&spins)
-                slot.item = items[done[0]]  # the slot owns the reference now
-                slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with try_get
-                done[0] += 1
-                tail = self._after(tail, 1)
-        return DONE
-
-    cdef Result try_get_many(self, PyObject** items, Py_ssize_t count, Py_ssize_t* done) noexcept nogil:
-        # Takes up to `count`, and no more than the tail it first saw. `done` references are the caller's then.
-        cdef uint64_t head, tail, limit, claimed, k
-        cdef Slot* slot
-        cdef int spins = 0
-        done[0] = 0
-        limit = self.cursors.tail.load(memory_order_seq_cst)  # seq_cst: as in try_get, for empty
-        while done[0] < count:
-            head = self.cursors.head.load(memory_order_seq_cst)  # seq_cst: empty is decided on both
-            tail = limit & ~CLOSED
-            if head >= tail:
-                if done[0]:
-                    return DONE
-                limit = self.cursors.tail.load(memory_order_seq_cst)  # seq_cst: as in try_get, for empty
-                if limit & ~CLOSED == head:
-                    return SHUT if limit & CLOSED else NOT_NOW
-                continue  # others have passed the tail that we saw
-            claimed = min(self._between(head, tail), <uint64_t>(count - done[0]), <uint64_t>BATCH)
-            # seq_cst and relaxed: as in try_get
-            if not self.cursors.head.compare_exchange_weak(
-                head, self._after(head, claimed), memory_order_seq_cst, memory_order_relaxed
-            ):
-                continue
-            for k in range(claimed):
-                slot = &self.slots[head & (self.one_lap - 1)]
-                # acquire: pairs with the release in try_put; its putter has claimed it, and is about to publish
-                while slot.stamp.load(memory_order_acquire) != head + 1:
-                    relax(&spins)
-                items[done[0]] = slot.item  # the caller owns the reference now
-                slot.stamp.store(head + self.one_lap, memory_order_release)  # release: the read; pairs with try_put
-                done[0] += 1
-                head = self._after(head, 1)
-        return DONE
-
-    cdef void prefill(self, PyObject** items) noexcept nogil:
-        # Fills a new ring that nobody else knows yet to its capacity, and closes it. The references go to the slots.
-        cdef uint64_t index
-        for index in range(<uint64_t>self.capacity):
-            self.slots[index].item = items[index]
-            self.slots[index].stamp.store(index + 1, memory_order_relaxed)  # relaxed: the ring is not published yet
-        self.cursors.tail.store(self.one_lap | CLOSED, memory_order_relaxed)  # relaxed: the same
-
-    cdef bint shut(self) noexcept nogil:
-        # seq_cst: as any claim of the tail. True for the first.
-        return not self.cursors.tail.fetch_or(CLOSED, memory_order_seq_cst) & CLOSED
-
-    cdef uint64_t put_count(self) noexcept nogil:
-        # How many were ever put. seq_cst: read by those who ask whether all has been put that will be.
-        return self._position(self.cursors.tail.load(memory_order_seq_cst))
-
-    cdef uint64_t get_count(self) noexcept nogil:
-        # How many were ever taken. seq_cst: as put_count.
-        return self._position(self.cursors.head.load(memory_order_seq_cst))
-
-    cdef Py_ssize_t length(self) noexcept nogil:
-        cdef uint64_t head, tail
-        while True:
-            # seq_cst: tail stood still while head was read, so both were true at once
-            tail = self.cursors.tail.load(memory_order_seq_cst)
-            head = self.cursors.head.load(memory_order_seq_cst)
-            if self.cursors.tail.load(memory_order_seq_cst) == tail:
-                return self._between(head, tail & ~CLOSED)
-
-    cdef bint is_shut(self) noexcept nogil:
-        return self.cursors.tail.load(memory_order_seq_cst) & CLOSED != 0  # seq_cst: a sleeper's last look
-
-    cdef bint has_items(self) noexcept nogil:
-        # seq_cst: a sleeper's last look (waiter.pyx)
-        return self.cursors.head.load(memory_order_seq_cst) != self.cursors.tail.load(memory_order_seq_cst) & ~CLOSED
-
-    cdef bint has_room(self) noexcept nogil:
-        # seq_cst: a sleeper's last look. Tail first: head only grows, so room is never missed.
-        cdef uint64_t tail = self.cursors.tail.load(memory_order_seq_cst)
-        return self.cursors.head.load(memory_order_seq_cst) + self.one_lap != tail & ~CLOSED
 
     # -----------------------------------------------------------------------------------------------------------
     # waiting
@@ -354,7 +149,7 @@ cdef class RingBuffer:
     cdef int put_item(self, PyObject* item, int64_t deadline, bint block) except -1:
         # Puts, waiting for room. The caller's reference goes to the ring if DONE, and stays the caller's otherwise.
         cdef Wish wish
-        cdef int result = self.try_put(item, NULL)
+        cdef int result = try_put(self.ring, item, NULL)
         if result == NOT_NOW and block:
             wish.ring = <PyObject*>self
             wish.item = item
@@ -366,7 +161,7 @@ cdef class RingBuffer:
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1:
         # Takes one, waiting for it. The caller owns the reference if DONE.
         cdef Wish wish
-        cdef int result = self.try_get(item, NULL)
+        cdef int result = try_get(self.ring, item, NULL)
         if result == NOT_NOW and block:
             wish.ring = <PyObject*>self
             result = wait_for(&self.not_empty, get_attempt, get_more, &wish, NULL, deadline)
@@ -376,7 +171,7 @@ cdef class RingBuffer:
         return result
 
     cdef bint close_ring(self) except -1:
-        cdef bint first = self.shut()
+        cdef bint first = shut(self.ring)
         notify_all(&self.not_empty)
         notify_all(&self.not_full)
         return first
@@ -408,7 +203,7 @@ cdef class RingBuffer:
         """Puts an item, or raises `queue.Full` or `Closed`. Never blocks; re-entrant; safe from any thread."""
         cdef int result
         Py_INCREF(item)  # the slot's, if it gets there
-        result = self.try_put(<PyObject*>item, NULL)
+        result = try_put(self.ring, <PyObject*>item, NULL)
         if result != DONE:
             Py_DECREF(item)
             _raise_put(self, result)
@@ -433,7 +228,7 @@ cdef class RingBuffer:
     def get_nowait(self):
         """Takes the oldest item, or raises `queue.Empty` or `Closed`. Never blocks; re-entrant; safe from any thread."""
         cdef PyObject* item = NULL
-        cdef int result = self.try_get(&item, NULL)
+        cdef int result = try_get(self.ring, &item, NULL)
         if result != DONE:
             _raise_get(self, result)
         notify(&self.not_full)
@@ -450,8 +245,10 @@ cdef class RingBuffer:
         cdef int64_t deadline = deadline_of(timeout)
         cdef Py_ssize_t count = 0
         cdef int result
-        if type(iterable) is list or type(iterable) is tuple:
+        if type(iterable) is list:
             return self._put_tuple(tuple(iterable), deadline)
+        if type(iterable) is tuple:
+            return self._put_tuple(tuple([*iterable]), deadline)  # tuple() of a tuple makes no copy
         for item in iterable:
             Py_INCREF(item)  # the slot's, if it gets there
             try:
@@ -466,34 +263,26 @@ cdef class RingBuffer:
         return count
 
     cdef object _put_tuple(self, tuple items, int64_t deadline):
-        cdef Py_ssize_t total = len(items), count = 0, done, k, chunk
-        cdef PyObject* borrowed[128]
+        # The tuple is ours alone. Its references go to the ring, and NULL takes their place; the collector, which may
+        # look in between, must not count them for the tuple as well.
+        cdef Py_ssize_t total = len(items), count = 0, done
+        cdef PyObject** owned = (<PyTupleObject*>items).ob_item
         cdef int result
+        if total:
+            PyObject_GC_UnTrack(items)
         while count < total:
-            chunk = min(total - count, BATCH)
-            for k in range(chunk):
-                borrowed[k] = PyTuple_GET_ITEM(<PyObject*>items, count + k)
-                Py_INCREF(<object>borrowed[k])  # the slot's, if it gets there
-            result = self.try_put_many(borrowed, chunk, &done)
-            for k in range(done, chunk):
-                Py_DECREF(<object>borrowed[k])  # the tuple still owns one
-            count += done
+            result = try_put_many(self.ring, owned + count, total - count, &done)
             if done:
+                memset(owned + count, 0, done * sizeof(PyObject*))
+                count += done
                 notify(&self.not_empty)
-            if result == NOT_NOW:
-                # No room for more: wait with the next one alone, then go on in chunks.
-                Py_INCREF(<object>borrowed[done])  # the slot's, if it gets there
-                try:
-                    result = self.put_item(borrowed[done], deadline, True)
-                except BaseException:
-                    Py_DECREF(<object>borrowed[done])
-                    raise
+            if result == NOT_NOW:  # wait with the next one alone, then go on
+                result = self.put_item(owned[count], deadline, True)
                 if result == DONE:
+                    owned[count] = NULL
                     count += 1
-                else:
-                    Py_DECREF(<object>borrowed[done])
             if result != DONE:
-                _raise_put_many(self, result, count, list(items[count:]))
+                _raise_put_many(self, result, count, [<object>owned[done] for done in range(count, total)])
         return count
 
     def get_many(self, max=None, timeout=None):
@@ -515,7 +304,7 @@ cdef class RingBuffer:
                 raise ValueError(f"max must be at least 1, got {max!r}")
             if max < limit:
                 limit = max
-        cdef Py_ssize_t length = self.length()
+        cdef Py_ssize_t length = size(self.ring)
         items = self._take(limit if limit < length else length)
         if items:
             return items
@@ -523,7 +312,7 @@ cdef class RingBuffer:
         if result != DONE:
             _raise_get(self, result)
         items = [steal(item)]
-        length = self.length()
+        length = size(self.ring)
         limit -= 1
         if limit and length:
             items += self._take(limit if limit < length else length)
@@ -536,7 +325,7 @@ cdef class RingBuffer:
         if limit == 0:
             return []
         items = PyList_New(limit)
-        result = self.try_get_many((<PyListObject*>items).ob_item, limit, &done)
+        result = try_get_many(self.ring, (<PyListObject*>items).ob_item, limit, &done)
         Py_SET_SIZE(<PyObject*>items, done)
         if done:
             notify(&self.not_full)
@@ -556,27 +345,27 @@ cdef class RingBuffer:
 
     def __len__(self):
         """How many items are there; a snapshot."""
-        return self.length()
+        return size(self.ring)
 
     def __bool__(self):
         return True  # an empty ring is a ring
 
     def qsize(self):
         """How many items are there; a snapshot."""
-        return self.length()
+        return size(self.ring)
 
     def empty(self):
         """Whether no item is there; a snapshot."""
-        return not self.has_items()
+        return not has_items(self.ring)
 
     def full(self):
         """Whether there is no room; a snapshot."""
-        return self.length() == self.capacity
+        return size(self.ring) == self.capacity
 
     @property
     def closed(self):
         """Whether the ring is closed; once True, for ever."""
-        return self.is_shut()
+        return is_shut(self.ring)
 
     def __iter__(self):
         """Takes items until the ring is closed and drained. Several threads may iterate and share the items."""
@@ -589,8 +378,8 @@ cdef class RingBuffer:
         return steal(item)
 
     def __repr__(self):
-        state = "closed" if self.is_shut() else "open"
-        return f"<{type(self).__name__} {state}, {self.length()} of {self.capacity}>"
+        state = "closed" if is_shut(self.ring) else "open"
+        return f"<{type(self).__name__} {state}, {size(self.ring)} of {self.capacity}>"
 
     def __reduce__(self):
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: its waiters live in this process")
@@ -624,8 +413,8 @@ cdef object _raise_get(RingBuffer ring, int result):
 cdef void _drop_items(RingBuffer self) noexcept:
     # Takes and releases what is there now; each DECREF may run anything, which finds the ring whole.
     cdef PyObject* item = NULL
-    cdef Py_ssize_t left = self.length()
-    while left > 0 and self.try_get(&item, NULL) == DONE:
+    cdef Py_ssize_t left = size(self.ring)
+    while left > 0 and try_get(self.ring, &item, NULL) == DONE:
         Py_DECREF(<object>item)
         left -= 1
 
@@ -635,19 +424,20 @@ cdef traverseproc base_traverse = ring_type.tp_traverse
 cdef inquiry base_clear = ring_type.tp_clear
 
 
-cdef int ring_traverse(PyObject* ring, visitproc visit, void* arg) noexcept:
+cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     # The collector runs with all attached threads stopped, or with the GIL: no slot is between claim and stamp.
+    cdef Ring* ring = (<RingBuffer>self).ring
     cdef uint64_t head, tail
-    cdef int status = base_traverse(ring, visit, arg)
-    if status or (<RingBuffer>ring).cursors == NULL or (<RingBuffer>ring).slots == NULL:
+    cdef int status = base_traverse(self, visit, arg)
+    if status or ring == NULL or ring.slots == NULL:
         return status
-    head = (<RingBuffer>ring).cursors.head.load(memory_order_relaxed)  # relaxed: see above
-    tail = (<RingBuffer>ring).cursors.tail.load(memory_order_relaxed) & ~CLOSED  # relaxed: see above
+    head = ring.head.load(memory_order_relaxed)  # relaxed: see above
+    tail = without_closed(ring.tail.load(memory_order_relaxed))  # relaxed: see above
     while head != tail:
-        status = visit((<RingBuffer>ring).slots[head & ((<RingBuffer>ring).one_lap - 1)].item, arg)
+        status = visit(ring.slots[head & (ring.one_lap - 1)].item, arg)
         if status:
             return status
-        head = (<RingBuffer>ring)._after(head, 1)
+        head = after(ring, head, 1)
     return 0
 
 

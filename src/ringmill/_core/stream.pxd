@@ -1,5 +1,6 @@
 # The read end: finished operations, and the drawing of a wrap's source. See stream.pyx.
 
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
@@ -8,6 +9,7 @@ from ringmill._core.dispatch cimport Core
 from ringmill._core.feed cimport Feed
 from ringmill._core.waiter cimport ShortLock, WaitQueue
 
+@cython.final
 cdef class Stream:
     cdef Feed feed                  # written once, like the next four
     cdef Core core

@@ -1,6 +1,6 @@
 from collections.abc import Iterable, Iterator
 from types import GenericAlias, TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -9,7 +9,7 @@ from .feed import Feed
 
 OpT = TypeVar("OpT")
 
-@disjoint_base
+@final
 class Stream(Generic[OpT]):
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     @property

@@ -23,6 +23,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
+from ringmill._core.attached cimport exchange32, put32
 from ringmill._core.operation cimport (
     CANCELLED,
     OperationBase,
@@ -30,12 +31,22 @@ from ringmill._core.operation cimport (
     phase_of,
     reset,
 )
-from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT
+from ringmill._core.ring cimport (
+    DONE,
+    NOT_NOW,
+    SHUT,
+    get_count,
+    has_items,
+    is_shut,
+    size,
+    try_get,
+    try_put,
+)
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_get_thread_ident,
     acquire,
-    current_epoch,
+    epoch_now,
     deadline_of,
     init_queue,
     notify,
@@ -55,7 +66,7 @@ cdef extern from "Python.h":
 
 cdef int turn_attempt(void* stream) noexcept:
     # seq_cst: a sleeper's last look; takes over what the last reader wrote
-    return not (<Stream>stream).busy.exchange(1, memory_order_seq_cst)
+    return not exchange32((<Stream>stream).busy, 1, memory_order_seq_cst)
 
 cdef int turn_more(void* stream) noexcept:
     return not (<Stream>stream).busy.load(memory_order_seq_cst)  # seq_cst: as notify
@@ -70,7 +81,7 @@ cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
     if not accept(<OperationBase>op, core.number):
         return OperationReused(f"the source gave {op!r}, which is pending, or finished and not reset")
     Py_INCREF(op)  # the ring's, if it gets there
-    if feed.pending.try_put(<PyObject*>op, NULL) != DONE:
+    if try_put(feed.pending.ring, <PyObject*>op, NULL) != DONE:
         # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
         Py_DECREF(op)
         error = core.stopped_error()
@@ -109,8 +120,8 @@ cdef class Stream:
 
     def __del__(self):
         # The collector may run anywhere, so it only flags the feed; a worker ends it and cancels what is left.
-        if self.wraps and self.feed is not None and self.core.epoch == current_epoch():
-            if not self.feed.ready.is_shut() or self.feed.pending.has_items():
+        if self.wraps and self.feed is not None and self.core.epoch == epoch_now:
+            if not is_shut(self.feed.ready.ring) or has_items(self.feed.pending.ring):
                 self.feed.abandoned.store(1, memory_order_release)  # release: pairs with next_feed
                 notify(&self.core.idle)
 
@@ -124,7 +135,7 @@ cdef class Stream:
         if self.feed.foreign:
             notify(&self.core.idle)
         elif self.feed.tickets is not None:
-            while count > 0 and self.feed.tickets.try_get(&ticket, NULL) == DONE:
+            while count > 0 and try_get(self.feed.tickets.ring, &ticket, NULL) == DONE:
                 Py_DECREF(<object>ticket)  # was the ring's
                 count -= 1
             notify(&self.feed.tickets.not_full)
@@ -139,7 +150,7 @@ cdef class Stream:
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
         cdef int result
-        if self.core.epoch != current_epoch():
+        if self.core.epoch != epoch_now:
             raise self.core.stopped_error()
         if not self.draws:
             result = self.read_ready(op, deadline, block)
@@ -158,7 +169,7 @@ cdef class Stream:
         return result
 
     cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1:
-        cdef int result = self.feed.ready.try_get(op, NULL)
+        cdef int result = try_get(self.feed.ready.ring, op, NULL)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
         if not self.core.enter_wait(None, self.feed):
@@ -174,7 +185,7 @@ cdef class Stream:
         if self.source is not None and self.feed.places() > 0:
             self.draw()  # one for the one that we take
         while True:
-            result = self.feed.ready.try_get(op, NULL)
+            result = try_get(self.feed.ready.ring, op, NULL)
             if result != NOT_NOW:
                 return result
             if self.source is None or self.feed.places() <= 0:
@@ -203,14 +214,14 @@ cdef class Stream:
 
     cdef int give_turn(self) except -1:
         self.reader.store(0, memory_order_relaxed)  # relaxed: as take_turn
-        self.busy.store(0, memory_order_seq_cst)  # seq_cst: before the look at the waiters; publishes what we wrote
+        put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: before the look at the waiters; publishes what we wrote
         notify(&self.turn)
         return 0
 
     cdef bint draw(self) except -1:
         # Draws one operation and hands it to the workers. False: the source is exhausted, or the pool has stopped.
         cdef PyObject* raw
-        if self.feed.pending.is_shut():
+        if is_shut(self.feed.pending.ring):
             self.source = None
             return False
         try:
@@ -239,6 +250,11 @@ cdef class Stream:
 
     def __next__(self):
         cdef PyObject* op = NULL
+        if not self.draws and self.core.epoch == epoch_now:  # the short way, where one is ready
+            if try_get((<Feed><PyObject*>self.feed).ready.ring, &op, NULL) == DONE:
+                if self.wraps:
+                    self.taken(1)
+                return steal(op)
         if self.read(&op, NEVER, True) != DONE:
             raise StopIteration
         return steal(op)
@@ -275,7 +291,7 @@ cdef class Stream:
         if self.draws:
             return self.get_many_drawing(limit, deadline)
         ops = [self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)]
-        length = min(limit - 1, self.feed.ready.length())
+        length = min(limit - 1, size(self.feed.ready.ring))
         if length:
             more = self.feed.ready._take(length)
             if self.wraps:
@@ -288,19 +304,19 @@ cdef class Stream:
         cdef PyObject* op = NULL
         cdef Py_ssize_t length
         cdef int result
-        if self.core.epoch != current_epoch():
+        if self.core.epoch != epoch_now:
             raise self.core.stopped_error()
         if not self.take_turn(deadline, True):
             raise Empty
         try:
-            length = min(limit - 1, self.feed.ready.length())
+            length = min(limit - 1, size(self.feed.ready.ring))
             while length > 0 and self.source is not None and self.feed.places() > 0:
                 self.draw()
                 length -= 1
             result = self.read_drawing(&op, deadline, True)
             if result == DONE:
                 ops = [steal(op)]
-                length = min(limit - 1, self.feed.ready.length())
+                length = min(limit - 1, size(self.feed.ready.ring))
                 return ops + self.feed.ready._take(length) if length else ops
         finally:
             self.give_turn()
@@ -311,7 +327,7 @@ cdef class Stream:
 
     def close(self):
         """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks."""
-        if self.core.epoch != current_epoch():
+        if self.core.epoch != epoch_now:
             return
         self.closed_by_reader.store(1, memory_order_release)  # release: pairs with finish
         self.feed.end(None)
@@ -335,7 +351,7 @@ cdef class Stream:
 
     def __len__(self):
         """How many operations are ready to be read; a snapshot."""
-        return self.feed.ready.length()
+        return size(self.feed.ready.ring)
 
     def __bool__(self):
         return True
@@ -343,13 +359,13 @@ cdef class Stream:
     @property
     def closed(self):
         """Whether nothing will be added: all have come out, or the reader closed it. What is ready can be read."""
-        return self.feed.ready.is_shut()
+        return is_shut(self.feed.ready.ring)
 
     def __repr__(self):
-        state = "closed" if self.feed.ready.is_shut() else "open"
+        state = "closed" if is_shut(self.feed.ready.ring) else "open"
         total = self.total
-        read = self.feed.ready.get_count()
-        return f"<Stream {state}, {self.feed.ready.length()} ready, {read} read of {'?' if total is None else total}>"
+        read = get_count(self.feed.ready.ring)
+        return f"<Stream {state}, {size(self.feed.ready.ring)} ready, {read} read of {'?' if total is None else total}>"
 
 
 

@@ -15,7 +15,7 @@ cdef enum Overflow:
     RAISE
 
 cdef class SubscriptionBase:
-    cdef RingBuffer ring            # written once, like the next two
+    cdef RingBuffer buffer          # written once, like the next two
     cdef Overflow overflow
     cdef readonly uint64_t id
     cdef atomic[uint64_t] drops

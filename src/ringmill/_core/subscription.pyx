@@ -18,7 +18,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-from ringmill._core.ring_buffer cimport DONE, NOT_NOW, SHUT, RingBuffer
+from ringmill._core.ring cimport DONE, NOT_NOW, SHUT, is_shut, size, try_get, try_put
+from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.subscription_ring cimport Snapshot
 from ringmill._core.waiter cimport NEVER, deadline_of, notify, steal
 
@@ -37,16 +38,16 @@ cdef dict policies = {
 cdef class SubscriptionBase:
     def __cinit__(self, buffer, str overflow, *args, **kwargs):
         self.overflow = policies[overflow]
-        self.ring = RingBuffer(1 if self.overflow == LATEST else buffer)
+        self.buffer = RingBuffer(1 if self.overflow == LATEST else buffer)
         self.id = next(ids)
 
     cdef int offer(self, PyObject* item) except -1:
         # Delivers if there is room: DONE. Borrows the item.
         cdef int result
         Py_INCREF(<object>item)  # the ring's, if it gets there
-        result = self.ring.try_put(item, NULL)
+        result = try_put(self.buffer.ring, item, NULL)
         if result == DONE:
-            notify(&self.ring.not_empty)
+            notify(&self.buffer.not_empty)
         else:
             Py_DECREF(<object>item)
         return result
@@ -58,7 +59,7 @@ cdef class SubscriptionBase:
         if self.overflow == BLOCK:
             Py_INCREF(<object>item)  # the ring's, if it gets there
             try:
-                result = self.ring.put_item(item, deadline, True)
+                result = self.buffer.put_item(item, deadline, True)
             except BaseException:
                 Py_DECREF(<object>item)
                 raise
@@ -72,7 +73,7 @@ cdef class SubscriptionBase:
             self.drops.fetch_add(1, memory_order_relaxed)  # relaxed: a count
             return NOT_NOW
         while result == NOT_NOW:
-            if self.ring.try_get(&oldest, NULL) == DONE:
+            if try_get(self.buffer.ring, &oldest, NULL) == DONE:
                 self.drops.fetch_add(1, memory_order_relaxed)  # relaxed: a count
                 Py_DECREF(<object>oldest)  # was the ring's
             result = self.offer(item)
@@ -84,25 +85,25 @@ cdef class SubscriptionBase:
         Raises `queue.Empty` when none came in time, `Closed` when the subscription has ended and all was read. Safe
         from any thread; several share the items.
         """
-        return self.ring.get(True, timeout)
+        return self.buffer.get(True, timeout)
 
     def get_nowait(self):
         """Takes the oldest item, or raises `queue.Empty` or `Closed`. Never blocks."""
-        return self.ring.get_nowait()
+        return self.buffer.get_nowait()
 
     def get_many(self, max=None, timeout=None):
         """Waits for the first item, then takes what is there, up to `max`, as a list. Raises as `get`."""
-        return self.ring.get_many(max, timeout)
+        return self.buffer.get_many(max, timeout)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return self.ring.__next__()
+        return self.buffer.__next__()
 
     def __len__(self):
         """How many items are ready to be read; a snapshot."""
-        return self.ring.length()
+        return size(self.buffer.ring)
 
     def __bool__(self):
         return True
@@ -110,7 +111,7 @@ cdef class SubscriptionBase:
     @property
     def closed(self):
         """Whether the subscription has ended. What was delivered before can be read."""
-        return self.ring.is_shut()
+        return is_shut(self.buffer.ring)
 
     @property
     def dropped(self):
@@ -118,7 +119,7 @@ cdef class SubscriptionBase:
         return self.drops.load(memory_order_relaxed)  # relaxed: a count
 
     def _end(self):
-        self.ring.close_ring()
+        self.buffer.close_ring()
 
 
 cdef class HubBase:
@@ -138,7 +139,7 @@ cdef class HubBase:
             if raw == NULL:
                 break
             subscription = <SubscriptionBase>steal(raw)
-            subscription.ring.close_ring()
+            subscription.buffer.close_ring()
 
     cdef int check_open(self) except -1:
         if self.shut.load(memory_order_seq_cst):  # seq_cst: pairs with _shut

@@ -10,6 +10,8 @@ from libcpp.atomic cimport (
     memory_order_seq_cst,
 )
 
+from ringmill._core.attached cimport exchange32
+
 # What Cython cannot say: a pause instruction, a yield, and the steady clock (PyTime_Monotonic is new in 3.13).
 cdef extern from *:
     """
@@ -68,17 +70,21 @@ cdef enum:
 cdef struct ShortLock:
     atomic[uint32_t] held  # 0 or 1
 
+cdef inline void relax(int* spins) noexcept nogil:
+    # Waits for a thread that is a few instructions from what we wait for.
+    spins[0] += 1
+    if spins[0] < 64:
+        pause()
+    else:
+        yield_processor()
+
 cdef inline void acquire(ShortLock* lock) noexcept nogil:
     cdef int spins = 0
     # acquire: pairs with the release in release(), so that the holder sees what the last one wrote
-    while lock.held.exchange(1, memory_order_acquire):
+    while exchange32(lock.held, 1, memory_order_acquire):
         # relaxed: only to wait without writing to the line; the exchange above decides
         while lock.held.load(memory_order_relaxed):
-            spins += 1
-            if spins < 64:
-                pause()
-            else:
-                yield_processor()
+            relax(&spins)
 
 cdef inline void release(ShortLock* lock) noexcept nogil:
     lock.held.store(0, memory_order_release)  # release: pairs with the exchange in acquire()
@@ -136,4 +142,5 @@ cdef inline void notify(WaitQueue* q) noexcept:
         notify_slow(q, word)
 
 cdef int64_t deadline_of(object timeout) except? -2
-cdef uint32_t current_epoch() noexcept
+# How many forks lie between this process and the one that imported ringmill first, from 1. Only to be read.
+cdef uint32_t epoch_now

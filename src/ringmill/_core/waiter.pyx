@@ -42,6 +42,8 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
+from ringmill._core.attached cimport put64
+
 cdef extern from *:
     """
     #if defined(__linux__)
@@ -77,7 +79,7 @@ cdef int64_t MAX_SPIN_NS = 20_000 if (os.cpu_count() or 1) > 1 else 0
 cdef int64_t MIN_SPIN_NS = 500
 cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
 
-cdef uint32_t epoch_now = 1
+epoch_now = 1
 cdef ShortLock free_lock        # guards free_nodes
 cdef WaitNode* free_nodes = NULL
 cdef unsigned long main_thread = threading.main_thread().ident
@@ -97,10 +99,6 @@ def _forked():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
-
-
-cdef uint32_t current_epoch() noexcept:
-    return epoch_now
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -140,7 +138,7 @@ cdef inline uint64_t _word(WaitQueue* q) noexcept:
 
 cdef inline void _set_word(WaitQueue* q, uint64_t word) noexcept:
     # seq_cst: the sleeper's write before its last look; pairs with the load in notify
-    q.word.store(word, memory_order_seq_cst)
+    put64(q.word, word, memory_order_seq_cst)
 
 
 cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
