@@ -110,7 +110,7 @@ def bench_workers(suite: Suite) -> None:
     for count in counts:
         with WorkerPool([Idler() for _ in range(count)]) as pool:
             points.append(suite.compare(
-                f"execute of {BATCH:,}, {count} workers", suite.scale(LEAST, BATCH), f"{count} workers and a reader",
+                f"execute of {BATCH:,}, workers: {count}", suite.scale(LEAST, BATCH), f"{count} + a reader",
                 by_execute(pool, BATCH), unit=BATCH, curve=(name, "workers", count),
             ))
     spread(suite, name, points)

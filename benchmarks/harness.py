@@ -7,7 +7,7 @@
 A side is called with a number of operations and does so many. Its first call warms up and is not counted. The ratio
 that is printed is the median over the rounds of (time of the peer / time of the subject), so above 1 the subject, the
 first side, is faster. Beside it stands the ratio that is aimed at, where there is one: nothing depends on whether it
-is reached. Garbage is collected before each call, and as usual during it.
+is reached. A peer that raises is left out. Garbage is collected before each call, and as usual during it.
 """
 
 from __future__ import annotations
@@ -153,15 +153,25 @@ class Suite:
                 seconds = own
             return seconds / counts[name] * 1e6
 
-        for name in names:
-            once(name)
-        for number in range(min(self.rounds, rounds or self.rounds)):
+        for number in range(-1, min(self.rounds, rounds or self.rounds)):  # the first warms up
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                times[name].append(once(name))
+                if name not in times:
+                    continue
+                try:
+                    seconds = once(name)
+                except Exception as error:  # a peer's fault should not cost the others' results
+                    if name == names[0]:
+                        raise
+                    del times[name]
+                    self.skip(f"{name} in {title}, since it failed: {error!r}")
+                else:
+                    if number >= 0:
+                        times[name].append(seconds)
         aims = {name: Target(*pair).gil if has_gil() else Target(*pair).free_threaded
-                for name, pair in (targets or {}).items()}
+                for name, pair in (targets or {}).items() if name in times}
         aimed = {name: aim for name, aim in aims.items() if aim is not None}
+        counts = {name: counts[name] for name in times}
         result = Comparison(self.topic, title, threads, counts, times, aimed, curve)
         self.comparisons.append(result)
         show(result)
@@ -193,10 +203,17 @@ class Suite:
             self.json.write_text(json.dumps(self.as_json(), indent=1) + "\n")
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the operations, 3 rounds")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests
-    parser.add_argument("--rounds", type=int, metavar="N", help="default: 7, or 3 with --quick")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="default: 7, or 3 with --quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds to this file as well")
 
 

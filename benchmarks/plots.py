@@ -82,7 +82,7 @@ def bars(axis: Any, rows: list[tuple[str, Cells]], runs: Sequence[Run]) -> None:
     axis.plot([], [], color="black", linewidth=1.8, label="target")
     axis.axvline(1, color="#888888", linewidth=0.8)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
     axis.margins(x=0.08)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(f"{AXIS} (log; right of 1, ringmill is faster)", fontsize=8)
@@ -116,7 +116,7 @@ def curve(axis: Any, name: str, runs: Sequence[Run]) -> None:
             axis.axhspan(middle / BAND**0.5, middle * BAND**0.5, color=color, alpha=0.1, linewidth=0,
                          label=f"{run.label}: the target, all within 15 %")
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
     axis.set_ylim(bottom=0)
     axis.set_title(name, fontsize=9, loc="left")
     axis.set_xlabel(f"{what} (log)", fontsize=8)

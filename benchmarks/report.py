@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = [json.loads(file.read_text()) for file in options.files]
     else:
         options.out.mkdir(parents=True, exist_ok=True)
-        build = "t" if "t" in sys.abiflags else ""
+        build = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
         options.json = options.json or options.out / f"{sys.version_info.major}.{sys.version_info.minor}{build}.json"
         data = [suite.run(parser, options).as_json()]
     print(f"\nwritten: {write(label_all(data), options.out)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ def tiny(topic: str) -> Suite:
 def test_a_topic_runs(topic: str) -> None:
     suite = tiny(topic)
     assert suite.comparisons
+    assert not [line for line in suite.skipped if "failed" in line]
     for result in suite.comparisons:
         assert result.topic == topic
         assert set(result.targets) <= set(result.ratios)
@@ -51,12 +53,27 @@ def test_each_topic_is_a_script_too() -> None:
     script = HERE / "bench_subscription_ring.py"
     run = subprocess.run([sys.executable, script, "--tiny"], capture_output=True, text=True, check=True)
     assert "median" in run.stdout
+    code = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path)"  # their imports, as a script's
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    subprocess.run([sys.executable, "-c", code, *HERE.glob("bench_*.py")], env=environment, check=True)
 
 
 def test_a_topic_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_suite(["ring_bufer"])
     assert "subscription_ring" in capsys.readouterr().err
+
+
+def test_a_peer_that_fails_is_left_out_and_ringmill_is_not() -> None:
+    def fails(_: int) -> None:
+        raise RuntimeError("broken")
+
+    suite = Suite(rounds=2)
+    sides = {"ours": lambda n: None, "theirs": fails}
+    assert list(suite.compare("title", 10, "1 thread", sides, targets={"theirs": (1, 1)}).rounds) == ["ours"]
+    assert "broken" in suite.skipped[0]
+    with pytest.raises(RuntimeError, match="broken"):
+        suite.compare("title", 10, "1 thread", {"ours": fails})
 
 
 def small_run(python: str, ratio: float) -> dict[str, Any]:
