@@ -1,19 +1,25 @@
-"""What a pool costs per operation, against doing without one.
+"""What a pool costs per operation, against doing without one, and against the pools of others.
 
 execute        list of 1,000 --> [pool: 4 workers, process() does nothing] --> stream --> read to the end
   plain loop   for op in list: w.process(op)
   ideal pool   list --> SimpleQueue --> [one thread: for op in list: w.process(op)] --> SimpleQueue --> list
-  map          list --> ThreadPoolExecutor(4).map(w.process, list) --> read to the end
+  map          list --> ThreadPoolExecutor(4).map(w.process, list) --> read to the end; ThreadPool.map and
+               pebble's too, both in chunks of 62, which is ThreadPool's own choice: what shares a chunk with a slow
+               operation waits for it
 
 wrap           endless generator --> [pool: 4 workers, buffer 1,000] --> stream --> the first N
   plain loop   for op in generator: w.process(op)
+  imap         the first N of the generator --> ThreadPool(4).imap_unordered, in chunks of 62: draws all at once, memory
+               is not bounded
 
-do and wait    one operation --> [pool: 4 workers] --> op.wait(), then the next; on an idle machine, and while another
-               process keeps each core busy
+do and wait    one operation --> [pool: 4 workers] --> op.wait(), then the next; on the machine as it is (the target is
+               for an idle one), and while another process keeps each core busy
   submit       one call --> ThreadPoolExecutor(4) --> future.result(), then the next
+  others       ThreadPool.apply, pebble's schedule; not with busy cores, where a call may take them half a second
 
 work           list of 1,000 --> [pool: 2 workers, process() runs about 20 us of Python] --> stream
-  two threads  half of the operations each, in plain loops
+  two threads  half of the operations each, in plain loops; a target on free-threaded builds only, as with a GIL either
+               side's threads take turns
 
 All make their operations afresh, within the time that is taken.
 
@@ -30,6 +36,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from multiprocessing.pool import ThreadPool
 from os import cpu_count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -37,13 +44,16 @@ from typing import TYPE_CHECKING, Any
 from ringmill import Operation, Worker, WorkerPool
 
 if TYPE_CHECKING or __package__:
-    from .harness import Suite, open_suite
+    from .harness import Side, Suite, in_threads, main
+    from .peers import pebble
 else:  # run as a script
-    from harness import Suite, open_suite
+    from harness import Side, Suite, in_threads, main
+    from peers import pebble
 
 BATCH = 1000
 WORKERS = 4
 BUFFER = 1000
+CHUNK = BATCH // (4 * WORKERS)
 
 
 class Noop(Operation):
@@ -93,8 +103,8 @@ class IdealPool:
         self.thread.join()
 
 
-def fresh() -> list[Noop]:
-    return [Noop() for _ in range(BATCH)]
+def fresh(n: int = BATCH) -> list[Noop]:
+    return [Noop() for _ in range(n)]
 
 
 def endless() -> Iterator[Noop]:
@@ -102,117 +112,154 @@ def endless() -> Iterator[Noop]:
         yield Noop()
 
 
-def bench_execute(suite: Suite) -> None:
-    batches = suite.scale(100)
-    worker = Idler()
+@contextmanager
+def pebble_pool(workers: int) -> Iterator[Any]:
+    pool = pebble.ThreadPool(max_workers=workers)
+    try:
+        yield pool
+    finally:
+        pool.close()
+        pool.join()
 
-    def ringmill() -> None:
-        for _ in range(batches):
+
+def bench_execute(suite: Suite) -> None:
+    process = Idler().process
+
+    def execute(n: int) -> None:
+        for _ in range(n // BATCH):
             for _op in pool.execute(fresh()):
                 pass
 
-    def plain() -> None:
-        process = worker.process
-        for _ in range(batches):
-            ops = fresh()
-            for op in ops:
+    def plain(n: int) -> None:
+        for _ in range(n // BATCH):
+            for op in fresh():
                 process(op)
 
-    def ideal_pool() -> None:
-        for _ in range(batches):
+    def ideal_pool(n: int) -> None:
+        for _ in range(n // BATCH):
             for _op in ideal.execute(fresh()):
                 pass
 
-    def futures() -> None:
-        for _ in range(batches):
-            for _op in executor.map(worker.process, fresh()):
+    def futures(n: int) -> None:
+        for _ in range(n // BATCH):
+            for _ in executor.map(process, fresh()):
+                pass
+
+    def thread_pool(n: int) -> None:
+        for _ in range(n // BATCH):
+            for _ in threads.map(process, fresh(), CHUNK):
+                pass
+
+    def by_pebble(n: int) -> None:
+        for _ in range(n // BATCH):
+            for _ in pebbles.map(process, fresh(), chunksize=CHUNK).result():
                 pass
 
     with ExitStack() as stack:
         pool = stack.enter_context(WorkerPool([Idler() for _ in range(WORKERS)]))
         executor = stack.enter_context(ThreadPoolExecutor(WORKERS))
-        ideal = IdealPool(worker)
+        threads = stack.enter_context(ThreadPool(WORKERS))
+        ideal = IdealPool(Idler())
         stack.callback(ideal.close)
+        sides: dict[str, Side] = {
+            "execute": execute,
+            "plain loop": plain,
+            "ideal pool": ideal_pool,
+            "ThreadPoolExecutor.map": futures,
+            "ThreadPool.map": thread_pool,
+        }
+        if pebble:
+            pebbles = stack.enter_context(pebble_pool(WORKERS))
+            sides["pebble.ThreadPool.map"] = by_pebble
         suite.compare(
-            f"execute in batches of {BATCH:,} operations that do nothing",
-            batches * BATCH,
-            f"{WORKERS} workers and a reader",
-            {
-                "execute": ringmill,
-                "plain loop": plain,
-                "ideal pool": ideal_pool,
-                "ThreadPoolExecutor.map": futures,
-            },
+            f"execute of {BATCH:,} no-ops", suite.scale(100_000, BATCH), f"{WORKERS} workers and a reader", sides,
+            targets={"ideal pool": (0.75, 0.75), "ThreadPoolExecutor.map": (40, 40)},
+            fewer={"ThreadPoolExecutor.map": 5}, unit=BATCH,
         )
 
 
 def bench_wrap(suite: Suite) -> None:
-    n = suite.scale(200_000)
-    worker = Idler()
+    process = Idler().process
 
-    def ringmill() -> None:
+    def wrap(n: int) -> None:
         with pool.wrap(endless(), buffer=BUFFER) as stream:
             for _op in islice(stream, n):
                 pass
 
-    def plain() -> None:
-        process = worker.process
+    def plain(n: int) -> None:
         for op in islice(endless(), n):
             process(op)
 
-    with WorkerPool([Idler() for _ in range(WORKERS)]) as pool:
+    def imap(n: int) -> None:
+        for _ in threads.imap_unordered(process, islice(endless(), n), CHUNK):
+            pass
+
+    with WorkerPool([Idler() for _ in range(WORKERS)]) as pool, ThreadPool(WORKERS) as threads:
         suite.compare(
-            f"wrap of an endless generator, buffer {BUFFER:,}", n, f"{WORKERS} workers and a reader",
-            {"wrap": ringmill, "plain loop": plain},
+            f"wrap of an endless generator, buffer {BUFFER:,}", suite.scale(200_000), f"{WORKERS} workers and a reader",
+            {"wrap": wrap, "plain loop": plain, "ThreadPool.imap_unordered": imap},
+            targets={"plain loop": (0.5, 0.5)},
         )
 
 
-def bench_do(suite: Suite, machine: str) -> None:
-    n = suite.scale(5_000)
-    worker = Idler()
+def bench_do(suite: Suite, machine: str, n: int, target: tuple[float, float], fewer: int, others: bool) -> None:
+    process = Idler().process
 
-    def ringmill() -> None:
+    def do(n: int) -> None:
         for _ in range(n):
             pool.do(Noop()).wait()
 
-    def futures() -> None:
+    def futures(n: int) -> None:
         for _ in range(n):
-            executor.submit(worker.process, Noop()).result()
+            executor.submit(process, Noop()).result()
 
-    with WorkerPool([Idler() for _ in range(WORKERS)]) as pool, ThreadPoolExecutor(WORKERS) as executor:
+    def thread_pool(n: int) -> None:
+        for _ in range(n):
+            threads.apply(process, (Noop(),))
+
+    def by_pebble(n: int) -> None:
+        for _ in range(n):
+            pebbles.schedule(process, (Noop(),)).result()
+
+    with ExitStack() as stack:
+        pool = stack.enter_context(WorkerPool([Idler() for _ in range(WORKERS)]))
+        executor = stack.enter_context(ThreadPoolExecutor(WORKERS))
+        sides: dict[str, Side] = {"do().wait()": do, "submit().result()": futures}
+        if others:
+            threads = stack.enter_context(ThreadPool(WORKERS))
+            sides["ThreadPool.apply"] = thread_pool
+        if others and pebble:
+            pebbles = stack.enter_context(pebble_pool(WORKERS))
+            sides["pebble.schedule().result()"] = by_pebble
         suite.compare(
-            f"do and wait, one at a time, {machine}", n, f"{WORKERS} workers and a caller",
-            {"do().wait()": ringmill, "submit().result()": futures},
+            f"do and wait, one at a time, {machine}", suite.scale(n), f"{WORKERS} workers and a caller", sides,
+            targets={"submit().result()": target},
+            fewer={"submit().result()": fewer, "ThreadPool.apply": 5, "pebble.schedule().result()": 5},
         )
 
 
 def bench_work(suite: Suite) -> None:
-    batches = suite.scale(20)
     turns = turns_of(20e-6)
     workers = [Loop(turns), Loop(turns)]
 
-    def ringmill() -> None:
-        for _ in range(batches):
+    def execute(n: int) -> None:
+        for _ in range(n // BATCH):
             for _op in pool.execute(fresh()):
                 pass
 
-    def half(worker: Loop) -> None:
-        process = worker.process
-        for _ in range(batches):
-            for op in [Noop() for _ in range(BATCH // 2)]:
-                process(op)
+    def threads(n: int) -> None:
+        def half(worker: Loop) -> None:
+            process = worker.process
+            for _ in range(n // BATCH):
+                for op in fresh(BATCH // 2):
+                    process(op)
 
-    def threads() -> None:
-        pair = [threading.Thread(target=half, args=(worker,)) for worker in workers]
-        for thread in pair:
-            thread.start()
-        for thread in pair:
-            thread.join()
+        in_threads(*[lambda worker=worker: half(worker) for worker in workers])
 
     with WorkerPool([Loop(turns), Loop(turns)]) as pool:
         suite.compare(
-            "execute of operations of about 20 us of Python each", batches * BATCH, "2 workers",
-            {"execute": ringmill, "two threads": threads},
+            "execute of operations of about 20 us of Python each", suite.scale(20_000, BATCH), "2 workers",
+            {"execute": execute, "two threads": threads}, targets={"two threads": (None, 0.95)}, unit=BATCH,
         )
 
 
@@ -243,16 +290,14 @@ def busy_cores() -> Iterator[None]:
             burner.wait()
 
 
-def main() -> None:
-    suite = open_suite("pool", __doc__ or "")
+def run(suite: Suite) -> None:
     bench_execute(suite)
     bench_wrap(suite)
-    bench_do(suite, "on the machine as it is")
+    bench_do(suite, "on the machine as it is", 5000, (8, 20), 1, others=True)
     with busy_cores():
-        bench_do(suite, "while another process keeps each core busy")
+        bench_do(suite, "while another process keeps each core busy", 500, (1, 1), 10, others=False)
     bench_work(suite)
-    suite.finish()
 
 
 if __name__ == "__main__":
-    main()
+    main("pool", __doc__ or "", run)

@@ -1,47 +1,43 @@
-"""What one item costs on its way through a ring buffer, against the queues of the standard library.
+"""What one item costs on its way through a ring buffer, against the queues of the standard library and of others.
 
 one thread     put_nowait, get_nowait, and again: the queue is never longer than one item
 batches        put_many of 1,000 and get_many, on one thread; the peers item by item
 threads        producers --> ring of 1,024 or 8,192 --> consumers; 1 and 1, 4 and 4; put and get, which block
-  Queue        bounded as the ring is
-  SimpleQueue  unbounded: its producers never wait, and its memory is not limited
+  bounded      queue.Queue, culsans.Queue (its synchronous side), aiologic.Queue: of the same capacity
+  unbounded    queue.SimpleQueue, aiologic.SimpleQueue, ft_utils' ConcurrentQueue: their producers never wait, and their
+               memory is not limited
 
-Items are integers made by the producer, so that each is an object of its own, as real items are.
+The baseline is SimpleQueue. Items are integers made by the producer, so that each is an object of its own, as real
+items are.
 
     python benchmarks/bench_ring_buffer.py [--quick] [--rounds N] [--json FILE]
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from queue import Queue, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from ringmill import RingBuffer
 
 if TYPE_CHECKING or __package__:
-    from .harness import Suite, open_suite
+    from .harness import Side, Suite, in_threads, main
+    from .peers import Verbs, queues
 else:  # run as a script
-    from harness import Suite, open_suite
+    from harness import Side, Suite, in_threads, main
+    from peers import Verbs, queues
 
 BATCH = 1000
 FIRST = 1000  # the interpreter keeps small integers: the same objects again and again
 
-
-class Fifo(Protocol):
-    def put(self, item: Any) -> None: ...
-    def get(self) -> Any: ...
-    def put_nowait(self, item: Any) -> None: ...
-    def get_nowait(self) -> Any: ...
+# One of so many operations, for those that are slower by more.
+FEWER = {"Queue": 5, "culsans.Queue": 10, "aiologic.Queue": 10, "ft_utils.ConcurrentQueue": 10}
+FEWER_IN_THREADS = {"aiologic.Queue": 20}  # which hands over from thread to thread for each item
 
 
 def bench_one_thread(suite: Suite) -> None:
-    n = suite.scale(200_000)
-
-    def through(fifo: Fifo) -> Callable[[], None]:
-        def run() -> None:
-            put, get = fifo.put_nowait, fifo.get_nowait
+    def through(queue: Verbs) -> Side:
+        def run(n: int) -> None:
+            put, get = queue.put_nowait, queue.get_nowait
             for item in range(FIRST, FIRST + n):
                 put(item)
                 get()
@@ -49,28 +45,24 @@ def bench_one_thread(suite: Suite) -> None:
         return run
 
     suite.compare(
-        "put_nowait and get_nowait", n, "1 thread",
-        {
-            "RingBuffer(1024)": through(RingBuffer(1024)),
-            "SimpleQueue": through(SimpleQueue()),
-            "Queue(1024)": through(Queue(1024)),
-        },
+        "put_nowait and get_nowait", suite.scale(200_000), "1 thread",
+        {name: through(make()) for name, make in queues(1024, 1).items()},
+        targets={"SimpleQueue": (1.2, 1.0)}, fewer=FEWER,
     )
 
 
 def bench_batches(suite: Suite) -> None:
-    batches = suite.scale(500)
     items = list(range(FIRST, FIRST + BATCH))
 
-    def in_batches() -> None:
-        for _ in range(batches):
+    def in_batches(n: int) -> None:
+        for _ in range(n // BATCH):
             ring.put_many(items)
             ring.get_many()
 
-    def one_by_one(fifo: Fifo) -> Callable[[], None]:
-        def run() -> None:
-            put, get = fifo.put_nowait, fifo.get_nowait
-            for _ in range(batches):
+    def one_by_one(queue: Verbs) -> Side:
+        def run(n: int) -> None:
+            put, get = queue.put_nowait, queue.get_nowait
+            for _ in range(n // BATCH):
                 for item in items:
                     put(item)
                 for _ in items:
@@ -79,65 +71,54 @@ def bench_batches(suite: Suite) -> None:
         return run
 
     ring: RingBuffer[int] = RingBuffer(BATCH)
+    peers = {name: one_by_one(make()) for name, make in queues(BATCH, 1).items() if name != "RingBuffer"}
     suite.compare(
-        f"put_many and get_many of {BATCH:,}, the peers item by item", batches * BATCH, "1 thread",
-        {
-            "RingBuffer": in_batches,
-            "SimpleQueue": one_by_one(SimpleQueue()),
-            "Queue": one_by_one(Queue(BATCH)),
-        },
+        f"put_many and get_many of {BATCH:,}, the peers item by item", suite.scale(500_000, BATCH), "1 thread",
+        {"RingBuffer": in_batches, **peers},
+        targets={"SimpleQueue": (6, 6)}, fewer=FEWER, unit=BATCH,
     )
 
 
-def bench_threads(suite: Suite, pairs: int, capacity: int) -> None:
-    each = suite.scale(200_000) // pairs
+def bench_threads(
+    suite: Suite, pairs: int, capacity: int, targets: dict[str, tuple[float | None, float | None]]
+) -> None:
+    names = queues(capacity, 2 * pairs)
 
-    def through(make: Callable[[], Fifo]) -> Callable[[], None]:
-        def run() -> None:
-            fifo = make()
-            barrier = threading.Barrier(2 * pairs)
+    def through(name: str) -> Side:
+        def run(n: int) -> float:
+            queue = names[name]()
+            each = n // pairs
 
             def produce() -> None:
-                put = fifo.put
-                barrier.wait()
+                put = queue.put
                 for item in range(FIRST, FIRST + each):
                     put(item)
 
             def consume() -> None:
-                get = fifo.get
-                barrier.wait()
+                get = queue.get
                 for _ in range(each):
                     get()
 
-            threads = [threading.Thread(target=role) for role in (produce, consume) for _ in range(pairs)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            return in_threads(*[produce] * pairs, *[consume] * pairs)
 
         return run
 
+    who = "1 producer and 1 consumer" if pairs == 1 else f"{pairs} producers and {pairs} consumers"
     suite.compare(
-        f"{pairs} producers and {pairs} consumers, capacity {capacity:,}" if pairs > 1
-        else f"1 producer and 1 consumer, capacity {capacity:,}",
-        each * pairs, f"{2 * pairs} threads",
-        {
-            "RingBuffer": through(lambda: RingBuffer(capacity)),
-            "SimpleQueue": through(SimpleQueue),
-            "Queue": through(lambda: Queue(capacity)),
-        },
+        f"{who}, capacity {capacity:,}", suite.scale(200_000, pairs), f"{2 * pairs} threads",
+        {name: through(name) for name in names},
+        targets=targets, fewer=FEWER_IN_THREADS, unit=pairs, own_clock=True,
     )
 
 
-def main() -> None:
-    suite = open_suite("ring_buffer", __doc__ or "")
+def run(suite: Suite) -> None:
     bench_one_thread(suite)
     bench_batches(suite)
-    for pairs in (1, 4):
-        for capacity in (1024, 8192):
-            bench_threads(suite, pairs, capacity)
-    suite.finish()
+    bench_threads(suite, 1, 1024, {"SimpleQueue": (0.7, 1.0), "Queue": (15, 15)})
+    bench_threads(suite, 1, 8192, {"SimpleQueue": (1.0, 1.2)})
+    bench_threads(suite, 4, 1024, {"Queue": (15, 15)})
+    bench_threads(suite, 4, 8192, {})
 
 
 if __name__ == "__main__":
-    main()
+    main("ring_buffer", __doc__ or "", run)

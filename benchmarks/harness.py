@@ -4,9 +4,10 @@
                         |       |       |
                       A / B / C of one round are neighbours in time: ratios are taken within a round
 
-A round of a side is one call that does the whole work N times over. The first call of each side warms up and is not
-counted. The ratio that is printed is the median over the rounds of (time of the peer / time of the subject), so above
-1 the subject is faster. Garbage is collected before each call, and as usual during it.
+A side is called with a number of operations and does so many. Its first call warms up and is not counted. The ratio
+that is printed is the median over the rounds of (time of the peer / time of the subject), so above 1 the subject, the
+first side, is faster. Beside it stands the ratio that is aimed at, where there is one: nothing depends on whether it
+is reached. A peer that raises is left out. Garbage is collected before each call, and as usual during it.
 """
 
 from __future__ import annotations
@@ -14,29 +15,43 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import platform
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ringmill._core import ring_buffer
+if TYPE_CHECKING or __package__:
+    from .machine import environment, has_gil
+    from .peers import missing, versions
+else:  # run as a script
+    from machine import environment, has_gil
+    from peers import missing, versions
+
+Side = Callable[[int], object]
+
+
+class Target(NamedTuple):
+    """The ratio aimed at, with a GIL and without: None is no aim."""
+
+    gil: float | None
+    free_threaded: float | None
 
 
 @dataclass
 class Comparison:
     """The times of one comparison, in microseconds per operation: the first side is the subject."""
 
+    topic: str
     title: str
-    n: int
     threads: str
+    n: dict[str, int]
     rounds: dict[str, list[float]]
+    targets: dict[str, float] = field(default_factory=dict)
+    curve: tuple[str, str, int] | None = None  # the curve that it is a point of: its name, what x counts, x
 
     @property
     def subject(self) -> str:
@@ -58,120 +73,212 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "topic": self.topic,
             "title": self.title,
-            "n": self.n,
             "threads": self.threads,
+            "n": self.n,
             "unit": "us per operation",
             "subject": self.subject,
             "rounds": self.rounds,
             "medians": self.medians,
             "peer time / subject time": self.ratios,
+            "targets": self.targets,
+            "curve": self.curve,
         }
+
+
+@dataclass
+class Measure:
+    """Quantities that are no rounds of time, such as memory: the first is the subject's."""
+
+    topic: str
+    title: str
+    unit: str
+    values: dict[str, float]
+    target: str
 
 
 @dataclass
 class Suite:
     """What the command line asked for, and the results so far."""
 
-    name: str
-    quick: bool
-    json: Path | None
     rounds: int
-    results: list[Comparison] = field(default_factory=list)
+    share: int = 1  # each side does one of so many operations
+    json: Path | None = None
+    topic: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
-    def scale(self, n: int) -> int:
-        """How many operations a round has: a tenth with --quick."""
-        return n // 10 if self.quick else n
+    @property
+    def tiny(self) -> bool:
+        """Only to see that it runs: the numbers mean nothing."""
+        return self.share >= 1000
 
-    def compare(self, title: str, n: int, threads: str, sides: dict[str, Callable[[], object]]) -> Comparison:
-        """Times the sides against each other; each call does `n` operations. The first side is the subject."""
-        rounds: dict[str, list[float]] = {name: [] for name in sides}
+    def scale(self, n: int, unit: int = 1) -> int:
+        """How many operations a round has, in whole units: a tenth with --quick."""
+        return max(1, n // self.share // unit) * unit
+
+    def compare(
+        self,
+        title: str,
+        n: int,
+        threads: str,
+        sides: Mapping[str, Side],
+        *,
+        targets: Mapping[str, tuple[float | None, float | None]] | None = None,
+        fewer: Mapping[str, int] | None = None,
+        unit: int = 1,
+        own_clock: bool = False,
+        rounds: int | None = None,
+        curve: tuple[str, str, int] | None = None,
+    ) -> Comparison:
+        """Times the sides against each other, `n` operations a call. The first side is the subject.
+
+        `fewer`: by side, do one of so many operations, in whole units of `unit`, since it is slow. `own_clock`: a side
+        returns the seconds that count, instead of all that its call takes.
+        """
+        counts = {name: max(1, n // (fewer or {}).get(name, 1) // unit) * unit for name in sides}
+        times: dict[str, list[float]] = {name: [] for name in sides}
         names = list(sides)
-        for side in sides.values():
-            side()
-        for number in range(self.rounds):
+
+        def once(name: str) -> float:
+            gc.collect()
+            begun = time.perf_counter()
+            own = sides[name](counts[name])
+            seconds = time.perf_counter() - begun
+            if own_clock:
+                assert isinstance(own, float)
+                seconds = own
+            return seconds / counts[name] * 1e6
+
+        for number in range(-1, min(self.rounds, rounds or self.rounds)):  # the first warms up
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                gc.collect()
-                begun = time.perf_counter()
-                sides[name]()
-                rounds[name].append((time.perf_counter() - begun) / n * 1e6)
-        result = Comparison(title, n, threads, rounds)
-        self.results.append(result)
+                if name not in times:
+                    continue
+                try:
+                    seconds = once(name)
+                except Exception as error:  # a peer's fault should not cost the others' results
+                    if name == names[0]:
+                        raise
+                    del times[name]
+                    self.skip(f"{name} in {title}, since it failed: {error!r}")
+                else:
+                    if number >= 0:
+                        times[name].append(seconds)
+        aims = {name: Target(*pair).gil if has_gil() else Target(*pair).free_threaded
+                for name, pair in (targets or {}).items() if name in times}
+        aimed = {name: aim for name, aim in aims.items() if aim is not None}
+        counts = {name: counts[name] for name in times}
+        result = Comparison(self.topic, title, threads, counts, times, aimed, curve)
+        self.comparisons.append(result)
         show(result)
         return result
 
+    def measure(self, title: str, unit: str, values: dict[str, float], target: str = "") -> None:
+        """Keeps and prints what was measured in another way."""
+        self.measures.append(Measure(self.topic, title, unit, values, target))
+        print(f"\n{title}; {unit}" + (f"; the target: {target}" if target else ""))
+        for name, value in values.items():
+            print(f"{name:<28}{value:>12,.3f}", flush=True)
+
+    def skip(self, what: str) -> None:
+        self.skipped.append(what)
+        print(f"\nskipped: {what}", flush=True)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "environment": self.environment,
+            "rounds": self.rounds,
+            "share": f"1/{self.share}",
+            "skipped": self.skipped,
+            "comparisons": [result.as_json() for result in self.comparisons],
+            "measures": [vars(measure) for measure in self.measures],
+        }
+
     def finish(self) -> None:
         if self.json is not None:
-            report = {"suite": self.name, **environment(), "results": [result.as_json() for result in self.results]}
-            self.json.write_text(json.dumps(report, indent=2) + "\n")
+            self.json.write_text(json.dumps(self.as_json(), indent=1) + "\n")
 
 
-def open_suite(name: str, description: str, arguments: Sequence[str] | None = None) -> Suite:
-    """Reads the command line and prints where and on what this runs."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the operations")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="a tenth of the operations, 3 rounds")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests
+    parser.add_argument("--rounds", type=positive, metavar="N", help="default: 7, or 3 with --quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds to this file as well")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    for key, value in environment().items():
+
+
+def open_suite(options: argparse.Namespace) -> Suite:
+    """Prints where, on what and without whom this runs."""
+    rounds = options.rounds or (1 if options.tiny else 3 if options.quick else 7)
+    share = 1000 if options.tiny else 10 if options.quick else 1
+    suite = Suite(rounds, share, options.json, environment={**environment(), "peers": versions()})
+    for key, value in suite.environment.items():
         print(f"{key + ':':10} {value}")
-    return Suite(name, options.quick, options.json, options.rounds)
+    for line in missing:
+        suite.skip(line)
+    return suite
+
+
+def main(topic: str, description: str, run: Callable[[Suite], None], arguments: Sequence[str] | None = None) -> None:
+    """The command line of one topic."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    suite = open_suite(parser.parse_args(arguments))
+    suite.topic = topic
+    run(suite)
+    suite.finish()
 
 
 def show(result: Comparison) -> None:
-    print(f"\n{result.title}\nN = {result.n:,}, T = {result.threads}; microseconds per operation; "
-          f"the peers' times are over {result.subject}'s")
-    names = list(result.rounds)
-    widths = [max(len(name), 9) + 2 for name in names]
-
-    def row(label: str, cells: Sequence[str]) -> None:
-        print(f"{label:>8}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
-
-    row("round", names)
-    for number, times in enumerate(zip(*result.rounds.values(), strict=True), 1):
-        row(str(number), [f"{value:.3f}" for value in times])
-    row("median", [f"{value:.3f}" for value in result.medians.values()])
-    ratios = result.ratios
-    row("ratio", ["" if name == result.subject else f"{ratios[name]:.2f}" for name in names])
+    sizes = [f"N = {result.n[result.subject]:,}"]
+    sizes += [f"{name} {n:,}" for name, n in result.n.items() if n != result.n[result.subject]]
+    print(f"\n{result.title}\n{'; '.join(sizes)}; T = {result.threads}; microseconds per operation; "
+          f"ratios: the peer's time over {result.subject}'s")
+    count = len(result.rounds[result.subject])
+    labels = [f"{number}" for number in range(1, count + 1)]
+    print(f"{'round':<28}" + "".join(f"{cell:>9}" for cell in [*labels, "median", "ratio", "target"]))
+    for name, times in result.rounds.items():
+        ratio = f"{result.ratios[name]:.2f}" if name in result.ratios else ""
+        target = f"{result.targets[name]:.2f}" if name in result.targets else ""
+        cells = [f"{value:.3f}" for value in [*times, result.medians[name]]]
+        print(f"{name:<28}" + "".join(f"{cell:>9}" for cell in [*cells, ratio, target]))
     sys.stdout.flush()
 
 
-def environment() -> dict[str, Any]:
-    """What a number means nothing without."""
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "ringmill": version("ringmill"),
-        "commit": commit(),
-        "built": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.path.getmtime(ring_buffer.__file__))),
-        "python": f"{platform.python_implementation()} {platform.python_version()}, GIL {'on' if gil else 'off'}",
-        "machine": f"{cpu_model()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}",
-        "load": "unknown" if load is None else f"{load:.2f} before the start",
-    }
+def in_threads(*roles: Callable[[], object]) -> float:
+    """Runs each role on a thread of its own; returns the seconds from the first to begin until the last has ended.
 
+    The threads look at the clock themselves: with a GIL, this one may get its turn long after they began.
+    """
+    barrier = threading.Barrier(len(roles))
+    begun: list[float] = []
+    ended: list[float] = []
+    errors: list[BaseException] = []
 
-def commit() -> str:
-    """The commit of the working tree, "+changes" if src has any; what runs is what is installed: see `built`."""
-    here = Path(__file__).parent
+    def play(role: Callable[[], object]) -> None:
+        barrier.wait()
+        begun.append(time.perf_counter())
+        try:
+            role()
+        except BaseException as error:  # raised again below, where it ends the benchmark
+            errors.append(error)
+        ended.append(time.perf_counter())
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", "../src", "../setup.py")
-        return git("rev-parse", "--short", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
+    threads = [threading.Thread(target=play, args=(role,)) for role in roles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return max(ended) - min(begun)
