@@ -466,3 +466,43 @@ print("asleep")
 """)
         == "asleep"
     )
+
+
+AT_ANY_MOMENT = """
+import random
+
+op, ring = Task(print), RingBuffer(1)
+rng = random.Random({seed})
+waits = [ring.get, op.wait]
+for number in range(400):
+    wait = waits[number % 2]
+    entered.clear()
+
+    def interrupt_soon(delay):
+        entered.wait()
+        until = time.perf_counter() + delay
+        while time.perf_counter() < until:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    killer = threading.Thread(target=interrupt_soon, args=(rng.random() * 60e-6,))
+    try:
+        killer.start()
+        entered.set()
+        wait()
+        sys.exit("the wait ended by itself")
+    except KeyboardInterrupt:
+        pass
+    while killer.is_alive():
+        killer.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process here")
+def test_ctrl_c_ends_the_wait_whenever_it_comes(seed: int) -> None:
+    """Also while the main thread spins, or has just looked for signals: a wake-up that is lost is a hang here."""
+    run = subprocess.run(
+        [sys.executable, "-c", PRELUDE + AT_ANY_MOMENT.format(seed=seed)],
+        capture_output=True, text=True, timeout=100, check=False,
+    )
+    assert run.returncode == 0, run.stderr

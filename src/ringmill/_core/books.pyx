@@ -274,7 +274,7 @@ cdef class Books(Home):
 
     def pause(self, seconds):
         """Sleeps; returns whether the pool ended meanwhile."""
-        return bool(wait_for(&self.leaving, pause_attempt, pause_attempt, <void*>self, NULL, deadline_of(seconds)))
+        return bool(wait_for(&self.leaving, pause_attempt, pause_attempt, <void*>self, NULL, 0, deadline_of(seconds)))
 
     def stats(self):
         """One consistent snapshot: a dict of counts, and one such dict for each worker."""

@@ -29,6 +29,7 @@ cdef class Runner(Tally):
     cdef Redrive record
     cdef int turn                   # how many more it takes from `feed` before it looks at the next
     cdef bint aside                 # took the last one from the side list
+    cdef uint64_t waited_at         # how many it had ended when it last waited
     cdef object last_type
     cdef bint overridden            # whether last_type overrides done()
 
@@ -38,5 +39,6 @@ cdef class Runner(Tally):
     cdef int claim_from(self, Feed feed) noexcept
     cdef int watch(self, Feed feed) noexcept
     cdef int end_source(self, Feed feed) noexcept
+    cdef uint64_t since_wait(self) noexcept
     cdef bint settle(self, PyObject* raw) except -1
     cdef int look_at_type(self, object kind) except -1

@@ -110,7 +110,7 @@ cdef class Core(Redrives):
         try:
             result = do_attempt(&asking)
             if result == NOT_NOW:
-                result = wait_for(&self.inbox.not_full, do_attempt, do_more, &asking, NULL, deadline)
+                result = wait_for(&self.inbox.not_full, do_attempt, do_more, &asking, NULL, 0, deadline)
         except BaseException as error:
             Py_DECREF(op)
             return self.give_up(op, error)
@@ -427,7 +427,10 @@ cdef class Runner(Tally):
             if found == NOTHING:
                 self.came_from = None  # as take
                 self.turn = 0
-                found = wait_for(&self.core.idle, take_attempt, take_more, <void*>self, <void*>self, NEVER)
+                found = wait_for(
+                    &self.core.idle, take_attempt, take_more, <void*>self, <void*>self,
+                    self.since_wait(), NEVER,
+                )
             if found == LEAVE or self.core.epoch != epoch_now:  # in the child of a fork the worker is the parent's
                 raise StopIteration
             raw = self.op
@@ -438,6 +441,12 @@ cdef class Runner(Tally):
             self.op = NULL
             self.record = None
             self.core.emit_cancelled(raw, self.came_from, self.position)
+
+    cdef uint64_t since_wait(self) noexcept:
+        # How many operations it has ended since it last waited.
+        cdef uint64_t last = self.waited_at
+        self.waited_at = self.word.load(memory_order_relaxed) >> 1  # relaxed: its only writer
+        return self.waited_at - last
 
     cdef bint settle(self, PyObject* raw) except -1:
         # `process` has returned. False: that was the last one, see `crash`.

@@ -11,7 +11,7 @@ from libcpp.atomic cimport (
 )
 
 from ringmill._core.attached cimport exchange64, swap64
-from ringmill._core.waiter cimport WaitNode
+from ringmill._core.waiter cimport Spin, WaitNode
 
 cdef enum:
     # the phase, in the state's low bits
@@ -40,6 +40,7 @@ cdef class Home:
     # operation needs no reference to it.
     cdef readonly uint32_t number
     cdef uint32_t epoch
+    cdef Spin spin              # of those who wait for its operations
     cdef object __weakref__
     cdef int cancel(self, OperationBase op) except -1
     cdef bint enter_wait(self, OperationBase awaited, object stream) except -1

@@ -45,10 +45,11 @@ from ringmill._core.waiter cimport (
     epoch_now,
     deadline_of,
     give_node,
+    init_spin,
     now_ns,
     park,
-    pause,
     release,
+    spin_until,
     take_node,
 )
 
@@ -64,7 +65,6 @@ cdef enum:
 cdef ShortLock buckets[BUCKETS]
 cdef object homes = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
-cdef int64_t MAX_SPIN_NS = 20_000 if (os.cpu_count() or 1) > 1 else 0
 
 cdef inline ShortLock* _bucket(OperationBase op) noexcept nogil:
     return &buckets[(<uintptr_t><void*>op >> 6) & (BUCKETS - 1)]
@@ -114,6 +114,7 @@ cdef class Home:
     def __cinit__(self):
         self.number = next(numbers)
         self.epoch = epoch_now
+        init_spin(&self.spin)
         homes[self.number] = self
 
     cdef int cancel(self, OperationBase op) except -1:
@@ -235,9 +236,7 @@ cdef class OperationBase:
         that has to do it, when no worker would be left; `PoolNotRunning` in the child of a fork.
         """
         cdef int64_t deadline = deadline_of(timeout)
-        cdef int64_t limit
         cdef Home home
-        cdef int rounds = 0
         # acquire: pairs with end
         if self.state.load(memory_order_acquire) & RELEASED:
             return True
@@ -248,19 +247,8 @@ cdef class OperationBase:
             raise home.stopped_error()
         if deadline != NEVER and now_ns() >= deadline:
             return False  # only a look
-        if MAX_SPIN_NS:
-            limit = now_ns() + MAX_SPIN_NS
-            if deadline != NEVER and deadline < limit:
-                limit = deadline
-            with nogil:  # waits for the worker
-                # acquire: pairs with end
-                while not self.state.load(memory_order_acquire) & RELEASED:
-                    pause()
-                    rounds += 1
-                    if rounds & 15 == 0 and now_ns() >= limit:
-                        break
-            if self.state.load(memory_order_acquire) & RELEASED:  # acquire: pairs with end
-                return True
+        if spin_until(&self.state, RELEASED, &home.spin, deadline):
+            return True
         if not home.enter_wait(self, None):
             return bool(self.park(deadline))
         try:

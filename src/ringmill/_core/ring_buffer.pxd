@@ -12,6 +12,8 @@ cdef class RingBuffer:
     cdef readonly Py_ssize_t capacity
     cdef WaitQueue not_empty    # who waits for an item
     cdef WaitQueue not_full     # who waits for room
+    cdef atomic[uint64_t] getters_mark  # what the count was when a getter last waited; a hint, like the next
+    cdef atomic[uint64_t] putters_mark
     cdef object traversed       # makes Cython give the type a traverse and a clear, which ours extend
     cdef object __weakref__
 

@@ -12,7 +12,8 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset
-from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libc.stdint cimport uint64_t
+from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.ring cimport (
     DONE,
@@ -21,10 +22,12 @@ from ringmill._core.ring cimport (
     Slot,
     after,
     delete_ring,
+    get_count,
     has_items,
     has_room,
     is_shut,
     new_ring,
+    put_count,
     shut,
     size,
     try_get,
@@ -65,6 +68,13 @@ cdef extern from "Python.h":
 
 # More slots than any address space holds are an error of the caller's, not a lack of memory.
 MAX_CAPACITY = (1 << 47) // sizeof(Slot)
+
+
+cdef inline uint64_t _since(atomic[uint64_t]* mark, uint64_t count) noexcept:
+    # How many since the last call. relaxed: only a guess at whether lingering pays
+    cdef uint64_t last = mark.load(memory_order_relaxed)
+    mark.store(count, memory_order_relaxed)
+    return count - last
 
 
 cdef struct Wish:               # what a waiting put or get wants
@@ -153,7 +163,7 @@ cdef class RingBuffer:
         if result == NOT_NOW and block:
             wish.ring = <PyObject*>self
             wish.item = item
-            result = wait_for(&self.not_full, put_attempt, put_more, &wish, NULL, deadline)
+            result = wait_for(&self.not_full, put_attempt, put_more, &wish, NULL, _since(&self.putters_mark, put_count(self.ring)), deadline)
         if result == DONE:
             notify(&self.not_empty)
         return result
@@ -164,7 +174,7 @@ cdef class RingBuffer:
         cdef int result = try_get(self.ring, item, NULL)
         if result == NOT_NOW and block:
             wish.ring = <PyObject*>self
-            result = wait_for(&self.not_empty, get_attempt, get_more, &wish, NULL, deadline)
+            result = wait_for(&self.not_empty, get_attempt, get_more, &wish, NULL, _since(&self.getters_mark, get_count(self.ring)), deadline)
             item[0] = wish.item
         if result == DONE:
             notify(&self.not_full)

@@ -204,7 +204,7 @@ cdef class Stream:
                 return 0
             own = self.core.enter_wait(None, None)
             try:
-                if not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, deadline):
+                if not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, 0, deadline):
                     return 0
             finally:
                 if own:

@@ -90,6 +90,14 @@ cdef inline void release(ShortLock* lock) noexcept nogil:
     lock.held.store(0, memory_order_release)  # release: pairs with the exchange in acquire()
 
 
+# How long it is worth to spin before one sleeps; adapts. Two guesses, written by whoever has just spun.
+cdef struct Spin:
+    atomic[int64_t] span_ns
+    atomic[uint32_t] count
+
+cdef void init_spin(Spin* spin) noexcept nogil
+
+
 cdef struct WaitNode:
     WaitNode* prev              # guarded by the queue's lock while queued
     WaitNode* next
@@ -106,7 +114,9 @@ cdef struct WaitQueue:
     ShortLock lock
     WaitNode* first             # guarded by the lock
     WaitNode* last
-    int64_t spin_ns             # how long the next search spins; guarded by the lock, adapts
+    Spin spin                   # of its searches
+    int64_t linger_ns           # how long the next search goes on when it has been hinted; guarded by the lock, adapts
+    uint32_t lingers            # guarded by the lock
 
 
 cdef class Sleeper:
@@ -123,13 +133,17 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
 cdef int park(WaitNode* node, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
-cdef bint search(WaitQueue* q, int64_t deadline) noexcept
+cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
+cdef bint spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept
 
 # What a waiter waits for. An attempt that is over (done, or in vain for good) returns non-zero; it is also the last
 # look before sleep. `more` tells whether another waiter of the same queue would find something.
 ctypedef int (*Attempt)(void* context) noexcept
 
-cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, int64_t deadline) except -1
+# `owner`: who may be woken by name; or NULL. `moved`: how many items have been since the last wait, or 0.
+cdef int wait_for(
+    WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved, int64_t deadline
+) except -1
 
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept

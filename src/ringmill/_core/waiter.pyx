@@ -31,6 +31,11 @@
 # rests on the look after the search. The budget doubles when the spin was worth it and is halved when not, so that
 # on a busy machine it goes to nothing.
 #
+# Taking the GIL. A thread that asks for the GIL while another has it sleeps in the kernel, for some 20 microseconds, even
+# if the holder is just about to let go. So one that has found what it spun for spins on until the holder has detached
+# (to search, or to park, most likely), within the same limit: `attached` says whether the thread that last passed
+# here went in or out. It saves time only: who is wrong, because the holder detached elsewhere, loses the rest of a spin.
+#
 # After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
 # epoch it belongs to, and the first to touch it in the child empties it.
 
@@ -47,9 +52,9 @@ from ringmill._core.attached cimport put64
 cdef extern from *:
     """
     #if defined(__linux__)
-    #define RINGMILL_SLICE_NS 0         /* a signal ends a wait on a semaphore */
+    #define RINGMILL_SLICE_NS 1000000000  /* a signal ends a wait on a semaphore; but not one that is about to begin */
     #else
-    #define RINGMILL_SLICE_NS 50000000  /* elsewhere the main thread looks for signals twenty times a second */
+    #define RINGMILL_SLICE_NS 50000000    /* elsewhere the main thread looks for signals twenty times a second */
     #endif
     """
     const int64_t SLICE_NS "RINGMILL_SLICE_NS"
@@ -72,11 +77,26 @@ cdef enum:
     SEARCHER = 1
     RESETTING = 0          # no epoch: the first is 1
 
+cdef atomic[uint32_t] attached  # a hint: 1: a thread of ringmill's took the GIL last, 0: one gave it up last
+cdef Spin patience              # of those who wait for the GIL
 cdef uint64_t SLEEPER = <uint64_t>1 << 32
 cdef uint64_t SEARCHERS = SLEEPER - 1
 
-cdef int64_t MAX_SPIN_NS = 20_000 if (os.cpu_count() or 1) > 1 else 0
+cdef bint MAY_SPIN = (os.cpu_count() or 1) > 1
+cdef int64_t MAX_SPIN_NS = 20_000
 cdef int64_t MIN_SPIN_NS = 500
+cdef int64_t LONG_SPIN_NS = 40_000  # longer than it takes to wake a thread on another core
+cdef int64_t YIELD_AFTER_NS = 1_000
+cdef int64_t CROWDED_NS = 50_000  # a yield that took so long gave the processor to somebody else
+cdef atomic[uint32_t] crowd_left  # so many yields are left out yet,
+cdef atomic[uint32_t] crowd_size  # of so many: it doubles with each that gave the processor away
+cdef int64_t MIN_LINGER_NS = 500
+cdef int64_t MAX_LINGER_NS = 20_000
+cdef int64_t LINGER_ITEM_NS = 250  # lingering pays if an item comes in so short a time
+cdef int64_t LINGER_ITEMS = 4
+cdef enum:
+    MAX_CROWD = 4096
+    LONG_EVERY = 16             # one of so many spins is a long one, where short ones have been in vain
 cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
 
 epoch_now = 1
@@ -112,7 +132,9 @@ cdef void init_queue(WaitQueue* q) noexcept:
     q.lock.held.store(0, memory_order_relaxed)
     q.first = NULL
     q.last = NULL
-    q.spin_ns = MAX_SPIN_NS
+    init_spin(&q.spin)
+    q.linger_ns = 0
+    q.lingers = 0
 
 
 cdef void _lock(WaitQueue* q) noexcept:
@@ -221,8 +243,9 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
     cdef WaitNode* node
     cdef bint told = False
     if word & SEARCHERS:
-        # release: what was published before it; pairs with the load in search
-        q.hint.store(1, memory_order_release)
+        if not q.hint.load(memory_order_relaxed):  # relaxed: who reads 1 leaves the line where it is
+            # release: what was published before it; pairs with the load in search
+            q.hint.store(1, memory_order_release)
         if q.epoch.load(memory_order_acquire) == epoch_now:  # acquire: pairs with the reset after a fork
             return
     while True:
@@ -299,13 +322,146 @@ cdef void notify_all(WaitQueue* q) noexcept:
 # ---------------------------------------------------------------------------------------------------------------
 # waiting
 
-cdef bint search(WaitQueue* q, int64_t deadline) noexcept:
+cdef inline void went_out() noexcept nogil:
+    # Just detached.
+    if not FREE_THREADED:
+        attached.store(0, memory_order_relaxed)  # relaxed: a hint, like all of `attached`
+
+cdef void init_spin(Spin* spin) noexcept nogil:
+    # relaxed: guesses, here and below
+    spin.span_ns.store(MAX_SPIN_NS, memory_order_relaxed)
+    spin.count.store(0, memory_order_relaxed)
+
+cdef int64_t _span(Spin* spin) noexcept nogil:
+    # How long to spin now. Two threads that hand work to and fro and both sleep find each other asleep, whatever short
+    # time they spin: now and then one must wait for as long as the other takes to wake up.
+    cdef int64_t span = spin.span_ns.load(memory_order_relaxed)
+    cdef uint32_t count
+    if span > MIN_SPIN_NS:
+        return span
+    count = spin.count.load(memory_order_relaxed) + 1
+    spin.count.store(count, memory_order_relaxed)
+    return LONG_SPIN_NS if count % LONG_EVERY == 0 else MIN_SPIN_NS
+
+cdef void _learn(Spin* spin, int64_t span, bint found) noexcept nogil:
+    spin.span_ns.store(
+        min(MAX_SPIN_NS, 2 * span) if found else max(MIN_SPIN_NS, spin.span_ns.load(memory_order_relaxed) // 2),
+        memory_order_relaxed,
+    )
+
+init_spin(&patience)
+
+
+cdef struct Spell:              # one spin; on the spinner's stack
+    int64_t limit
+    int64_t yield_at
+    int64_t yield_every         # doubles
+    int rounds
+
+cdef inline void begin_spell(Spell* spell, int64_t span, int64_t deadline) noexcept nogil:
+    cdef int64_t now = now_ns()
+    spell.limit = now + span
+    if deadline != NEVER and deadline < spell.limit:
+        spell.limit = deadline
+    spell.yield_every = YIELD_AFTER_NS
+    spell.yield_at = now + YIELD_AFTER_NS
+    spell.rounds = 0
+
+cdef inline bint spin_on(Spell* spell) noexcept nogil:
+    # One round. False: that was long enough.
+    pause()
+    spell.rounds += 1
+    return True if spell.rounds & 15 else look_up(spell)
+
+cdef bint look_up(Spell* spell) noexcept nogil:
+    # Now and then: the time; and whoever we wait for may be waiting for this very processor.
+    cdef int64_t now = now_ns(), back
+    cdef uint32_t left
+    if now >= spell.limit:
+        return False
+    if now < spell.yield_at:
+        return True
+    spell.yield_every *= 2
+    spell.yield_at = now + spell.yield_every
+    left = crowd_left.load(memory_order_relaxed)  # relaxed: guesses, like crowd_size
+    if left:
+        crowd_left.store(left - 1, memory_order_relaxed)
+        return True
+    yield_processor()
+    back = now_ns()
+    if back - now < CROWDED_NS:
+        crowd_size.store(0, memory_order_relaxed)
+    else:
+        left = min(MAX_CROWD, 2 * crowd_size.load(memory_order_relaxed) + 16)
+        crowd_size.store(left, memory_order_relaxed)
+        crowd_left.store(left, memory_order_relaxed)
+    return True
+
+
+cdef void come_in() noexcept nogil:
+    # About to attach: waits for the holder of the GIL to let go, if it looks as if it would.
+    cdef int64_t span
+    cdef Spell spell
+    if FREE_THREADED or not MAY_SPIN or not attached.load(memory_order_relaxed):
+        return
+    span = _span(&patience)
+    begin_spell(&spell, span, NEVER)
+    while attached.load(memory_order_relaxed):
+        if not spin_on(&spell):
+            _learn(&patience, span, False)
+            return
+    _learn(&patience, span, True)
+
+cdef inline void came_in() noexcept nogil:
+    if not FREE_THREADED:
+        attached.store(1, memory_order_relaxed)
+
+
+cdef bint spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept:
+    # Spins, detached, until the word has one of the bits: True. No longer than has been worth it of late.
+    cdef int64_t span
+    cdef Spell spell
+    cdef bint found
+    if not MAY_SPIN:
+        return False
+    span = _span(spin)
+    begin_spell(&spell, span, deadline)
+    with nogil:  # waits for another thread to set a bit
+        went_out()
+        while True:
+            found = word.load(memory_order_acquire) & bits != 0  # acquire: what was written before the bit
+            if found or not spin_on(&spell):
+                break
+        come_in()
+    came_in()
+    _learn(spin, span, found)
+    return found
+
+
+cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
+    # How long to wait yet once something has been published. Where items come one by one, two threads in step fight for
+    # each cache line; it pays to let some gather. It did the last time, if the caller has moved so many since.
+    cdef int64_t linger = q.linger_ns
+    if moved >= <uint64_t>max(LINGER_ITEMS, linger // LINGER_ITEM_NS):
+        linger = min(MAX_LINGER_NS, 2 * linger)
+    else:
+        linger = linger // 2
+    if linger < MIN_LINGER_NS:
+        linger = 0
+        q.lingers += 1
+        if q.lingers % LONG_EVERY == 0:
+            linger = 2 * MIN_LINGER_NS
+    q.linger_ns = linger
+    return linger
+
+
+cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
     # Spins, detached, if nobody searches yet and it has been worth it of late. True: the caller is a searcher now,
     # and must look; whether or not it finds anything, begin_sleep or end_search follow.
-    cdef int64_t start, limit
-    cdef bint hinted = False
-    cdef int rounds = 0
-    if MAX_SPIN_NS == 0 or _word(q) & SEARCHERS:
+    cdef int64_t span, linger
+    cdef Spell spell
+    cdef bint hinted
+    if not MAY_SPIN or _word(q) & SEARCHERS:
         return False
     _lock(q)
     if _word(q) & SEARCHERS:
@@ -313,28 +469,24 @@ cdef bint search(WaitQueue* q, int64_t deadline) noexcept:
         return False
     _set_word(q, _word(q) + SEARCHER)
     q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
-    limit = q.spin_ns
+    linger = _linger(q, moved) if FREE_THREADED else 0
     release(&q.lock)
-    start = now_ns()
-    limit = start + (limit if limit > MIN_SPIN_NS else MIN_SPIN_NS)
-    if deadline != NEVER and deadline < limit:
-        limit = deadline
+    span = _span(&q.spin)
+    begin_spell(&spell, span, deadline)
     with nogil:  # waits for another thread to publish something
+        went_out()
         while True:
-            # acquire: pairs with the release in notify_slow
-            if q.hint.load(memory_order_acquire):
-                hinted = True
+            hinted = q.hint.load(memory_order_acquire) != 0  # acquire: pairs with the release in notify_slow
+            if hinted or not spin_on(&spell):
                 break
-            pause()
-            rounds += 1
-            if rounds & 15 == 0 and now_ns() >= limit:
-                break
-    _lock(q)
-    if hinted:
-        q.spin_ns = min(MAX_SPIN_NS, 2 * max(q.spin_ns, MIN_SPIN_NS))
-    else:
-        q.spin_ns = q.spin_ns // 2
-    release(&q.lock)
+        if hinted and linger:
+            begin_spell(&spell, linger, deadline)
+            spell.yield_at = spell.limit  # whoever publishes is at it, on another processor
+            while spin_on(&spell):
+                pass
+        come_in()
+    came_in()
+    _learn(&q.spin, span, hinted)
     return True
 
 
@@ -343,8 +495,11 @@ cdef int park(WaitNode* node, int64_t deadline) except -1:
     # caller must cancel_sleep. Uses no CPU and does not hold the GIL.
     cdef int64_t now, span
     cdef PyLockStatus status
-    cdef bint sliced = SLICE_NS and PyThread_get_thread_ident() == main_thread
+    cdef bint sliced = PyThread_get_thread_ident() == main_thread
     while True:
+        PyErr_CheckSignals()  # one may have come while it spun
+        if node.epoch != epoch_now:
+            return 0  # as in cancel_sleep
         span = MAX_PARK_NS
         if deadline != NEVER:
             now = now_ns()
@@ -354,20 +509,21 @@ cdef int park(WaitNode* node, int64_t deadline) except -1:
         if sliced:
             span = min(span, SLICE_NS)
         with nogil:  # waits for the grant
+            went_out()
             # in microseconds, rounded up; the flag: a signal ends the wait
             status = PyThread_acquire_lock_timed(node.lock, (span + 999) // 1000, 1)
+            come_in()
+        came_in()
         if status == PY_LOCK_ACQUIRED:
             return 1
-        PyErr_CheckSignals()
-        if node.epoch != epoch_now:
-            return 0  # as in cancel_sleep
 
 
-cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, int64_t deadline) except -1:
+cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved,
+                  int64_t deadline) except -1:
     # The whole of the sleeper's side. Returns what the attempt returned, or 0 when the deadline passed. Raises what a
     # signal handler raises, and MemoryError; nothing was taken then.
     cdef int result = 0
-    cdef bint searching = search(q, deadline)
+    cdef bint searching = search(q, moved, deadline)
     cdef bint owes = searching  # a waker may have counted on us since we last looked and found nothing
     cdef WaitNode* node = NULL
     cdef bint settles = FREE_THREADED and owner != NULL
