@@ -7,6 +7,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
+    "spin",
     "waiter",
     "ring_buffer",
     "operation",

@@ -54,7 +54,8 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
-from ringmill._core.waiter cimport NEVER, acquire, epoch_now, notify, release, steal, wait_for
+from ringmill._core.machine cimport steal
+from ringmill._core.waiter cimport NEVER, acquire, epoch_now, notify, release, wait_for
 
 from ringmill.errors import OperationReused
 

@@ -11,7 +11,8 @@ from libcpp.atomic cimport (
 )
 
 from ringmill._core.attached cimport exchange64, swap64
-from ringmill._core.waiter cimport Spin, WaitNode
+from ringmill._core.spin cimport Spin
+from ringmill._core.waiter cimport WaitNode
 
 cdef enum:
     # the phase, in the state's low bits

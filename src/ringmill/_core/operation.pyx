@@ -36,6 +36,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 from ringmill._core.attached cimport fetch_or64, swap64
+from ringmill._core.machine cimport now_ns
+from ringmill._core.spin cimport init_spin, spin_until
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_acquire_lock,
@@ -45,11 +47,8 @@ from ringmill._core.waiter cimport (
     epoch_now,
     deadline_of,
     give_node,
-    init_spin,
-    now_ns,
     park,
     release,
-    spin_until,
     take_node,
 )
 
@@ -247,7 +246,7 @@ cdef class OperationBase:
             raise home.stopped_error()
         if deadline != NEVER and now_ns() >= deadline:
             return False  # only a look
-        if spin_until(&self.state, RELEASED, &home.spin, deadline):
+        if spin_until(&self.state, RELEASED, &home.spin, 0, deadline):
             return True
         if not home.enter_wait(self, None):
             return bool(self.park(deadline))

@@ -23,7 +23,8 @@ from ringmill._core.books cimport BROKEN, DRAINING, ENDING
 from ringmill._core.feed cimport emit
 from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, begin, end, phase_of, unplace
 from ringmill._core.ring cimport DONE
-from ringmill._core.waiter cimport acquire, notify, notify_all, notify_owner, release, steal
+from ringmill._core.machine cimport steal
+from ringmill._core.waiter cimport acquire, notify, notify_all, notify_owner, release
 
 from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
 

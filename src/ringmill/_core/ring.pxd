@@ -40,7 +40,7 @@ from libcpp.atomic cimport (
 )
 
 from ringmill._core.attached cimport fetch_or64, swap64
-from ringmill._core.waiter cimport relax
+from ringmill._core.machine cimport relax
 
 # Producers write tail, consumers write head: a cache line each (two, for the adjacent-line prefetcher).
 cdef extern from *:

@@ -36,15 +36,8 @@ from ringmill._core.ring cimport (
     try_put_many,
     without_closed,
 )
-from ringmill._core.waiter cimport (
-    NEVER,
-    deadline_of,
-    init_queue,
-    notify,
-    notify_all,
-    steal,
-    wait_for,
-)
+from ringmill._core.machine cimport steal
+from ringmill._core.waiter cimport NEVER, deadline_of, init_queue, notify, notify_all, wait_for
 
 from ringmill.errors import Closed
 

@@ -42,6 +42,7 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
+from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_get_thread_ident,
@@ -50,9 +51,7 @@ from ringmill._core.waiter cimport (
     deadline_of,
     init_queue,
     notify,
-    now_ns,
     release,
-    steal,
     wait_for,
 )
 

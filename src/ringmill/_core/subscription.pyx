@@ -21,7 +21,8 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from ringmill._core.ring cimport DONE, NOT_NOW, SHUT, is_shut, size, try_get, try_put
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.subscription_ring cimport Snapshot
-from ringmill._core.waiter cimport NEVER, deadline_of, notify, steal
+from ringmill._core.machine cimport steal
+from ringmill._core.waiter cimport NEVER, deadline_of, notify
 
 from ringmill.errors import Closed
 

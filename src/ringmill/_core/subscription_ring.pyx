@@ -16,7 +16,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-from ringmill._core.waiter cimport acquire, release, steal
+from ringmill._core.machine cimport steal
+from ringmill._core.waiter cimport acquire, release
 
 # The one item of a list, owned: atomic where the list may change beside us (PyList_GetItemRef is new in 3.13).
 cdef extern from *:

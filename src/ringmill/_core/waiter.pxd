@@ -11,42 +11,8 @@ from libcpp.atomic cimport (
 )
 
 from ringmill._core.attached cimport exchange32
-
-# What Cython cannot say: a pause instruction, a yield, and the steady clock (PyTime_Monotonic is new in 3.13).
-cdef extern from *:
-    """
-    #ifndef RINGMILL_MACHINE
-    #define RINGMILL_MACHINE
-    #include <chrono>
-    #include <cstdint>
-    #include <thread>
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    #endif
-    static inline void ringmill_pause(void) {
-    #if defined(_MSC_VER) && (defined(_M_ARM64) || defined(_M_ARM))
-        __yield();
-    #elif defined(_MSC_VER)
-        _mm_pause();
-    #elif defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-    #elif defined(__aarch64__)
-        __asm__ __volatile__("isb" ::: "memory");
-    #endif
-    }
-    static inline void ringmill_yield(void) { std::this_thread::yield(); }
-    static inline std::int64_t ringmill_now(void) {
-        using namespace std::chrono;
-        return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
-    }
-    /* Hands an owned reference to Cython, which takes it over: no INCREF and DECREF on the way. */
-    static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
-    #endif
-    """
-    void pause "ringmill_pause"() noexcept nogil
-    void yield_processor "ringmill_yield"() noexcept nogil
-    int64_t now_ns "ringmill_now"() noexcept nogil
-    object steal "ringmill_steal"(PyObject*)
+from ringmill._core.machine cimport relax
+from ringmill._core.spin cimport Spin
 
 cdef extern from "pythread.h" nogil:
     ctypedef void* PyThread_type_lock
@@ -70,14 +36,6 @@ cdef enum:
 cdef struct ShortLock:
     atomic[uint32_t] held  # 0 or 1
 
-cdef inline void relax(int* spins) noexcept nogil:
-    # Waits for a thread that is a few instructions from what we wait for.
-    spins[0] += 1
-    if spins[0] < 64:
-        pause()
-    else:
-        yield_processor()
-
 cdef inline void acquire(ShortLock* lock) noexcept nogil:
     cdef int spins = 0
     # acquire: pairs with the release in release(), so that the holder sees what the last one wrote
@@ -88,14 +46,6 @@ cdef inline void acquire(ShortLock* lock) noexcept nogil:
 
 cdef inline void release(ShortLock* lock) noexcept nogil:
     lock.held.store(0, memory_order_release)  # release: pairs with the exchange in acquire()
-
-
-# How long it is worth to spin before one sleeps; adapts. Two guesses, written by whoever has just spun.
-cdef struct Spin:
-    atomic[int64_t] span_ns
-    atomic[uint32_t] count
-
-cdef void init_spin(Spin* spin) noexcept nogil
 
 
 cdef struct WaitNode:
@@ -109,7 +59,7 @@ cdef struct WaitNode:
 
 cdef struct WaitQueue:
     atomic[uint64_t] word       # sleepers << 32 | searchers; written under the lock, read without
-    atomic[uint32_t] hint       # 1: something was published since the spinning searcher looked
+    atomic[uint64_t] hint       # 1: something was published since the spinning searcher looked
     atomic[uint32_t] epoch      # the fork epoch it belongs to
     ShortLock lock
     WaitNode* first             # guarded by the lock
@@ -134,7 +84,6 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
 cdef int park(WaitNode* node, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
 cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
-cdef bint spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept
 
 # What a waiter waits for. An attempt that is over (done, or in vain for good) returns non-zero; it is also the last
 # look before sleep. `more` tells whether another waiter of the same queue would find something.

@@ -26,15 +26,8 @@
 # on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the
 # leaver is a searcher with the duty above: so the baton is passed on.
 #
-# Spinning is a search that was not preceded by sleep: at most one thread per queue, detached, for at most
-# MAX_SPIN_NS; a waker that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness
-# rests on the look after the search. The budget doubles when the spin was worth it and is halved when not, so that
-# on a busy machine it goes to nothing.
-#
-# Taking the GIL. A thread that asks for the GIL while another has it sleeps in the kernel, for some 20 microseconds, even
-# if the holder is just about to let go. So one that has found what it spun for spins on until the holder has detached
-# (to search, or to park, most likely), within the same limit: `attached` says whether the thread that last passed
-# here went in or out. It saves time only: who is wrong, because the holder detached elsewhere, loses the rest of a spin.
+# Spinning (spin.pyx) is a search that was not preceded by sleep: at most one thread per queue; a waker that sees it sets
+# `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the search.
 #
 # After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
 # epoch it belongs to, and the first to touch it in the child empties it.
@@ -48,6 +41,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ringmill._core.attached cimport put64
+from ringmill._core.machine cimport FREE_THREADED, now_ns, yield_processor
+from ringmill._core.spin cimport LONG_EVERY, came_in, come_in, init_spin, may_spin, spin_until, went_out
 
 cdef extern from *:
     """
@@ -59,16 +54,6 @@ cdef extern from *:
     """
     const int64_t SLICE_NS "RINGMILL_SLICE_NS"
 
-cdef extern from *:
-    """
-    #ifdef Py_GIL_DISABLED
-    #define RINGMILL_FREE_THREADED 1
-    #else
-    #define RINGMILL_FREE_THREADED 0
-    #endif
-    """
-    const bint FREE_THREADED "RINGMILL_FREE_THREADED"
-
 # A function of the interpreter's, not of ours: calling it lets the interpreter do what is due on this thread.
 cdef object breathe = eval("lambda: None")
 cdef int64_t SETTLE_NS = 20_000_000
@@ -77,26 +62,13 @@ cdef enum:
     SEARCHER = 1
     RESETTING = 0          # no epoch: the first is 1
 
-cdef atomic[uint32_t] attached  # a hint: 1: a thread of ringmill's took the GIL last, 0: one gave it up last
-cdef Spin patience              # of those who wait for the GIL
 cdef uint64_t SLEEPER = <uint64_t>1 << 32
 cdef uint64_t SEARCHERS = SLEEPER - 1
 
-cdef bint MAY_SPIN = (os.cpu_count() or 1) > 1
-cdef int64_t MAX_SPIN_NS = 20_000
-cdef int64_t MIN_SPIN_NS = 500
-cdef int64_t LONG_SPIN_NS = 40_000  # longer than it takes to wake a thread on another core
-cdef int64_t YIELD_AFTER_NS = 1_000
-cdef int64_t CROWDED_NS = 50_000  # a yield that took so long gave the processor to somebody else
-cdef atomic[uint32_t] crowd_left  # so many yields are left out yet,
-cdef atomic[uint32_t] crowd_size  # of so many: it doubles with each that gave the processor away
 cdef int64_t MIN_LINGER_NS = 500
 cdef int64_t MAX_LINGER_NS = 20_000
 cdef int64_t LINGER_ITEM_NS = 250  # lingering pays if an item comes in so short a time
 cdef int64_t LINGER_ITEMS = 4
-cdef enum:
-    MAX_CROWD = 4096
-    LONG_EVERY = 16             # one of so many spins is a long one, where short ones have been in vain
 cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
 
 epoch_now = 1
@@ -244,7 +216,7 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
     cdef bint told = False
     if word & SEARCHERS:
         if not q.hint.load(memory_order_relaxed):  # relaxed: who reads 1 leaves the line where it is
-            # release: what was published before it; pairs with the load in search
+            # release: what was published before it; pairs with the load in spin_until
             q.hint.store(1, memory_order_release)
         if q.epoch.load(memory_order_acquire) == epoch_now:  # acquire: pairs with the reset after a fork
             return
@@ -322,125 +294,9 @@ cdef void notify_all(WaitQueue* q) noexcept:
 # ---------------------------------------------------------------------------------------------------------------
 # waiting
 
-cdef inline void went_out() noexcept nogil:
-    # Just detached.
-    if not FREE_THREADED:
-        attached.store(0, memory_order_relaxed)  # relaxed: a hint, like all of `attached`
-
-cdef void init_spin(Spin* spin) noexcept nogil:
-    # relaxed: guesses, here and below
-    spin.span_ns.store(MAX_SPIN_NS, memory_order_relaxed)
-    spin.count.store(0, memory_order_relaxed)
-
-cdef int64_t _span(Spin* spin) noexcept nogil:
-    # How long to spin now. Two threads that hand work to and fro and both sleep find each other asleep, whatever short
-    # time they spin: now and then one must wait for as long as the other takes to wake up.
-    cdef int64_t span = spin.span_ns.load(memory_order_relaxed)
-    cdef uint32_t count
-    if span > MIN_SPIN_NS:
-        return span
-    count = spin.count.load(memory_order_relaxed) + 1
-    spin.count.store(count, memory_order_relaxed)
-    return LONG_SPIN_NS if count % LONG_EVERY == 0 else MIN_SPIN_NS
-
-cdef void _learn(Spin* spin, int64_t span, bint found) noexcept nogil:
-    spin.span_ns.store(
-        min(MAX_SPIN_NS, 2 * span) if found else max(MIN_SPIN_NS, spin.span_ns.load(memory_order_relaxed) // 2),
-        memory_order_relaxed,
-    )
-
-init_spin(&patience)
-
-
-cdef struct Spell:              # one spin; on the spinner's stack
-    int64_t limit
-    int64_t yield_at
-    int64_t yield_every         # doubles
-    int rounds
-
-cdef inline void begin_spell(Spell* spell, int64_t span, int64_t deadline) noexcept nogil:
-    cdef int64_t now = now_ns()
-    spell.limit = now + span
-    if deadline != NEVER and deadline < spell.limit:
-        spell.limit = deadline
-    spell.yield_every = YIELD_AFTER_NS
-    spell.yield_at = now + YIELD_AFTER_NS
-    spell.rounds = 0
-
-cdef inline bint spin_on(Spell* spell) noexcept nogil:
-    # One round. False: that was long enough.
-    pause()
-    spell.rounds += 1
-    return True if spell.rounds & 15 else look_up(spell)
-
-cdef bint look_up(Spell* spell) noexcept nogil:
-    # Now and then: the time; and whoever we wait for may be waiting for this very processor.
-    cdef int64_t now = now_ns(), back
-    cdef uint32_t left
-    if now >= spell.limit:
-        return False
-    if now < spell.yield_at:
-        return True
-    spell.yield_every *= 2
-    spell.yield_at = now + spell.yield_every
-    left = crowd_left.load(memory_order_relaxed)  # relaxed: guesses, like crowd_size
-    if left:
-        crowd_left.store(left - 1, memory_order_relaxed)
-        return True
-    yield_processor()
-    back = now_ns()
-    if back - now < CROWDED_NS:
-        crowd_size.store(0, memory_order_relaxed)
-    else:
-        left = min(MAX_CROWD, 2 * crowd_size.load(memory_order_relaxed) + 16)
-        crowd_size.store(left, memory_order_relaxed)
-        crowd_left.store(left, memory_order_relaxed)
-    return True
-
-
-cdef void come_in() noexcept nogil:
-    # About to attach: waits for the holder of the GIL to let go, if it looks as if it would.
-    cdef int64_t span
-    cdef Spell spell
-    if FREE_THREADED or not MAY_SPIN or not attached.load(memory_order_relaxed):
-        return
-    span = _span(&patience)
-    begin_spell(&spell, span, NEVER)
-    while attached.load(memory_order_relaxed):
-        if not spin_on(&spell):
-            _learn(&patience, span, False)
-            return
-    _learn(&patience, span, True)
-
-cdef inline void came_in() noexcept nogil:
-    if not FREE_THREADED:
-        attached.store(1, memory_order_relaxed)
-
-
-cdef bint spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept:
-    # Spins, detached, until the word has one of the bits: True. No longer than has been worth it of late.
-    cdef int64_t span
-    cdef Spell spell
-    cdef bint found
-    if not MAY_SPIN:
-        return False
-    span = _span(spin)
-    begin_spell(&spell, span, deadline)
-    with nogil:  # waits for another thread to set a bit
-        went_out()
-        while True:
-            found = word.load(memory_order_acquire) & bits != 0  # acquire: what was written before the bit
-            if found or not spin_on(&spell):
-                break
-        come_in()
-    came_in()
-    _learn(spin, span, found)
-    return found
-
-
 cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
-    # How long to wait yet once something has been published. Where items come one by one, two threads in step fight for
-    # each cache line; it pays to let some gather. It did the last time, if the caller has moved so many since.
+    # How long to wait yet once something has been published. Letting some gather paid the last time, if the
+    # caller has moved so many since.
     cdef int64_t linger = q.linger_ns
     if moved >= <uint64_t>max(LINGER_ITEMS, linger // LINGER_ITEM_NS):
         linger = min(MAX_LINGER_NS, 2 * linger)
@@ -456,12 +312,10 @@ cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
 
 
 cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
-    # Spins, detached, if nobody searches yet and it has been worth it of late. True: the caller is a searcher now,
-    # and must look; whether or not it finds anything, begin_sleep or end_search follow.
-    cdef int64_t span, linger
-    cdef Spell spell
-    cdef bint hinted
-    if not MAY_SPIN or _word(q) & SEARCHERS:
+    # Spins, detached, if nobody searches yet. True: the caller is a searcher now, and must look; whether or not it finds
+    # anything, begin_sleep or end_search follow.
+    cdef int64_t linger
+    if not may_spin() or _word(q) & SEARCHERS:
         return False
     _lock(q)
     if _word(q) & SEARCHERS:
@@ -471,22 +325,7 @@ cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
     q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
     linger = _linger(q, moved) if FREE_THREADED else 0
     release(&q.lock)
-    span = _span(&q.spin)
-    begin_spell(&spell, span, deadline)
-    with nogil:  # waits for another thread to publish something
-        went_out()
-        while True:
-            hinted = q.hint.load(memory_order_acquire) != 0  # acquire: pairs with the release in notify_slow
-            if hinted or not spin_on(&spell):
-                break
-        if hinted and linger:
-            begin_spell(&spell, linger, deadline)
-            spell.yield_at = spell.limit  # whoever publishes is at it, on another processor
-            while spin_on(&spell):
-                pass
-        come_in()
-    came_in()
-    _learn(&q.spin, span, hinted)
+    spin_until(&q.hint, 1, &q.spin, linger, deadline)
     return True
 
 

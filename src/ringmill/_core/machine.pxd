@@ -1,0 +1,55 @@
+# What Cython cannot say: a pause instruction, a yield, the steady clock (PyTime_Monotonic is new in 3.13), and which
+# build this is. All may be called detached.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t
+
+cdef extern from *:
+    """
+    #ifndef RINGMILL_MACHINE
+    #define RINGMILL_MACHINE
+    #include <chrono>
+    #include <cstdint>
+    #include <thread>
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    #endif
+    static inline void ringmill_pause(void) {
+    #if defined(_MSC_VER) && (defined(_M_ARM64) || defined(_M_ARM))
+        __yield();
+    #elif defined(_MSC_VER)
+        _mm_pause();
+    #elif defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+    #elif defined(__aarch64__)
+        __asm__ __volatile__("isb" ::: "memory");
+    #endif
+    }
+    static inline void ringmill_yield(void) { std::this_thread::yield(); }
+    static inline std::int64_t ringmill_now(void) {
+        using namespace std::chrono;
+        return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+    }
+    #ifdef Py_GIL_DISABLED
+    #define RINGMILL_FREE_THREADED 1
+    #else
+    #define RINGMILL_FREE_THREADED 0
+    #endif
+    /* Hands an owned reference to Cython, which takes it over: no INCREF and DECREF on the way. */
+    static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
+    #endif
+    """
+    void pause "ringmill_pause"() noexcept nogil
+    void yield_processor "ringmill_yield"() noexcept nogil
+    int64_t now_ns "ringmill_now"() noexcept nogil
+    object steal "ringmill_steal"(PyObject*)
+    const bint FREE_THREADED "RINGMILL_FREE_THREADED"
+
+
+cdef inline void relax(int* spins) noexcept nogil:
+    # Waits for a thread that is a few instructions from what we wait for.
+    spins[0] += 1
+    if spins[0] < 64:
+        pause()
+    else:
+        yield_processor()
