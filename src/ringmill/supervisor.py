@@ -270,8 +270,7 @@ class Supervisor:
                     op = runner.at_hand  # or None: then it is not out of `process`
                     if op is None or self.core.is_inherited:
                         raise
-                    if error.__traceback__ is not None:
-                        error.__traceback__ = error.__traceback__.tb_next  # from `process` on: this frame lives longer
+                    # Its traceback begins here. It must not be cut off: two workers may raise the same exception at once.
                     crash = self._judge(runner, op, error, True)
                     op = None
                     if crash is not None:
