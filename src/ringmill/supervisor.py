@@ -270,7 +270,7 @@ class Supervisor:
                     op = runner.at_hand  # or None: then it is not out of `process`
                     if op is None or self.core.is_inherited:
                         raise
-                    # Its traceback begins here. It must not be cut off: two workers may raise the same exception at once.
+                    # The traceback begins with this frame, and stays so: two workers may raise one exception at once.
                     crash = self._judge(runner, op, error, True)
                     op = None
                     if crash is not None:
