@@ -124,7 +124,7 @@ def _frames(thread: Thread) -> Hashable:
     while suspended is not None:
         frame = suspended.gi_frame
         if frame.f_code not in _checked:
-            if any(instruction.opname == "GET_ITER" for instruction in dis.get_instructions(frame.f_code)):
+            if any(instruction.opname == "FOR_ITER" for instruction in dis.get_instructions(frame.f_code)):
                 raise TypeError(f"{frame.f_code.co_qualname}: a loop's iterator is hidden from the explorer; use while")
             _checked.add(frame.f_code)
         values = tuple((name, _identity(value)) for name, value in sorted(frame.f_locals.items()))
