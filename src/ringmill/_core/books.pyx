@@ -29,8 +29,8 @@ from ringmill._core.ring cimport has_items, is_shut
 from ringmill._core.waiter cimport (
     NEVER,
     acquire,
-    epoch_now,
     deadline_of,
+    epoch_now,
     init_queue,
     notify,
     notify_all,

@@ -26,6 +26,7 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 
 from ringmill._core.books cimport ENDING, OPEN
 from ringmill._core.feed cimport emit
+from ringmill._core.machine cimport steal
 from ringmill._core.operation cimport (
     CANCELLED,
     FAILED,
@@ -46,6 +47,7 @@ from ringmill._core.ring cimport (
     NOT_NOW,
     SHUT,
     Result,
+    Ring,
     fill,
     has_items,
     has_room,
@@ -54,7 +56,6 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
-from ringmill._core.machine cimport steal
 from ringmill._core.waiter cimport NEVER, acquire, epoch_now, notify, release, wait_for
 
 from ringmill.errors import OperationReused
@@ -269,9 +270,10 @@ cdef int do_attempt(void* asking) noexcept:
     cdef PyObject* core = (<Asking*>asking).core
     # seq_cst: pairs with take_aside. Redrives count as queued, so that a pool whose work keeps failing takes no more.
     cdef Py_ssize_t aside = (<Core>core).side_count.load(memory_order_seq_cst)
-    if aside and aside + size((<Core>core).inbox.ring) >= (<Core>core).inbox.capacity and not is_shut((<Core>core).inbox.ring):
+    cdef Ring* inbox = (<Core>core).inbox.ring
+    if aside and <uint64_t>(aside + size(inbox)) >= inbox.capacity and not is_shut(inbox):
         return NOT_NOW
-    return try_put((<Core>core).inbox.ring, (<Asking*>asking).op, NULL)
+    return try_put(inbox, (<Asking*>asking).op, NULL)
 
 cdef int do_more(void* asking) noexcept:
     return has_room((<Core>(<Asking*>asking).core).inbox.ring)
@@ -386,9 +388,8 @@ cdef class Runner(Tally):
         # seq_cst: as above. It may have been skipped, for fairness.
         if core.side_count.load(memory_order_seq_cst) and self.take_redrive() == FOUND:
             return FOUND
-        if self.feed is not None:
-            self.feed = None  # it holds nothing while it sleeps
-            self.turn = 0
+        self.feed = self.came_from = None  # it holds nothing while it sleeps
+        self.turn = 0
         return LEAVE if core.ends() else NOTHING
 
     cdef int take_redrive(self) noexcept:
@@ -409,7 +410,7 @@ cdef class Runner(Tally):
     #         del op              nobody holds it while the worker waits
     #                             __next__: settles the operation at hand as succeeded, and takes the next one
     #
-    # Python calls `process`, since a call from Python into Python costs a quarter of one from C. Between the calls the
+    # Python calls `process`, since a call from Python into Python costs less than one from C. Between the calls the
     # operation at hand is the runner's.
 
     def __iter__(self):
@@ -426,8 +427,6 @@ cdef class Runner(Tally):
             if found == NOTHING:
                 found = self.take(False)
             if found == NOTHING:
-                self.came_from = None  # as take
-                self.turn = 0
                 found = wait_for(
                     &self.core.idle, take_attempt, take_more, <void*>self, <void*>self,
                     self.since_wait(), NEVER,

@@ -189,7 +189,9 @@ cdef class Feed:
             return has_items(self.pending.ring)
         acquire(&self.lock)
         found = not self.ended() and (
-            self.culprit != NULL or self.places() > 0 and has_items(self.pending.ring) or is_shut(self.pending.ring) and not has_items(self.pending.ring)
+            self.culprit != NULL
+            or self.places() > 0 and has_items(self.pending.ring)
+            or is_shut(self.pending.ring) and not has_items(self.pending.ring)
         )
         release(&self.lock)
         return found

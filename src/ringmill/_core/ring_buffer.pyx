@@ -156,7 +156,10 @@ cdef class RingBuffer:
         if result == NOT_NOW and block:
             wish.ring = <PyObject*>self
             wish.item = item
-            result = wait_for(&self.not_full, put_attempt, put_more, &wish, NULL, _since(&self.putters_mark, put_count(self.ring)), deadline)
+            result = wait_for(
+                &self.not_full, put_attempt, put_more, &wish, NULL,
+                _since(&self.putters_mark, put_count(self.ring)), deadline,
+            )
         if result == DONE:
             notify(&self.not_empty)
         return result
@@ -167,7 +170,10 @@ cdef class RingBuffer:
         cdef int result = try_get(self.ring, item, NULL)
         if result == NOT_NOW and block:
             wish.ring = <PyObject*>self
-            result = wait_for(&self.not_empty, get_attempt, get_more, &wish, NULL, _since(&self.getters_mark, get_count(self.ring)), deadline)
+            result = wait_for(
+                &self.not_empty, get_attempt, get_more, &wish, NULL,
+                _since(&self.getters_mark, get_count(self.ring)), deadline,
+            )
             item[0] = wish.item
         if result == DONE:
             notify(&self.not_full)
