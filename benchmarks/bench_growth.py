@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,20 +29,14 @@ from ringmill import WorkerPool
 
 if TYPE_CHECKING or __package__:
     from .harness import Comparison, Side, Suite, main
-    from .probes import IDLE, QUEUED, Idler, Noop
+    from .probes import IDLE, QUEUED
+    from .work import BATCH, BUFFER, WORKERS, Idler, Noop, endless
 else:  # run as a script
     from harness import Comparison, Side, Suite, main
-    from probes import IDLE, QUEUED, Idler, Noop
+    from probes import IDLE, QUEUED
+    from work import BATCH, BUFFER, WORKERS, Idler, Noop, endless
 
-WORKERS = 4
-BUFFER = 1000
-BATCH = 1000
 LEAST = 100_000  # operations in one timing: fewer are done several times over
-
-
-def endless() -> Iterator[Noop]:
-    while True:
-        yield Noop()
 
 
 def by_execute(pool: WorkerPool[Noop], size: int) -> dict[str, Side]:

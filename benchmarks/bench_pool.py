@@ -41,28 +41,18 @@ from os import cpu_count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from ringmill import Operation, Worker, WorkerPool
+from ringmill import Worker, WorkerPool
 
 if TYPE_CHECKING or __package__:
     from .harness import Side, Suite, in_threads, main
     from .peers import pebble
+    from .work import BATCH, BUFFER, WORKERS, Idler, Noop, endless
 else:  # run as a script
     from harness import Side, Suite, in_threads, main
     from peers import pebble
+    from work import BATCH, BUFFER, WORKERS, Idler, Noop, endless
 
-BATCH = 1000
-WORKERS = 4
-BUFFER = 1000
 CHUNK = BATCH // (4 * WORKERS)
-
-
-class Noop(Operation):
-    """As small as an operation gets."""
-
-
-class Idler(Worker[Noop]):
-    def process(self, op: Noop) -> None:
-        pass
 
 
 class Loop(Worker[Noop]):
@@ -105,11 +95,6 @@ class IdealPool:
 
 def fresh(n: int = BATCH) -> list[Noop]:
     return [Noop() for _ in range(n)]
-
-
-def endless() -> Iterator[Noop]:
-    while True:
-        yield Noop()
 
 
 @contextmanager

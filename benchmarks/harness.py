@@ -33,6 +33,8 @@ else:  # run as a script
 
 Side = Callable[[int], object]
 
+RATIO = "peer time / subject time"  # the key of the ratios in the JSON
+
 
 class Target(NamedTuple):
     """The ratio aimed at, with a GIL and without: None is no aim."""
@@ -81,7 +83,7 @@ class Comparison:
             "subject": self.subject,
             "rounds": self.rounds,
             "medians": self.medians,
-            "peer time / subject time": self.ratios,
+            RATIO: self.ratios,
             "targets": self.targets,
             "curve": self.curve,
         }

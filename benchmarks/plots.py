@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .harness import RATIO
+
 if TYPE_CHECKING:
     from .report import Run
 
 COLORS = ("#3b6ea5", "#d98c3f", "#6a9a5b", "#8c6bb1")
-RATIO = "peer time / subject time"
 BAND = 1.15  # the highest ratio of a curve over its lowest
 AXIS = "time of the peer / time of ringmill"
 

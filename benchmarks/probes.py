@@ -18,8 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from ringmill import Operation, Worker, WorkerPool
+from ringmill import Worker, WorkerPool
+
+if TYPE_CHECKING or __package__:
+    from .work import BUFFER, WORKERS, Idler, Noop, endless
+else:  # run as a script
+    from work import BUFFER, WORKERS, Idler, Noop, endless
 
 QUEUED = ("execute", "do", "list", "SimpleQueue", "ThreadPoolExecutor")  # what may hold operations
 IDLE = ("WorkerPool", "ThreadPoolExecutor", "no workers")
@@ -28,15 +34,6 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
-
-
-class Noop(Operation):
-    """As small as an operation gets."""
-
-
-class Idler(Worker[Noop]):
-    def process(self, op: Noop) -> None:
-        pass
 
 
 class Gate(Worker[Noop]):
@@ -69,11 +66,11 @@ def wrap(n: int) -> float | None:
     """By how much the peak grows from a wrap of a hundredth of the operations to one of all of them."""
 
     def through(count: int) -> None:
-        with pool.wrap((Noop() for _ in iter(int, 1)), buffer=1000) as stream:
+        with pool.wrap(endless(), buffer=BUFFER) as stream:
             for _ in islice(stream, count):
                 pass
 
-    with WorkerPool([Idler() for _ in range(4)]) as pool:
+    with WorkerPool([Idler() for _ in range(WORKERS)]) as pool:
         through(max(1000, n // 100))
         before = memory(peak=True)
         through(n)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from . import __main__ as suite
 from . import plots
-
-RATIO = "peer time / subject time"
+from .harness import RATIO
 
 
 class Run(NamedTuple):
