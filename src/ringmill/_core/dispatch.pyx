@@ -32,9 +32,11 @@ from ringmill._core.operation cimport (
     FAILED,
     QUEUED,
     SUCCEEDED,
+    PyTypeObject,
     accept,
     begin,
     end,
+    is_operation,
     log_exception,
     put_back,
     renew,
@@ -61,10 +63,7 @@ from ringmill._core.waiter cimport NEVER, acquire, epoch_now, notify, release, w
 from ringmill.errors import OperationReused
 
 cdef extern from "Python.h":
-    ctypedef struct PyTypeObject:
-        pass
     PyTypeObject* Py_TYPE(PyObject* o) nogil
-    bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
     void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
     ctypedef struct PyListObject:
         PyObject** ob_item
@@ -77,7 +76,6 @@ cdef enum:
     LEAVE = 2
 
 cdef object done_of_base = OperationBase.done
-cdef PyTypeObject* operation_type = <PyTypeObject*>OperationBase
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -176,7 +174,7 @@ cdef class Core(Redrives):
         try:
             for k in range(count):
                 raw = (<PyListObject*>ops).ob_item[k]
-                if not PyObject_TypeCheck(raw, operation_type):
+                if not is_operation(raw):
                     raise TypeError(f"ops must be Operations, got {<object>raw!r}")
                 if not accept(<OperationBase>raw, self.number):
                     raise OperationReused(

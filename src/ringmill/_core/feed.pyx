@@ -31,6 +31,7 @@ from ringmill._core.operation cimport (
     SUCCEEDED,
     OperationBase,
     accept,
+    is_operation,
 )
 from ringmill._core.ring cimport (
     DONE,
@@ -47,13 +48,8 @@ from ringmill._core.ring cimport (
 from ringmill._core.waiter cimport acquire, begin_sleep, cancel_sleep, notify, release
 
 cdef extern from "Python.h":
-    ctypedef struct PyTypeObject:
-        pass
-    bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
     ctypedef struct PyListObject:
         PyObject** ob_item
-
-cdef PyTypeObject* operation_type = <PyTypeObject*>OperationBase
 
 
 cdef bint _take_over(OperationBase op) noexcept nogil:
@@ -98,10 +94,10 @@ cdef class Feed:
         else:
             result = try_get(self.pending.ring, op, NULL)
             if result == DONE:
-                if PyObject_TypeCheck(op[0], operation_type) and accept(<OperationBase>op[0], home):
+                if is_operation(op[0]) and accept(<OperationBase>op[0], home):
                     position[0] = self.drawn
                     self.drawn += 1
-                elif PyObject_TypeCheck(op[0], operation_type) and self.resets and _take_over(<OperationBase>op[0]):
+                elif is_operation(op[0]) and self.resets and _take_over(<OperationBase>op[0]):
                     reset[0] = True
                     position[0] = self.drawn
                     self.drawn += 1

@@ -66,7 +66,17 @@ cdef class OperationBase:
     cdef Note get_note(self)
     cdef void set_note(self, Note note)
 
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        pass
+    bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
+
+cdef PyTypeObject* operation_type   # OperationBase; only to be read
+
 cdef object wake_waiters(OperationBase op)
+
+cdef inline bint is_operation(PyObject* o) noexcept nogil:
+    return PyObject_TypeCheck(o, operation_type)
 
 cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
     return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end

@@ -387,6 +387,9 @@ cdef object wake_waiters(OperationBase op):
         node = following
 
 
+operation_type = <PyTypeObject*>OperationBase
+
+
 cdef Home _home_of(OperationBase op):
     # The pool that has it, if it is pending in one that lives.
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with accept
