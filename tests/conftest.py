@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -44,6 +45,9 @@ def switch_interval(request: pytest.FixtureRequest) -> Iterator[float]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background by a shell without job control: the scripts that are interrupted would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[real_stderr] = os.dup(2)
     config.addinivalue_line("markers", "watchdog(seconds): a limit of this test's own for the stack-dumping watchdog")
     config.addinivalue_line("markers", "stress: long concurrent runs; also run under ThreadSanitizer (CONTRIBUTING.md)")
