@@ -132,7 +132,7 @@ cdef class HubBase:
         # no snapshot: the collector would take what a new object refers to for brought back to life.
         cdef SubscriptionBase subscription
         cdef PyObject* raw
-        cdef Py_ssize_t left = self.subscriptions.count
+        cdef Py_ssize_t left = self.subscriptions.count.load(memory_order_relaxed)  # relaxed: a hint
         self.shut.store(1, memory_order_seq_cst)  # seq_cst: as _shut
         while left > 0:
             left -= 1
@@ -184,7 +184,8 @@ cdef class HubBase:
             deadline = deadline_of(timeout)
         while True:
             self.check_open()
-            left = self.subscriptions.count  # a hint; each turn below is exact
+            # relaxed: a hint; each turn below is exact
+            left = self.subscriptions.count.load(memory_order_relaxed)
             while left > 0:
                 raw = self.subscriptions.step(True)
                 if raw == NULL:

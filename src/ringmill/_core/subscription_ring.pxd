@@ -26,7 +26,7 @@ cdef class SubscriptionRing:
     cdef ShortLock lock         # guards what follows, down to the version
     cdef Link* head
     cdef Link* at               # the current position
-    cdef Py_ssize_t count
+    cdef atomic[Py_ssize_t] count  # written under the lock, like the version; read without, as a hint
     cdef unordered_map[Item, LinkPointer] first  # item -> its first occurrence
     cdef atomic[uint64_t] version  # counts changes; written under the lock, read without
     cdef list cell              # [the last Snapshot made]

@@ -69,7 +69,7 @@ cdef class SubscriptionRing:
         cdef Link* link = self.head
         cdef Link* following
         cdef Py_ssize_t k
-        for k in range(self.count):
+        for k in range(self.count.load(memory_order_relaxed)):  # relaxed: nobody else has the ring any more
             following = link.next
             Py_DECREF(<object>link.item)  # was the ring's
             PyMem_RawFree(link)
@@ -102,7 +102,8 @@ cdef class SubscriptionRing:
                 link.prev = self.head.prev
                 self.head.prev.next = link
                 self.head.prev = link
-            self.count += 1
+            # relaxed, here and below: written under the lock, and a hint to who reads it without
+            self.count.store(self.count.load(memory_order_relaxed) + 1, memory_order_relaxed)
             self.version.fetch_add(1, memory_order_seq_cst)  # seq_cst: after the change, pairs with snapshot
         finally:
             release(&self.lock)
@@ -136,7 +137,7 @@ cdef class SubscriptionRing:
         else:
             later.last_same = link.last_same
             self.first[item] = later
-        if self.count == 1:
+        if self.count.load(memory_order_relaxed) == 1:  # relaxed: as in add
             self.head = self.at = NULL
         else:
             link.prev.next = link.next
@@ -145,7 +146,7 @@ cdef class SubscriptionRing:
                 self.head = link.next
             if self.at == link:
                 self.at = link.next
-        self.count -= 1
+        self.count.store(self.count.load(memory_order_relaxed) - 1, memory_order_relaxed)  # relaxed: as in add
         self.version.fetch_add(1, memory_order_seq_cst)  # seq_cst: as in add
         return link
 
@@ -189,13 +190,11 @@ cdef class SubscriptionRing:
         cdef Py_ssize_t count, k
         # seq_cst: at this look the ring was the snapshot
         while made is None or made.version != self.version.load(memory_order_seq_cst):
-            acquire(&self.lock)
-            count = self.count
-            release(&self.lock)
+            count = self.count.load(memory_order_relaxed)  # relaxed: looked at again below, under the lock
             made = Snapshot()
             made.items = PyTuple_New(count)
             acquire(&self.lock)
-            if count == self.count:
+            if count == self.count.load(memory_order_relaxed):  # relaxed: as in add
                 link = self.head
                 for k in range(count):
                     Py_INCREF(<object>link.item)  # the tuple's
@@ -237,11 +236,7 @@ cdef class SubscriptionRing:
 
     def __len__(self):
         """How many items there are; a snapshot."""
-        cdef Py_ssize_t count
-        acquire(&self.lock)
-        count = self.count
-        release(&self.lock)
-        return count
+        return self.count.load(memory_order_relaxed)  # relaxed: a snapshot
 
     def __bool__(self):
         return self.__len__() > 0
@@ -273,7 +268,7 @@ cdef int ring_traverse(PyObject* ring, visitproc visit, void* arg) noexcept:
     # The collector runs with all attached threads stopped, or with the GIL: nobody holds the lock.
     cdef int status = base_traverse(ring, visit, arg)
     cdef Link* link = (<SubscriptionRing>ring).head
-    cdef Py_ssize_t left = (<SubscriptionRing>ring).count
+    cdef Py_ssize_t left = (<SubscriptionRing>ring).count.load(memory_order_relaxed)  # relaxed: see above
     while left and not status:
         status = visit(link.item, arg)
         link = link.next
