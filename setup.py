@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 MODULES = [
     "spin",
     "waiter",
+    "loop",
     "ring_buffer",
     "operation",
     "feed",

@@ -16,6 +16,10 @@ although it is no searcher any more. (The first version of the protocol forgot t
 `debt_outlives_sleep`.) A grant is given under the lock, which asks again whether there is a sleeper and no searcher;
 so two wakers never make two searchers.
 
+A task of an event loop (@) is granted without becoming a searcher, since its loop may run it late: nobody relies on it,
+and each putter wakes the next in the list. It owes the look of whoever was granted, whether it takes something or
+leaves.
+
 Putters that wait for room do the same on a second queue, with "room" for "item".
 
 The ring is its two counters here; test_models.py searches the slots, and shows that a try takes effect at one
@@ -238,7 +242,12 @@ def stop_searching(w: Waiting) -> tuple[Waiting, None]:
 def grant(rules: Rules, w: Waiting) -> tuple[Waiting, str | None]:
     if (rules.grant_asks_for_sleeper and w.sleepers == 0) or (rules.grant_asks_for_searcher and w.searchers > 0):
         return w, None
-    return Waiting(w.sleepers - 1, w.searchers + 1, w.nodes[1:]), w.nodes[0] if w.nodes else None
+    first = w.nodes[0] if w.nodes else None
+    return Waiting(w.sleepers - 1, w.searchers + (not is_task(first)), w.nodes[1:]), first
+
+
+def is_task(me: str | None) -> bool:
+    return me is not None and "@" in me
 
 
 # The threads.
@@ -310,11 +319,49 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
         return "timeout"
 
 
+def operate_in_task(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
+    """One awaited get or put: as `operate`, where a cancelled await is a timeout."""
+    owes = False  # granted, and has not looked since
+    queued = False
+    while True:
+        got = yield from attempt(rules, side)
+        if got == "no" and not queued:
+            yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, False))
+            queued, owes = True, False
+            if rules.looks_before_parking:
+                continue  # the last look is an attempt
+        if got == "no":
+            queued = False
+            if (yield park(me) if patient else Choice((park(me), TIME_OUT))) == "woken":
+                owes = True
+                continue
+            owes = not (yield from section(rules, side.waits, "leave", partial(leave, me)))
+            got = "timeout"
+        elif queued:
+            owes = not (yield from section(rules, side.waits, "leave", partial(leave, me)))
+            queued = False
+        else:
+            yield from settle(rules, side, False, owes and rules.taker_passes_on)
+            if got == "done":
+                yield from wake(rules, side.wakes)
+            return got
+        if owes:
+            yield park(me)  # what is posted to it finds nobody; here it is taken away, so that the model can be at rest
+        passes_on = rules.leaver_passes_on if got == "timeout" else rules.taker_passes_on
+        yield from settle(rules, side, False, owes and passes_on)
+        if got == "done":
+            yield from wake(rules, side.wakes)
+        return got
+
+
 def caller(rules: Rules, side: Side, me: str, patient: bool, spins: bool, rounds: int | None) -> Thread:
     """Calls `rounds` times, or until closed; counts what it got."""
     done = 0
     while rounds is None or done < rounds:
-        got = yield from operate(rules, side, me, patient, spins)
+        if is_task(me):
+            got = yield from operate_in_task(rules, side, me, patient)
+        else:
+            got = yield from operate(rules, side, me, patient, spins)
         yield Step("returns", partial(account, side, got))
         if got == "closed":
             return
@@ -379,14 +426,15 @@ MEMORY: dict[str, Any] = {
 
 @cache
 def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
-    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first; ? times out; X closes."""
+    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first; ? times out; @ a task;
+    X closes."""
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(cast.split()):
         me = f"{word}.{i}"
         if closer is not None and word == "X":
             threads[me] = partial(closer, rules)
         else:
-            rounds = None if "*" in word else int(word[1:].strip("~?") or 1)
+            rounds = None if "*" in word else int(word[1:].strip("~?@") or 1)
             side = Side(word[0] == "G", capacity)
             threads[me] = partial(caller, rules, side, me, "?" not in word, "~" in word, rounds)
     return explore(MEMORY | {"capacity": capacity}, threads, invariant=invariant, at_rest=at_rest)
@@ -402,6 +450,11 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
         ("G? G2 P2", 1, 10_000),
         ("G G~ P2", 2, 3_000),
         ("G G~? P~2", 1, 10_000),
+        ("G@ G@ P P", 1, 10_000),
+        ("G@ G P P@", 1, 10_000),
+        ("G@? G P@? P", 1, 10_000),
+        ("G@? G@ P2", 2, 3_000),
+        ("G@ G~ P2", 2, 1_000),
     ],
 )
 def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
@@ -412,7 +465,16 @@ def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_leas
 
 
 @pytest.mark.parametrize(
-    ("cast", "at_least"), [("G P", 200), ("G? P", 300), ("G2 P2", 2_000), ("G? G P", 10_000), ("G G P2", 30_000)]
+    ("cast", "at_least"),
+    [
+        ("G P", 200),
+        ("G? P", 300),
+        ("G2 P2", 2_000),
+        ("G? G P", 10_000),
+        ("G G P2", 30_000),
+        ("G@ P@", 100),
+        ("G@? G P", 3_000),
+    ],
 )
 def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
     report = search(Rules(fine=True), cast, 1)
@@ -435,6 +497,9 @@ LOST = "lost wake-up"
             "leaver_drains_semaphore", "G? P", 1, "semaphores left", id="leaver-leaves-its-semaphore-released"
         ),
         pytest.param("leaver_passes_on", "G? G P", 1, LOST, id="search-given-up-without-a-look"),
+        pytest.param("looks_before_parking", "G@ P", 1, LOST, id="task-sleeps-without-a-look"),
+        pytest.param("leaver_passes_on", "G@? G P", 1, LOST, id="cancelled-task-does-not-pass-it-on"),
+        pytest.param("taker_passes_on", "G@ G~ P3", 3, LOST, id="woken-task-takes-one-and-looks-for-no-more"),
         pytest.param("taker_passes_on", "G G P2", 1, LOST, id="woken-takes-one-and-looks-for-no-more"),
         pytest.param("debt_outlives_sleep", "G G2 P3", 2, LOST, id="kept-awake-searcher-looks-for-no-more"),
         pytest.param("debt_outlives_sleep", "G G~ P2", 2, LOST, id="kept-awake-spinner-looks-for-no-more"),

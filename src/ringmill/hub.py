@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import operator
 import weakref
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from ._core.ring_buffer import MAX_CAPACITY
 from ._core.subscription import HubBase, SubscriptionBase
@@ -33,6 +34,17 @@ class Subscription(SubscriptionBase, Generic[T]):
         self._hub = weakref.ref(hub)
         self.buffer = 1 if overflow == "latest" else buffer
         self.overflow = overflow
+
+    if TYPE_CHECKING:  # compiled
+
+        def get(self, timeout: float | None = None) -> T: ...
+        def get_nowait(self) -> T: ...
+        def get_many(self, max: int | None = None, timeout: float | None = None) -> list[T]: ...
+        async def aget(self) -> T: ...
+        def __iter__(self) -> Iterator[T]: ...
+        def __next__(self) -> T: ...
+        def __aiter__(self) -> AsyncIterator[T]: ...
+        async def __anext__(self) -> T: ...
 
     def close(self) -> None:
         """Ends the subscription. Idempotent, never blocks, safe from any thread."""
@@ -61,8 +73,8 @@ class Hub(HubBase, Generic[T]):
     `buffer`: how many items a subscription holds, unless `subscribe` says otherwise. `overflow`: what happens to an
     item for a subscription that is full: "block" makes the publisher wait, "drop_oldest" makes room, "drop_incoming"
     drops the item, "latest" keeps the newest item only, "raise" raises `queue.Full` at the publisher. Items from one
-    publisher reach one subscriber in order. `signal` and `broadcast` are compiled (_core/subscription.pyx). All
-    calls may be made from any thread.
+    publisher reach one subscriber in order. `signal`, `broadcast` and their async twins are compiled
+    (_core/subscription.pyx). All calls may be made from any thread.
 
     >>> hub = Hub(buffer=8)
     >>> left, right = hub.subscribe(), hub.subscribe()
@@ -78,6 +90,13 @@ class Hub(HubBase, Generic[T]):
     def __init__(self, *, buffer: int = 256, overflow: Overflow = "block") -> None:
         self._buffer = _buffer(buffer)
         self._overflow = _overflow(overflow)
+
+    if TYPE_CHECKING:  # compiled
+
+        def signal(self, item: T, timeout: float | None = None) -> Subscription[T] | None: ...
+        def broadcast(self, item: T, timeout: float | None = None) -> int: ...
+        async def asignal(self, item: T) -> Subscription[T] | None: ...
+        async def abroadcast(self, item: T) -> int: ...
 
     def subscribe(self, buffer: int | None = None, overflow: Overflow | None = None) -> Subscription[T]:
         """Adds a subscription, at the end of the ring. Never blocks. `Closed` when the hub is closed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._core.operation import OperationBase, Outcome
@@ -106,6 +106,12 @@ class Task(Operation, Generic[R]):
         if self.outcome is Outcome.CANCELLED:
             self.check()
         return self.error
+
+    def __await__(self) -> Generator[Any, None, R]:  # type: ignore[override]  # of an operation: itself
+        """Waits until the task is done, and gives what the function returned, or raises what it raised."""
+        yield from super().__await__()
+        self.check()
+        return self.value
 
     def _wait(self, timeout: float | None) -> None:
         if not self.wait(timeout):

@@ -22,6 +22,7 @@ from ._core.feed import Feed
 from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
 from .errors import PoolNotRunning, WorkerInitError
+from .offload import Offloaded, shield
 from .operation import Operation
 from .supervisor import Settings, Supervisor
 from .worker import Worker
@@ -222,6 +223,33 @@ class WorkerPool(PoolBase, Generic[OpT]):
         else:
             self.shutdown(cancel_pending=kind is not None)
 
+    async def __aenter__(self) -> WorkerPool[OpT]:
+        """As `with`, without blocking the loop: workers are started, and ended, while other tasks run."""
+        start = Offloaded(self.start, f"{self._name}-start", lambda: self.shutdown(wait=False, cancel_pending=True))
+        try:
+            await start.result()
+        except BaseException:
+            start.leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A cancelled await cancels what has not begun, and is raised when the rest is finished."""
+        run = self._current()
+        if run is None or run.core.is_own_thread():
+            self.__exit__(kind, error, trace)
+            return
+        end = Offloaded(lambda: self.__exit__(kind, error, trace), f"{self._name}-shutdown")
+        try:
+            await end.result()
+        except BaseException:
+            self.shutdown(wait=False, cancel_pending=True)
+            with shield():
+                await end.result()
+            raise
+
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None and run.core.is_open:
@@ -234,17 +262,19 @@ class WorkerPool(PoolBase, Generic[OpT]):
         return None if run is None or run.core.is_inherited else run
 
     # ------------------------------------------------------------------------------------------------------------
-    # work: `do` and `execute` are compiled (_core/stream.pyx)
+    # work: `do`, `ado` and `execute` are compiled (_core/stream.pyx)
 
     if TYPE_CHECKING:
 
         def do(self, op: OpT, timeout: float | None = None) -> OpT: ...
 
+        async def ado(self, op: OpT) -> OpT: ...
+
         def execute(self, ops: Iterable[OpT]) -> Stream[OpT]: ...
 
     def wrap(
         self,
-        source: Iterable[OpT] | RingBuffer[OpT],
+        source: Iterable[OpT] | AsyncIterable[OpT] | RingBuffer[OpT],
         *,
         buffer: int = 1024,
         ordered: bool = False,
@@ -261,6 +291,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
         exception in the source reaches the reader after what was accepted before it. `ordered=True`: in the order of
         the source. `reset=True`: each operation is reset as it is drawn, so that pools can be chained.
 
+        An async iterable is drawn by the reading task, so the stream must be read by `async for` or `aget`. A read that
+        draws waits for the source; where a source gives its next operation only in answer to a result, use `buffer=1`,
+        or a RingBuffer that a task of yours fills.
+
         Never blocks. `PoolNotRunning` when the pool does not run. Safe from any thread.
         """
         size = _integer("buffer", buffer, 1, MAX_CAPACITY)
@@ -273,9 +307,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if isinstance(source, RingBuffer) and feed == "reader":
             inlet = Feed(source, ready, ordered=ordered, foreign=True, resets=reset)
             return self._wrap(run.core, inlet, None, False, reset)
-        iterator = _iterator(source)
+        awaits = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
+        if awaits and feed == "thread":
+            raise ValueError(f"feed='thread' cannot draw an async iterable, which belongs to its loop: {source!r}")
+        iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else _iterator(source)
         if feed == "reader":
-            return self._wrap(run.core, Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset)
+            return self._wrap(run.core, Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset, awaits)
         inlet = Feed(RingBuffer(size), ready, ordered=ordered, tickets=RingBuffer(size))
         stream: Stream[OpT] = self._wrap(run.core, inlet, None, False, reset)
         threading.Thread(
@@ -382,8 +419,6 @@ def _seconds(name: str, value: Any) -> float:
 
 
 def _iterator(source: Any) -> Iterator[Any]:
-    if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
-        raise TypeError(f"source is an async iterable, which wrap cannot draw yet: {source!r}")
     try:
         return iter(source)
     except TypeError:

@@ -353,7 +353,7 @@ cdef class Books(Home):
         # A worker of this pool is about to wait for its work. False: this thread is none of its workers.
         cdef bint last
         cdef Tally runner = self.current()
-        if runner is None:
+        if runner is None or runner.waits:  # its own flag: a task of a loop on that thread, and another waits already
             return False
         acquire(&self.lock)
         last = self.waiting() + 1 >= self.present

@@ -11,6 +11,8 @@ from ringmill._core.redrive cimport Redrive, Redrives
 from ringmill._core.ring_buffer cimport RingBuffer
 
 cdef class Core(Redrives):
+    cdef bint hand_aside(self, OperationBase op) except -1
+    cdef object handed(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
     cdef object give_up(self, OperationBase op, object error)
     cdef int do_aside(self, OperationBase op) except -1

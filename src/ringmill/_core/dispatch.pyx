@@ -26,6 +26,7 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 
 from ringmill._core.books cimport ENDING, OPEN
 from ringmill._core.feed cimport emit
+from ringmill._core.loop cimport await_for
 from ringmill._core.machine cimport steal
 from ringmill._core.operation cimport (
     CANCELLED,
@@ -95,14 +96,30 @@ cdef class Core(Redrives):
     # -----------------------------------------------------------------------------------------------------------
     # accept
 
-    cdef object do(self, OperationBase op, int64_t deadline):
-        cdef Asking asking
-        cdef int result
+    cdef bint hand_aside(self, OperationBase op) except -1:
+        # Accepts it. True: from a worker of this pool, which never blocks on it, so that was all.
         self.check_open()
         if not accept(op, self.number):
             raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
-        if self.current() is not None:
-            self.do_aside(op)  # a worker never blocks on its own pool
+        if self.current() is None:
+            return False
+        self.do_aside(op)
+        return True
+
+    cdef object handed(self, OperationBase op, int result):
+        # `result`: what became of the attempt to put it into the inbox.
+        if result == DONE:
+            notify(&self.idle)
+            return op
+        Py_DECREF(op)  # was to be the inbox's
+        if result == SHUT:
+            return self.give_up(op, self.stopped_error())
+        return self.give_up(op, queue.Full(f"no room in the queue of {self.policy!r}"))
+
+    cdef object do(self, OperationBase op, int64_t deadline):
+        cdef Asking asking
+        cdef int result
+        if self.hand_aside(op):
             return op
         Py_INCREF(op)  # the inbox's, if it gets there
         asking.core = <PyObject*>self
@@ -114,13 +131,24 @@ cdef class Core(Redrives):
         except BaseException as error:
             Py_DECREF(op)
             return self.give_up(op, error)
-        if result == DONE:
-            notify(&self.idle)
+        return self.handed(op, result)
+
+    async def ado(self, OperationBase op):
+        cdef Asking asking
+        cdef int result
+        if self.hand_aside(op):
             return op
-        Py_DECREF(op)
-        if result == SHUT:
-            return self.give_up(op, self.stopped_error())
-        return self.give_up(op, queue.Full(f"no room in the queue of {self.policy!r}"))
+        Py_INCREF(op)  # the inbox's, if it gets there
+        asking.core = <PyObject*>self
+        asking.op = <PyObject*>op
+        try:
+            result = do_attempt(&asking)
+            if result == NOT_NOW:
+                result = await await_for(&self.inbox.not_full, do_attempt, do_more, &asking, self)
+        except BaseException as error:
+            Py_DECREF(op)
+            return self.give_up(op, error)
+        return self.handed(op, result)
 
     cdef object give_up(self, OperationBase op, object error):
         # The pool does not take an operation that it had accepted: raises the error. If it was cancelled meanwhile, it

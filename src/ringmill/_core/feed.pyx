@@ -194,11 +194,12 @@ cdef class Feed:
 
 
 cdef class Bell(Sleeper):
-    cdef void wake(self) noexcept:
+    cdef bint wake(self) noexcept:
         # Rung, and out of the ring's queue: may be armed again from here on.
         self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the notify; whoever saw 1 and slept is woken
         if self.target:
             notify(self.target)
+        return False  # the workers may be busy for long
 
     cdef void arm(self, WaitQueue* queue) noexcept:
         # seq_cst: of several, one queues the node; whoever sees it armed may sleep

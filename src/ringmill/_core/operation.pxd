@@ -12,7 +12,7 @@ from libcpp.atomic cimport (
 
 from ringmill._core.attached cimport exchange64, swap64
 from ringmill._core.spin cimport Spin
-from ringmill._core.waiter cimport WaitNode
+from ringmill._core.waiter cimport WaitNode, visitproc
 
 cdef enum:
     # the phase, in the state's low bits
@@ -63,12 +63,15 @@ cdef class OperationBase:
     cdef int tell(self, uint32_t phase, bint overridden) except -1
     cdef int release(self, uint32_t phase) except -1
     cdef int park(self, int64_t deadline) except -1
+    cdef bint enqueue(self, WaitNode* node) noexcept
+    cdef bint unlink(self, WaitNode* node) noexcept
     cdef Note get_note(self)
     cdef void set_note(self, Note note)
 
 cdef extern from "Python.h":
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
     ctypedef struct PyTypeObject:
-        pass
+        traverseproc tp_traverse
     bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
 
 cdef PyTypeObject* operation_type   # OperationBase; only to be read

@@ -33,15 +33,16 @@ from concurrent.futures import CancelledError, InvalidStateError
 from weakref import WeakValueDictionary
 
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 from ringmill._core.attached cimport fetch_or64, swap64
+from ringmill._core.loop cimport LoopSleeper, checkpoint, settle_in
 from ringmill._core.machine cimport now_ns
 from ringmill._core.spin cimport init_spin, spin_until
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_acquire_lock,
-    PyThread_release_lock,
     ShortLock,
     acquire,
     deadline_of,
@@ -50,6 +51,8 @@ from ringmill._core.waiter cimport (
     park,
     release,
     take_node,
+    visitproc,
+    wake_node,
 )
 
 from ringmill.errors import OperationReused, PoolNotRunning
@@ -255,43 +258,66 @@ cdef class OperationBase:
         finally:
             home.leave_wait()
 
+    def __await__(self):
+        """Waits until the operation is done, and gives it: `wait` for a task of asyncio or trio.
+
+        Whether it succeeded, `outcome` or `check()` say. Raises as `wait`.
+        """
+        return _until_done(self).__await__()
+
     cdef int park(self, int64_t deadline) except -1:
         cdef WaitNode* node = take_node()
-        cdef WaitNode** link
-        cdef ShortLock* lock = _bucket(self)
         cdef bint granted = True
         try:
             while granted:
-                acquire(lock)
-                # acq_rel: see the head
-                if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:
-                    release(lock)
+                if not self.enqueue(node):
                     return 1
-                node.next = self.waiters
-                node.queued = True
-                node.epoch = epoch_now
-                self.waiters = node
-                release(lock)
                 granted = False
                 try:
                     granted = park(node, deadline)
                 finally:
                     if not granted:
-                        acquire(lock)
-                        granted = not node.queued
-                        link = &self.waiters
-                        while not granted and link[0]:
-                            if link[0] == node:
-                                link[0] = node.next
-                                break
-                            link = &link[0].next
-                        release(lock)
+                        granted = not self.unlink(node)
                         if granted:
                             # The releaser is between its unlock and its release of our lock: a few instructions.
                             PyThread_acquire_lock(node.lock, 1)
         finally:
             give_node(node)
         return 0
+
+    cdef bint enqueue(self, WaitNode* node) noexcept:
+        # One more who waits. False: it is done.
+        cdef ShortLock* lock = _bucket(self)
+        acquire(lock)
+        # acq_rel: see the head
+        if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:
+            release(lock)
+            return False
+        if node.sleeper:
+            Py_INCREF(<object>node.sleeper)  # owned by the chain, then by whoever takes it
+        node.next = self.waiters
+        node.queued = True
+        node.epoch = epoch_now
+        self.waiters = node
+        release(lock)
+        return True
+
+    cdef bint unlink(self, WaitNode* node) noexcept:
+        # One who leaves. False: the releaser has taken it.
+        cdef ShortLock* lock = _bucket(self)
+        cdef WaitNode** link = &self.waiters
+        cdef bint queued
+        acquire(lock)
+        queued = node.queued
+        while queued and link[0]:
+            if link[0] == node:
+                link[0] = node.next
+                break
+            link = &link[0].next
+        release(lock)
+        if queued and node.sleeper:
+            Py_DECREF(<object>node.sleeper)  # the chain's
+        return queued
 
     def cancel(self):
         """Ends the operation as CANCELLED unless a worker is running it now or it is finished: False then.
@@ -367,11 +393,44 @@ cdef class OperationBase:
         return copyreg.__newobj__, (type(self),), self.__getstate__()
 
 
+async def _until_done(OperationBase op):
+    cdef LoopSleeper sleeper = None
+    cdef bint enters = False
+    cdef Home home
+    point = checkpoint()
+    if point is not None:
+        await point
+    # acquire: as wait
+    if op.state.load(memory_order_acquire) & RELEASED:
+        return op
+    home = _home_of(op)
+    if home is not None:
+        if home.epoch != epoch_now:
+            raise home.stopped_error()
+        enters = home.enter_wait(op, None)
+    try:
+        sleeper = LoopSleeper()
+        settle_in(sleeper)
+        while True:
+            sleeper.arm()
+            if not op.enqueue(&sleeper.node):
+                return op
+            try:
+                await sleeper.doze()
+            except BaseException:
+                op.unlink(&sleeper.node)
+                raise
+    finally:
+        if enters:
+            home.leave_wait()
+
+
 cdef object wake_waiters(OperationBase op):
     # The chain is ours once it is out of the operation; each node is gone with its release.
     cdef ShortLock* lock = _bucket(op)
     cdef WaitNode* node
     cdef WaitNode* following
+    cdef WaitNode* told = NULL
     acquire(lock)
     node = op.waiters
     op.waiters = NULL
@@ -380,14 +439,39 @@ cdef object wake_waiters(OperationBase op):
         following.queued = False
         following = following.next
     release(lock)
+    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
     while node:
         following = node.next  # before the release: the node may be gone after it
-        if node.epoch == epoch_now:  # else its thread stayed in the parent of a fork
-            PyThread_release_lock(node.lock)
+        if node.sleeper:
+            node.next = told
+            told = node
+        elif node.epoch == epoch_now:  # else its thread stayed in the parent of a fork
+            wake_node(node)
         node = following
+    while told:
+        following = told.next
+        if told.epoch == epoch_now:  # as above
+            wake_node(told)
+        told = following
 
 
 operation_type = <PyTypeObject*>OperationBase
+
+# The garbage collector: Cython knows nothing of the chain (rule 11). No thread is between two steps under a lock.
+cdef traverseproc base_traverse = operation_type.tp_traverse
+
+
+cdef int operation_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
+    cdef int status = base_traverse(self, visit, arg)
+    cdef WaitNode* node = (<OperationBase>self).waiters
+    while node and not status:
+        if node.sleeper and node.epoch == epoch_now:
+            status = visit(node.sleeper, arg)  # the chain owns a reference
+        node = node.next
+    return status
+
+
+operation_type.tp_traverse = operation_traverse
 
 
 cdef Home _home_of(OperationBase op):

@@ -36,8 +36,18 @@ from ringmill._core.ring cimport (
     try_put_many,
     without_closed,
 )
+from ringmill._core.loop cimport await_for, checkpoint
 from ringmill._core.machine cimport steal
-from ringmill._core.waiter cimport NEVER, deadline_of, init_queue, notify, notify_all, wait_for
+from ringmill._core.waiter cimport (
+    NEVER,
+    deadline_of,
+    init_queue,
+    notify,
+    notify_all,
+    visit_sleepers,
+    visitproc,
+    wait_for,
+)
 
 from ringmill.errors import Closed
 
@@ -52,7 +62,6 @@ cdef extern from "Python.h":
     void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
     ctypedef struct PyListObject:
         PyObject** ob_item
-    ctypedef int (*visitproc)(PyObject*, void*) noexcept
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
     ctypedef int (*inquiry)(PyObject*) noexcept
     ctypedef struct PyTypeObject:
@@ -340,6 +349,65 @@ cdef class RingBuffer:
             notify(&self.not_full)
         return items
 
+    async def aput(self, item):
+        """Puts an item, awaiting room: `put` for a task of asyncio or trio.
+
+        Raises `Closed` when the ring is or gets closed. A cancelled await has put nothing. Where there is room it does
+        not yield to the loop (under trio it is a checkpoint all the same). RuntimeError outside of a loop, if it must
+        wait. The other end may be other threads or loops.
+        """
+        cdef Wish wish
+        cdef int result
+        point = checkpoint()
+        if point is not None:
+            await point
+        Py_INCREF(item)  # the slot's, if it gets there
+        result = try_put(self.ring, <PyObject*>item, NULL)
+        if result == NOT_NOW:
+            wish.ring = <PyObject*>self
+            wish.item = <PyObject*>item
+            try:
+                result = await await_for(&self.not_full, put_attempt, put_more, &wish, self)
+            except BaseException:
+                Py_DECREF(item)
+                raise
+        if result != DONE:
+            Py_DECREF(item)
+            _raise_put(self, result)
+        notify(&self.not_empty)
+
+    async def aget(self):
+        """Takes the oldest item, awaiting one: `get` for a task of asyncio or trio.
+
+        Raises `Closed` when the ring is closed and drained. A cancelled await has taken nothing, so no item is lost.
+        Otherwise as `aput`.
+        """
+        cdef Wish wish
+        cdef PyObject* item = NULL
+        cdef int result
+        point = checkpoint()
+        if point is not None:
+            await point
+        result = try_get(self.ring, &item, NULL)
+        if result == NOT_NOW:
+            wish.ring = <PyObject*>self
+            result = await await_for(&self.not_empty, get_attempt, get_more, &wish, self)
+            item = wish.item
+        if result != DONE:
+            _raise_get(self, result)
+        notify(&self.not_full)
+        return steal(item)
+
+    def __aiter__(self):
+        """Takes items until the ring is closed and drained. Several tasks, of several loops, may share the items."""
+        return self
+
+    async def __anext__(self):
+        try:
+            return await self.aget()
+        except Closed:
+            raise StopAsyncIteration from None
+
     def close(self):
         """Closes the ring. Puts fail with `Closed` from now on, blocked ones included, and keep their item; getters
         drain what is left, then get `Closed`. Idempotent, never blocks, re-entrant; safe from any thread."""
@@ -438,6 +506,10 @@ cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef Ring* ring = (<RingBuffer>self).ring
     cdef uint64_t head, tail
     cdef int status = base_traverse(self, visit, arg)
+    if not status:
+        status = visit_sleepers(&(<RingBuffer>self).not_empty, visit, arg)
+    if not status:
+        status = visit_sleepers(&(<RingBuffer>self).not_full, visit, arg)
     if status or ring == NULL or ring.slots == NULL:
         return status
     head = ring.head.load(memory_order_relaxed)  # relaxed: see above

@@ -11,15 +11,16 @@ from ringmill._core.waiter cimport ShortLock, WaitQueue
 
 @cython.final
 cdef class Stream:
-    cdef Feed feed                  # written once, like the next four
+    cdef Feed feed                  # written once, like the next five
     cdef Core core
     cdef bint wraps                 # of a wrap: dropping it closes it
     cdef bint draws                 # the reader draws the source, under `turn`
+    cdef bint awaits                # by `await` only
     cdef bint resets
     cdef object source              # the iterator that is drawn, until it is exhausted; guarded by `turn`
     cdef atomic[uint32_t] busy      # 1: a reader has the turn
     cdef WaitQueue turn             # readers that wait for it
-    cdef atomic[uint64_t] reader    # the thread that has it
+    cdef atomic[uint64_t] reader    # the thread that has it, or the task
     cdef atomic[uint32_t] closed_by_reader
     cdef object __weakref__
 
@@ -29,7 +30,11 @@ cdef class Stream:
     cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline)
     cdef int take_turn(self, int64_t deadline, bint block) except -1
     cdef int give_turn(self) except -1
+    cdef object not_here(self)
     cdef bint draw(self) except -1
+    cdef bint drawn(self, object op) except -1
+    cdef bint end_source(self, object error) except -1
+    cdef bint source_raised(self, object error) except -1
     cdef int taken(self, Py_ssize_t count) except -1
     cdef object finish(self)
 

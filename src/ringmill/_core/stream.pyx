@@ -12,6 +12,10 @@
 # Where a thread draws, it takes a ticket for each operation before it draws it, and a read gives one back. Where the
 # workers draw (a RingBuffer), a read makes a place, so it notifies the workers.
 #
+# An async reader does the same in awaits. It may share a stream with threads and with tasks of other loops; whom an async
+# source is drawn for is a task. A cancelled await has taken no operation; one that was cancelled while it drew has passed the
+# cancellation through the source, and ends the stream, with an error, only if that ended the source.
+#
 # turn: a binary lock whose waiters sleep in a WaitQueue, since it is held while the source runs and while the reader
 # waits, and must respect a timeout and KeyboardInterrupt.
 
@@ -42,6 +46,7 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
+from ringmill._core.loop cimport await_for, checkpoint, running_task
 from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.waiter cimport (
     NEVER,
@@ -101,12 +106,14 @@ cdef class Stream:
     may read and share them.
     """
 
-    def __cinit__(self, Core core, Feed feed, *, source=None, bint wraps=False, bint draws=False, bint resets=False):
+    def __cinit__(self, Core core, Feed feed, *, source=None, bint wraps=False, bint draws=False, bint resets=False,
+                  bint awaits=False):
         self.core = core
         self.feed = feed
         self.source = source
         self.wraps = wraps
         self.draws = draws
+        self.awaits = awaits
         self.resets = resets
         init_queue(&self.turn)
         # relaxed: published with the object
@@ -153,6 +160,8 @@ cdef class Stream:
             raise self.core.stopped_error()
         if not self.draws:
             result = self.read_ready(op, deadline, block)
+        elif self.awaits:
+            raise self.not_here()
         elif not self.take_turn(deadline, block):
             return NOT_NOW
         else:
@@ -194,6 +203,9 @@ cdef class Stream:
             self.draw()
         return self.read_ready(op, deadline, block)
 
+    cdef object not_here(self):
+        return TypeError(f"the source of {self!r} is an async iterable: read it with `async for`, or `aget`")
+
     cdef int take_turn(self, int64_t deadline, bint block) except -1:
         if not turn_attempt(<void*>self):
             # relaxed: equal only if this very thread wrote it
@@ -225,22 +237,137 @@ cdef class Stream:
             return False
         try:
             raw = PyIter_Next(self.source)
-            if raw == NULL:
-                error = None
-            else:
-                op = steal(raw)
-                error = accept_drawn(self.core, self.feed, op, self.resets)
-                if error is None:
-                    return True
         except BaseException as raised:
-            self.source = None
-            self.feed.end(raised)
-            if not isinstance(raised, Exception):
-                raise
-            return False
+            return self.source_raised(raised)
+        return self.end_source(None) if raw == NULL else self.drawn(steal(raw))
+
+    cdef bint drawn(self, object op) except -1:
+        try:
+            error = accept_drawn(self.core, self.feed, op, self.resets)
+        except BaseException as raised:
+            return self.source_raised(raised)
+        return True if error is None else self.end_source(error)
+
+    cdef bint end_source(self, object error) except -1:
         self.source = None
         self.feed.end(error)
         return False
+
+    cdef bint source_raised(self, object error) except -1:
+        self.end_source(error)
+        if not isinstance(error, Exception):
+            raise error
+        return False
+
+    # -----------------------------------------------------------------------------------------------------------
+    # async readers
+
+    async def _take_turn(self):
+        # As take_turn. The holder is known by its task.
+        cdef void* task = running_task()
+        if not turn_attempt(<void*>self):
+            if task and self.reader.load(memory_order_relaxed) == <uint64_t>task:  # relaxed: as take_turn
+                raise RuntimeError("the source of a stream reads that stream")
+            await await_for(&self.turn, turn_attempt, turn_more, <void*>self, self)
+        self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as take_turn
+
+    async def _draw(self):
+        # As draw. An async generator that is given up on is closed here: its loop's collector would have to do it.
+        source = self.source
+        if not hasattr(type(source), "__anext__"):
+            self.draw()
+            return
+        if is_shut(self.feed.pending.ring):
+            self.source = None
+            await _close_source(source)
+            return
+        try:
+            op = await source.__anext__()
+        except StopAsyncIteration:
+            self.end_source(None)
+        except Exception as raised:
+            self.source_raised(raised)
+        except BaseException as raised:
+            # Most likely a cancelled await. An async generator is over then; any other source may go on.
+            if getattr(source, "ag_frame", source) is None:
+                error = RuntimeError("the source was ended by a read that was cancelled while it drew")
+                error.__cause__ = raised
+                self.end_source(error)
+            raise
+        else:
+            if not self.drawn(op):
+                await _close_source(source)
+
+    async def _read(self):
+        # As read, and gives the operation; None at the end.
+        cdef PyObject* op = NULL
+        cdef int result = NOT_NOW
+        point = checkpoint()
+        if point is not None:
+            await point
+        if self.core.epoch != epoch_now:
+            raise self.core.stopped_error()
+        if not self.draws:
+            found = await self._read_ready()
+        else:
+            await self._take_turn()
+            try:
+                if self.source is not None and self.feed.places() > 0:
+                    await self._draw()  # one for the one that we take
+                while True:
+                    result = try_get(self.feed.ready.ring, &op, NULL)
+                    if result != NOT_NOW or self.source is None or self.feed.places() <= 0:
+                        break
+                    await self._draw()
+                if result == NOT_NOW:
+                    found = await self._read_ready()
+                else:
+                    found = steal(op) if result == DONE else None
+            finally:
+                self.give_turn()
+        if found is None:
+            self.finish()
+        elif self.wraps:
+            self.taken(1)
+        return found
+
+    async def _read_ready(self):
+        # As read_ready, and gives the operation; None at the end.
+        cdef PyObject* op = NULL
+        cdef int result = try_get(self.feed.ready.ring, &op, NULL)
+        cdef bint enters
+        if result == DONE:
+            return steal(op)
+        if result == SHUT:
+            return None
+        enters = self.core.enter_wait(None, self.feed)
+        try:
+            return await self.feed.ready.aget()
+        except Closed:
+            return None
+        finally:
+            if enters:
+                self.core.leave_wait()
+
+    async def aget(self):
+        """Takes the next operation, awaiting it: `get` for a task of asyncio or trio.
+
+        Raises as `get`. A cancelled await has taken none. The source of a `wrap` is drawn in this task: an iterable as
+        `get` does, an async iterable with `await`. Any number of tasks may read, of any loops, beside threads.
+        """
+        op = await self._read()
+        if op is None:
+            raise Closed(f"all operations have been read: {self!r}")
+        return op
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        op = await self._read()
+        if op is None:
+            raise StopAsyncIteration
+        return op
 
     # -----------------------------------------------------------------------------------------------------------
 
@@ -305,6 +432,8 @@ cdef class Stream:
         cdef int result
         if self.core.epoch != epoch_now:
             raise self.core.stopped_error()
+        if self.awaits:
+            raise self.not_here()
         if not self.take_turn(deadline, True):
             raise Empty
         try:
@@ -335,6 +464,24 @@ cdef class Stream:
         self.core.remove(self.feed)
         notify(&self.core.idle)
         self.feed.ready.shutdown(immediate=True)
+
+    async def aclose(self):
+        """`close`, and closes an async source too, an async generator's `finally` included, when no task draws it."""
+        self.close()
+        if self.awaits:
+            await self._take_turn()
+            try:
+                source = self.source
+                self.source = None
+                await _close_source(source)
+            finally:
+                self.give_turn()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, kind, error, trace):
+        await self.aclose()
 
     def __enter__(self):
         return self
@@ -367,6 +514,12 @@ cdef class Stream:
         return f"<Stream {state}, {size(self.feed.ready.ring)} ready, {read} read of {'?' if total is None else total}>"
 
 
+
+
+async def _close_source(source):
+    aclose = getattr(source, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 def feed_from_thread(Core core, Feed feed, iterator, bint resets):
@@ -416,9 +569,9 @@ cdef class PoolBase:
             raise PoolNotRunning(f"{self!r} is not running: call start()")
         return core
 
-    def _wrap(self, Core core not None, Feed feed not None, source, bint draws, bint resets):
+    def _wrap(self, Core core not None, Feed feed not None, source, bint draws, bint resets, bint awaits=False):
         core.add(feed)
-        return Stream(core, feed, source=source, wraps=True, draws=draws, resets=resets)
+        return Stream(core, feed, source=source, wraps=True, draws=draws, resets=resets, awaits=awaits)
 
     def do(self, op, timeout=None):
         """Hands one operation over to the workers and returns it.
@@ -434,6 +587,18 @@ cdef class PoolBase:
         if timeout is not None:
             deadline = deadline_of(timeout)
         return self._running().do(<OperationBase>op, deadline)
+
+    async def ado(self, op):
+        """Hands one operation over, awaiting room in the queue: `do` for a task of asyncio or trio.
+
+        Raises as `do`, but for `queue.Full`. A cancelled await has handed nothing over: the operation stays new.
+        """
+        if not isinstance(op, OperationBase):
+            raise TypeError(f"op must be an Operation, not {op!r}")
+        point = checkpoint()
+        if point is not None:
+            await point
+        return await self._running().ado(op)
 
     def execute(self, ops):
         """Hands a batch over, all or none, without blocking; returns the `Stream` on which the operations come out.

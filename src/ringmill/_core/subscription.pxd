@@ -23,6 +23,7 @@ cdef class SubscriptionBase:
 
     cdef int offer(self, PyObject* item) except -1
     cdef int deliver(self, PyObject* item, int64_t deadline) except -1
+    cdef int deliver_now(self, PyObject* item) except -1
 
 cdef class HubBase:
     cdef SubscriptionRing subscriptions  # of SubscriptionBases only, so not for Python
@@ -30,3 +31,7 @@ cdef class HubBase:
     cdef object __weakref__
 
     cdef int check_open(self) except -1
+    cdef SubscriptionBase pass_round(self, object item, bint* taken)
+    cdef object not_taken(self, SubscriptionBase subscription)
+    cdef list offer_all(self, object item, Py_ssize_t* count)
+    cdef object not_all(self, Py_ssize_t count)

@@ -21,6 +21,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from ringmill._core.ring cimport DONE, NOT_NOW, SHUT, is_shut, size, try_get, try_put
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.subscription_ring cimport Snapshot
+from ringmill._core.loop cimport checkpoint
 from ringmill._core.machine cimport steal
 from ringmill._core.waiter cimport NEVER, deadline_of, notify
 
@@ -56,18 +57,22 @@ cdef class SubscriptionBase:
     cdef int deliver(self, PyObject* item, int64_t deadline) except -1:
         # Delivers by the policy, waiting if that says so. DONE; NOT_NOW: dropped, or no room in time; SHUT.
         cdef int result
+        if self.overflow != BLOCK:
+            return self.deliver_now(item)
+        Py_INCREF(<object>item)  # the ring's, if it gets there
+        try:
+            result = self.buffer.put_item(item, deadline, True)
+        except BaseException:
+            Py_DECREF(<object>item)
+            raise
+        if result != DONE:
+            Py_DECREF(<object>item)
+        return result
+
+    cdef int deliver_now(self, PyObject* item) except -1:
+        # By a policy that does not wait.
         cdef PyObject* oldest = NULL
-        if self.overflow == BLOCK:
-            Py_INCREF(<object>item)  # the ring's, if it gets there
-            try:
-                result = self.buffer.put_item(item, deadline, True)
-            except BaseException:
-                Py_DECREF(<object>item)
-                raise
-            if result != DONE:
-                Py_DECREF(<object>item)
-            return result
-        result = self.offer(item)
+        cdef int result = self.offer(item)
         if result != NOT_NOW or self.overflow == RAISE:
             return result
         if self.overflow == DROP_INCOMING:
@@ -79,6 +84,16 @@ cdef class SubscriptionBase:
                 Py_DECREF(<object>oldest)  # was the ring's
             result = self.offer(item)
         return result
+
+    async def _deliver(self, item):
+        # As deliver, without a deadline.
+        if self.overflow != BLOCK:
+            return self.deliver_now(<PyObject*>item)
+        try:
+            await self.buffer.aput(item)
+        except Closed:
+            return SHUT
+        return DONE
 
     def get(self, timeout=None):
         """Takes the oldest item, waiting up to `timeout` seconds for one (None: without limit).
@@ -96,11 +111,21 @@ cdef class SubscriptionBase:
         """Waits for the first item, then takes what is there, up to `max`, as a list. Raises as `get`."""
         return self.buffer.get_many(max, timeout)
 
+    async def aget(self):
+        """Takes the oldest item, awaiting one: `get` for a task of asyncio or trio. A cancelled await has taken none."""
+        return await self.buffer.aget()
+
     def __iter__(self):
         return self
 
     def __next__(self):
         return self.buffer.__next__()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await self.buffer.__anext__()
 
     def __len__(self):
         """How many items are ready to be read; a snapshot."""
@@ -168,6 +193,37 @@ cdef class HubBase:
         """Whether the hub is closed."""
         return bool(self.shut.load(memory_order_seq_cst))  # seq_cst: as check_open
 
+    cdef SubscriptionBase pass_round(self, object item, bint* taken):
+        # Offers it to each in turn. Who took it; or the next one, whose policy decides; None if there is none.
+        cdef Py_ssize_t left
+        cdef PyObject* raw
+        cdef SubscriptionBase subscription
+        self.check_open()
+        taken[0] = True
+        # relaxed: a hint; each turn below is exact
+        left = self.subscriptions.count.load(memory_order_relaxed)
+        while left > 0:
+            raw = self.subscriptions.step(True)
+            if raw == NULL:
+                return None
+            left -= 1
+            subscription = <SubscriptionBase>steal(raw)
+            if subscription.offer(<PyObject*>item) == DONE:
+                return subscription
+        # Others moved the turn meanwhile, so those rounds may have left one out: ask each once.
+        for subscription in self.subscriptions._from_current():
+            if subscription.offer(<PyObject*>item) == DONE:
+                return subscription
+        taken[0] = False
+        raw = self.subscriptions.step(True)
+        return None if raw == NULL else <SubscriptionBase>steal(raw)
+
+    cdef object not_taken(self, SubscriptionBase subscription):
+        # Its policy had the last word.
+        if subscription.overflow == DROP_INCOMING:
+            return None
+        raise queue.Full(f"no subscriber of {self!r} has room")
+
     def signal(self, item, timeout=None):
         """Delivers an item to the next subscriber in turn that has room; returns its subscription.
 
@@ -176,40 +232,58 @@ cdef class HubBase:
         it was dropped. `Closed` when the hub is closed. Safe from any thread; holds no lock while it waits.
         """
         cdef int64_t deadline = NEVER
-        cdef Py_ssize_t left
-        cdef PyObject* raw
-        cdef int result
-        cdef SubscriptionBase subscription
+        cdef int result = SHUT
+        cdef bint taken = False
+        cdef SubscriptionBase subscription = None
         if timeout is not None:
             deadline = deadline_of(timeout)
-        while True:
-            self.check_open()
-            # relaxed: a hint; each turn below is exact
-            left = self.subscriptions.count.load(memory_order_relaxed)
-            while left > 0:
-                raw = self.subscriptions.step(True)
-                if raw == NULL:
-                    return None
-                left -= 1
-                subscription = <SubscriptionBase>steal(raw)
-                if subscription.offer(<PyObject*>item) == DONE:
-                    return subscription
-            # Others moved the turn meanwhile, so those rounds may have left one out: ask each once.
-            for subscription in self.subscriptions._from_current():
-                if subscription.offer(<PyObject*>item) == DONE:
-                    return subscription
-            raw = self.subscriptions.step(True)
-            if raw == NULL:
-                return None
-            subscription = <SubscriptionBase>steal(raw)
-            result = subscription.deliver(<PyObject*>item, deadline)
-            if result == DONE:
+        while result == SHUT:  # or it was unsubscribed meanwhile: the next one
+            subscription = self.pass_round(item, &taken)
+            if taken or subscription is None:
                 return subscription
-            if result == NOT_NOW:
-                if subscription.overflow == DROP_INCOMING:
-                    return None
-                raise queue.Full(f"no subscriber of {self!r} has room")
-            # It was unsubscribed meanwhile: the next one.
+            result = subscription.deliver(<PyObject*>item, deadline)
+        return subscription if result == DONE else self.not_taken(subscription)
+
+    async def asignal(self, item):
+        """`signal` for a task of asyncio or trio: "block" awaits room, without limit. A cancelled await delivered nothing."""
+        cdef int result = SHUT
+        cdef bint taken = False
+        cdef SubscriptionBase subscription = None
+        point = checkpoint()
+        if point is not None:
+            await point
+        while result == SHUT:  # as signal
+            subscription = self.pass_round(item, &taken)
+            if taken or subscription is None:
+                return subscription
+            result = await subscription._deliver(item)
+        return subscription if result == DONE else self.not_taken(subscription)
+
+    cdef list offer_all(self, object item, Py_ssize_t* count):
+        # To everyone that has room. Returns the others, or None if there is none.
+        cdef Snapshot snapshot
+        cdef PyObject* items
+        cdef Py_ssize_t k
+        cdef int result
+        cdef list slow = None
+        self.check_open()
+        snapshot = self.subscriptions.snapshot()
+        items = <PyObject*>snapshot.items  # which the snapshot keeps
+        count[0] = 0
+        for k in range(PyTuple_GET_SIZE(items)):
+            result = (<SubscriptionBase>PyTuple_GET_ITEM(items, k)).offer(<PyObject*>item)
+            if result == DONE:
+                count[0] += 1
+            elif result == NOT_NOW:
+                if slow is None:
+                    slow = []
+                slow.append(<object>PyTuple_GET_ITEM(items, k))
+        return slow
+
+    cdef object not_all(self, Py_ssize_t count):
+        error = queue.Full(f"not every subscriber of {self!r} had room: {count} took it")
+        error.count = count
+        raise error
 
     def broadcast(self, item, timeout=None):
         """Delivers an item to all that are subscribed at this instant, in ring order; returns how many took it.
@@ -220,26 +294,13 @@ cdef class HubBase:
         `Closed` when the hub is closed. Safe from any thread; holds no lock.
         """
         cdef int64_t deadline = NEVER
-        cdef Snapshot snapshot
-        cdef PyObject* items
-        cdef Py_ssize_t k, count = 0
+        cdef Py_ssize_t count = 0
         cdef int result
-        cdef list slow = None
         cdef bint full = False
         cdef SubscriptionBase subscription
         if timeout is not None:
             deadline = deadline_of(timeout)
-        self.check_open()
-        snapshot = self.subscriptions.snapshot()
-        items = <PyObject*>snapshot.items  # which the snapshot keeps
-        for k in range(PyTuple_GET_SIZE(items)):
-            result = (<SubscriptionBase>PyTuple_GET_ITEM(items, k)).offer(<PyObject*>item)
-            if result == DONE:
-                count += 1
-            elif result == NOT_NOW:
-                if slow is None:
-                    slow = []
-                slow.append(<object>PyTuple_GET_ITEM(items, k))
+        slow = self.offer_all(item, &count)
         if slow is None:
             return count
         for subscription in slow:
@@ -248,8 +309,27 @@ cdef class HubBase:
                 count += 1
             elif result == NOT_NOW and subscription.overflow != DROP_INCOMING:
                 full = True
-        if full:
-            error = queue.Full(f"not every subscriber of {self!r} had room: {count} took it")
-            error.count = count
-            raise error
-        return count
+        return self.not_all(count) if full else count
+
+    async def abroadcast(self, item):
+        """`broadcast` for a task of asyncio or trio: "block" awaits room, without limit.
+
+        When the await is cancelled, those that took the item by then keep it.
+        """
+        cdef Py_ssize_t count = 0
+        cdef int result
+        cdef bint full = False
+        cdef SubscriptionBase subscription
+        point = checkpoint()
+        if point is not None:
+            await point
+        slow = self.offer_all(item, &count)
+        if slow is None:
+            return count
+        for subscription in slow:
+            result = await subscription._deliver(item)
+            if result == DONE:
+                count += 1
+            elif result == NOT_NOW and subscription.overflow != DROP_INCOMING:
+                full = True
+        return self.not_all(count) if full else count

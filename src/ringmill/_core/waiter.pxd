@@ -52,7 +52,7 @@ cdef struct WaitNode:
     WaitNode* prev              # guarded by the queue's lock while queued
     WaitNode* next
     PyThread_type_lock lock     # a thread parks on it; locked at rest, released by the one grant
-    PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see enqueue)
+    PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see begin_sleep)
     uint32_t epoch              # the fork epoch in which it was queued
     bint queued                 # guarded by the queue's lock: in the list, not granted
     void* owner                 # who it is, for wake-ups by name; whatever the queue's user wants
@@ -72,7 +72,9 @@ cdef struct WaitQueue:
 cdef class Sleeper:
     # Somebody who sleeps otherwise than on a lock: an event loop's future, a pool that reads a ring.
     cdef WaitNode node
-    cdef void wake(self) noexcept
+    # Called attached, without locks, once it is granted; may run Python code. True: it looks, or passes the wake-up on.
+    # False: it answers for nothing, so the next in the list is woken as well.
+    cdef bint wake(self) noexcept
 
 
 cdef void init_queue(WaitQueue* q) noexcept
@@ -81,6 +83,7 @@ cdef void give_node(WaitNode* node) noexcept
 
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
+cdef bint wake_node(WaitNode* node) noexcept
 cdef int park(WaitNode* node, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
 cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
@@ -105,5 +108,10 @@ cdef inline void notify(WaitQueue* q) noexcept:
         notify_slow(q, word)
 
 cdef int64_t deadline_of(object timeout) except? -2
+
+ctypedef int (*visitproc)(PyObject*, void*) noexcept
+# For the garbage collector, as tp_traverse: the Sleepers in a queue.
+cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept
+
 # How many forks lie between this process and the one that imported ringmill first, from 1. Only to be read.
 cdef uint32_t epoch_now

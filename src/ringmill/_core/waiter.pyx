@@ -29,6 +29,11 @@
 # Spinning (spin.pyx) is a search that was not preceded by sleep: at most one thread per queue; a waker that sees it sets
 # `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the search.
 #
+# A Sleeper, somebody who sleeps otherwise than on a lock, is granted like a thread and is no searcher: each notify wakes
+# the next in the list, one for each publication. What it owes is the same: whoever was granted, and takes one and sees
+# more, or leaves without having taken any, notifies. One that can do nothing of the kind (Sleeper.wake says so) is
+# told, and the next is woken as well.
+#
 # After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
 # epoch it belongs to, and the first to touch it in the child empties it.
 
@@ -171,7 +176,8 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
 
 
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
-    # Leaves the queue. True: a wake-up had been granted and is consumed, and the caller is a searcher now.
+    # Leaves the queue. True: a wake-up had been granted and is consumed, and the caller is a searcher now; or, for a
+    # Sleeper, which never is one, owes a look all the same.
     cdef bint granted
     _lock(q)
     if node.epoch != epoch_now:  # a signal handler forked while we slept: the list went with the parent
@@ -185,8 +191,7 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
     if node.sleeper:
         if not granted:
             Py_DECREF(<object>node.sleeper)  # the list's; the granter drops its own
-        return False  # a grant to a Sleeper is no search: see notify_slow
-    if granted:
+    elif granted:
         # The granter is between the unlock and its release of the lock: a few instructions.
         PyThread_acquire_lock(node.lock, 1)
     return granted
@@ -200,20 +205,21 @@ cdef void end_search(WaitQueue* q) noexcept:
     release(&q.lock)
 
 
-cdef void _wake(WaitNode* node) noexcept:
-    # The node is granted: out of the list, and nobody's but ours until the release, our last touch of it.
+cdef bint wake_node(WaitNode* node) noexcept:
+    # The node is granted: out of the list, and nobody's but ours until the release, our last touch of it. As Sleeper.wake.
     cdef PyObject* sleeper = node.sleeper
+    cdef bint answers = True
     if sleeper:
-        (<Sleeper>sleeper).wake()
+        answers = (<Sleeper>sleeper).wake()
         Py_DECREF(<object>sleeper)  # the list's reference, ours since the grant
     else:
         PyThread_release_lock(node.lock)
+    return answers
 
 
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
     # Wakes one sleeper if there is one and nobody searches. `word` was read after the publication.
     cdef WaitNode* node
-    cdef bint told = False
     if word & SEARCHERS:
         if not q.hint.load(memory_order_relaxed):  # relaxed: who reads 1 leaves the line where it is
             # release: what was published before it; pairs with the load in spin_until
@@ -226,14 +232,10 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
         if q.first and not _word(q) & SEARCHERS:
             node = q.first
             _unlink(q, node)
-            # A Sleeper is told and answers for nobody: it is no searcher, and the next in the list is woken as well.
-            told = node.sleeper != NULL
-            _set_word(q, _word(q) - SLEEPER + (0 if told else SEARCHER))
+            # A Sleeper is no searcher: its loop may be busy for long, and nobody is to be missed for that.
+            _set_word(q, _word(q) - SLEEPER + (0 if node.sleeper else SEARCHER))
         release(&q.lock)
-        if node == NULL:
-            return
-        _wake(node)
-        if not told:
+        if node == NULL or wake_node(node):
             return
 
 
@@ -252,7 +254,7 @@ cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
         _set_word(q, _word(q) - SLEEPER + SEARCHER)
     release(&q.lock)
     if node:
-        _wake(node)
+        wake_node(node)
     return node != NULL
 
 
@@ -283,11 +285,11 @@ cdef void notify_all(WaitQueue* q) noexcept:
             node.next = told
             told = node
         else:
-            _wake(node)
+            wake_node(node)
         node = following
     while told:
         following = told.next
-        _wake(told)
+        wake_node(told)
         told = following
 
 
@@ -441,12 +443,25 @@ cdef void give_node(WaitNode* node) noexcept:
     release(&free_lock)
 
 
+cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
+    # No thread is between two steps under a lock: the collector stops them where they may be stopped.
+    cdef WaitNode* node = q.first
+    cdef int status = 0
+    if q.epoch.load(memory_order_relaxed) != epoch_now:  # relaxed: as all the rest here
+        return 0
+    while node and not status:
+        if node.sleeper:
+            status = visit(node.sleeper, arg)  # the list owns a reference
+        node = node.next
+    return status
+
+
 cdef class Sleeper:
     def __cinit__(self):
         self.node.sleeper = <PyObject*>self
 
-    cdef void wake(self) noexcept:
-        pass
+    cdef bint wake(self) noexcept:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,49 @@
+# How a task of an event loop sleeps and is woken: asyncio's and trio's. See loop.pyx.
+
+from ringmill._core.waiter cimport Attempt, ShortLock, Sleeper, WaitQueue
+
+cdef class Landing:
+    # Where wake-ups for the tasks of one loop arrive from all threads.
+    cdef object loop            # the loop, or trio's token
+    cdef unsigned long thread   # the one that runs it
+    cdef object __weakref__
+    cdef ShortLock lock         # guards the next four
+    cdef LoopSleeper first      # told, and not resumed yet
+    cdef LoopSleeper last
+    cdef bint scheduled         # a call of land() is on its way
+    cdef bint dead              # the loop takes no more calls
+
+    cdef object schedule(self)
+    cdef bint post(self, LoopSleeper sleeper) noexcept
+    cdef LoopSleeper take_all(self, bint for_good)
+
+cdef class LoopSleeper(Sleeper):
+    # One wait of one task. Made, and used but for wake(), on its loop's thread.
+    cdef Landing landing
+    cdef LoopSleeper following  # guarded by the landing's lock
+    cdef object future          # asyncio: what the task awaits
+    cdef object task            # trio: the task that sleeps,
+    cdef bint asleep            # and whether it does
+
+    cdef int arm(self) except -1
+    cdef object doze(self)
+    cdef int resume(self) except -1
+    cdef void pass_on(self) noexcept
+
+cdef class LoopWait(LoopSleeper):
+    cdef WaitQueue* queue
+    cdef Attempt attempt
+    cdef Attempt more
+    cdef void* context
+    cdef object keeper          # keeps the queue alive
+
+
+# The awaitable twin of wait_for: gives what the attempt returned. The caller keeps the context alive.
+cdef object await_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, object keeper)
+
+# Makes it a sleeper for the running task. RuntimeError where no loop runs.
+cdef int settle_in(LoopSleeper sleeper) except -1
+# Who runs: asyncio's or trio's task, borrowed; NULL if none does.
+cdef void* running_task() except? NULL
+# An awaitable where the loop's own calls would yield even if they need not wait (trio); None elsewhere.
+cdef object checkpoint()

@@ -1,0 +1,269 @@
+# How a task of an event loop sleeps and is woken: asyncio (any of its loops) and trio.
+#
+# The task's side is wait_for's (waiter.pyx): attempt; begin_sleep; attempt once more; sleep; and so on. It sleeps in an
+# await instead of on a lock, so a LoopSleeper stands in the queue. Whoever grants it calls wake() from any thread:
+#
+#   same thread, in a task of the same loop   asyncio: the future is resolved at once, which costs no system call
+#   anywhere else                             the sleeper is appended to its Landing's chain; who finds the chain unscheduled
+#                                             asks the loop, by its thread-safe call, to run land(); others have nothing to do
+#
+# land() runs on the loop and resumes all that have come by then: wake-ups of one loop coalesce into one write to its
+# wake-up pipe.
+#
+# A cancelled await takes nothing: items are taken by the task itself, when it runs, and from there to the caller nothing
+# suspends. One that was granted and leaves without taking owes a look, and passes the wake-up on if there is something
+# (run's finally). That also holds for a task that is destroyed: its coroutine is closed, and runs that finally.
+#
+# A loop that is closed refuses the call: then the landing is dead, wake() says so, and the waker wakes the next. Tasks
+# that had been told by then and never ran are passed over likewise.
+#
+# Why not a library for this (aiologic, sniffio): the core depends on nothing at run time, and what is needed of one is
+# this file. Whether asyncio or trio runs is asked of those two, if the program has imported them.
+
+import sys
+import threading
+import weakref
+
+from cpython.object cimport PyObject
+
+from ringmill._core.waiter cimport (
+    PyThread_get_thread_ident,
+    acquire,
+    begin_sleep,
+    cancel_sleep,
+    notify,
+    release,
+)
+
+cdef dict modules = sys.modules
+cdef object landings = threading.local()  # .current: a weak reference to the Landing that was used last on this thread
+cdef object ref = weakref.ref
+
+
+cdef class Landing:
+    def __cinit__(self, loop):
+        self.loop = loop
+        self.thread = PyThread_get_thread_ident()
+
+    cdef object schedule(self):
+        raise NotImplementedError
+
+    cdef bint post(self, LoopSleeper sleeper) noexcept:
+        # From any thread. False: the loop is gone.
+        cdef bint scheduled
+        cdef LoopSleeper stranded
+        acquire(&self.lock)
+        if self.dead:
+            release(&self.lock)
+            return False
+        # What these assignments drop is None, or in the chain, so nothing runs under the lock.
+        if self.last is None:
+            self.first = sleeper
+        else:
+            self.last.following = sleeper
+        self.last = sleeper
+        scheduled = self.scheduled
+        self.scheduled = True
+        release(&self.lock)
+        if scheduled:
+            return True
+        try:
+            self.schedule()
+            return True
+        except RuntimeError:  # closed, or trio's run has finished
+            stranded = self.take_all(True)
+            while stranded is not None:
+                if stranded is not sleeper:
+                    stranded.pass_on()
+                stranded = stranded.following
+        except BaseException:  # out of memory: whoever comes next asks again
+            acquire(&self.lock)
+            self.scheduled = False
+            release(&self.lock)
+        return False
+
+    cdef LoopSleeper take_all(self, bint for_good):
+        # The chain is the caller's then. `for_good`: and nobody may post any more.
+        acquire(&self.lock)
+        first = self.first
+        last = self.last  # they go after the lock
+        self.first = self.last = None
+        self.scheduled = False
+        self.dead = for_good
+        release(&self.lock)
+        return first
+
+    def __call__(self):
+        """On the loop: resumes those that were told."""
+        cdef LoopSleeper sleeper = self.take_all(False)
+        cdef LoopSleeper following
+        while sleeper is not None:
+            following = sleeper.following
+            sleeper.following = None
+            try:
+                sleeper.resume()
+            except BaseException:
+                sleeper.pass_on()  # its loop is being torn down
+            sleeper = following
+
+
+cdef class AsyncioLanding(Landing):
+    cdef object schedule(self):
+        self.loop.call_soon_threadsafe(self)
+
+
+cdef class TrioLanding(Landing):
+    cdef object schedule(self):
+        self.loop.run_sync_soon(self)
+
+
+cdef object _asyncio_loop():
+    # asyncio's loop that runs on this thread, or None.
+    events = modules.get("asyncio.events")
+    return events._get_running_loop() if events is not None else None
+
+
+cdef bint _in_trio() except -1:
+    lowlevel = modules.get("trio.lowlevel")
+    if lowlevel is None:
+        return False
+    try:
+        lowlevel.current_task()
+    except (AttributeError, RuntimeError):  # half imported, or not within a run
+        return False
+    return True
+
+
+def in_trio():
+    """Whether trio runs on this thread."""
+    return _in_trio()
+
+
+cdef object _asyncio_task():
+    # asyncio's task that runs on this thread, or None; where no loop runs, an error.
+    return modules["asyncio"].current_task()
+
+
+cdef int settle_in(LoopSleeper sleeper) except -1:
+    cdef Landing landing = None
+    cdef bint trio = _in_trio()  # before asyncio: trio may run as its guest
+    home = modules["trio.lowlevel"].current_trio_token() if trio else _asyncio_loop()
+    if home is None:
+        raise RuntimeError("no asyncio or trio event loop is running on this thread")
+    last = getattr(landings, "current", None)
+    if last is not None:
+        landing = last()
+    if landing is None or landing.loop is not home:
+        landing = TrioLanding(home) if trio else AsyncioLanding(home)
+        landings.current = ref(landing)
+    sleeper.landing = landing
+    if trio:
+        sleeper.task = modules["trio.lowlevel"].current_task()
+    return 0
+
+
+cdef void* running_task() except? NULL:
+    if _in_trio():
+        task = modules["trio.lowlevel"].current_task()
+    elif _asyncio_loop() is not None:
+        task = _asyncio_task()
+    else:
+        return NULL
+    return <void*>task if task is not None else NULL
+
+
+cdef object checkpoint():
+    return modules["trio.lowlevel"].checkpoint() if _in_trio() else None
+
+
+cdef class LoopSleeper(Sleeper):
+    cdef bint wake(self) noexcept:
+        cdef Landing landing = self.landing
+        cdef bint here
+        if self.future is not None and landing.thread == PyThread_get_thread_ident():
+            # Outside of a task (in a signal handler, say) the loop may be in its select, and must be woken from it.
+            try:
+                here = _asyncio_loop() is landing.loop and _asyncio_task() is not None
+                if here:
+                    self.resume()
+                    return True
+            except BaseException:
+                pass  # the long way
+        return landing.post(self)
+
+    cdef int arm(self) except -1:
+        # Before begin_sleep: may be told from then on.
+        if self.task is None:
+            self.future = self.landing.loop.create_future()
+        return 0
+
+    cdef object doze(self):
+        # What to await until told.
+        return self.future if self.task is None else _doze_in_trio(self)
+
+    cdef int resume(self) except -1:
+        # On the loop: the task goes on, unless it has left meanwhile.
+        if self.task is None:
+            if not self.future.done():
+                self.future.set_result(None)
+        elif self.asleep:
+            self.asleep = False
+            modules["trio.lowlevel"].reschedule(self.task)
+        return 0
+
+    cdef void pass_on(self) noexcept:
+        # From any thread: it was told, and will never run.
+        pass
+
+
+async def _doze_in_trio(LoopSleeper sleeper):
+    # Resumed by land() only, which runs while no task does: so not before the task is asleep.
+    lowlevel = modules["trio.lowlevel"]
+
+    def abort(raise_cancel):
+        sleeper.asleep = False
+        return lowlevel.Abort.SUCCEEDED
+
+    sleeper.asleep = True
+    await lowlevel.wait_task_rescheduled(abort)
+
+
+cdef class LoopWait(LoopSleeper):
+    cdef void pass_on(self) noexcept:
+        notify(self.queue)
+
+    async def run(self):
+        cdef int result
+        cdef bint queued = False
+        cdef bint owes = False  # granted, and has not looked yet
+        try:
+            while True:
+                result = self.attempt(self.context)
+                if result:
+                    return result
+                self.arm()
+                begin_sleep(self.queue, &self.node, False)
+                queued = True
+                owes = False
+                result = self.attempt(self.context)  # the last look
+                if result:
+                    return result
+                await self.doze()
+                queued = False
+                owes = True
+        finally:
+            if queued:
+                owes = cancel_sleep(self.queue, &self.node)
+            if owes and self.more(self.context):
+                notify(self.queue)
+
+
+cdef object await_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, object keeper):
+    cdef LoopWait wait = LoopWait()
+    settle_in(wait)
+    wait.queue = q
+    wait.attempt = attempt
+    wait.more = more
+    wait.context = context
+    wait.keeper = keeper
+    return wait.run()
