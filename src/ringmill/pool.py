@@ -14,6 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -81,6 +82,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
     operation before it fails with `RetriesExhausted`; None is no limit. `backoff(tries)`: seconds before a failed try
     is repeated; None is at once. `max_restarts`: how many crashes of one worker within `restart_period` seconds are
     repaired; None is no limit. `restart_pause`: seconds before the second restart in a row, doubling up to 30.
+    `context`: what runs in a copy of the context (contextvars) of whoever handed it over: True: `process` and
+    `handle_error` for each operation; None: the functions of Tasks; False: nothing. Who draws a wrap's source hands it
+    over; what comes out of a RingBuffer was handed over by who wrapped that.
 
     All calls may be made from any thread. A pool can be started again after it was shut down.
     """
@@ -95,6 +99,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         max_restarts: int | None = 5,
         restart_period: float = 60.0,
         restart_pause: float = 0.5,
+        context: bool | None = None,
         name: str = "ringmill",
     ) -> None:
         if isinstance(workers, Worker):
@@ -112,6 +117,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise TypeError(f"name must be a string, not {name!r}")
         if backoff is not None and not callable(backoff):
             raise TypeError(f"backoff must be callable or None, not {backoff!r}")
+        if context is not None and not isinstance(context, bool):
+            raise TypeError(f"context must be True, False or None, not {context!r}")
         self._settings = Settings(
             name=name,
             queue_size=_integer("queue_size", queue_size, 1, MAX_CAPACITY),
@@ -120,6 +127,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             max_restarts=None if max_restarts is None else _integer("max_restarts", max_restarts, 0),
             restart_period=_seconds("restart_period", restart_period),
             restart_pause=_seconds("restart_pause", restart_pause),
+            context=context,
         )
         self._name = name
         self._lifecycle = threading.Lock()  # held by start(), so that one of several does it
@@ -305,7 +313,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise PoolNotRunning(f"{self!r} is not running: call start()")
         ready: RingBuffer[OpT] = RingBuffer(size)
         if isinstance(source, RingBuffer) and feed == "reader":
-            inlet = Feed(source, ready, ordered=ordered, foreign=True, resets=reset)
+            inlet = Feed(source, ready, ordered=ordered, foreign=True, resets=reset, context=copy_context())
             return self._wrap(run.core, inlet, None, False, reset)
         awaits = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
         if awaits and feed == "thread":
@@ -316,7 +324,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
         inlet = Feed(RingBuffer(size), ready, ordered=ordered, tickets=RingBuffer(size))
         stream: Stream[OpT] = self._wrap(run.core, inlet, None, False, reset)
         threading.Thread(
-            target=feed_from_thread, args=(run.core, inlet, iterator, reset), name=f"{self._name}-feed", daemon=True
+            target=copy_context().run,
+            args=(feed_from_thread, run.core, inlet, iterator, reset),
+            name=f"{self._name}-feed",
+            daemon=True,
         ).start()
         return stream
 

@@ -29,7 +29,7 @@ from typing import Any
 from ._core.dispatch import Core, Runner
 from ._core.redrive import Redrive
 from .errors import BrokenPool, Reject, RetriesExhausted, Retry, Unroutable
-from .operation import Operation
+from .operation import Operation, Task
 from .worker import Worker
 
 logger = logging.getLogger("ringmill")
@@ -49,6 +49,7 @@ class Settings:
     max_restarts: int | None
     restart_period: float
     restart_pause: float
+    context: bool | None
 
 
 class Supervisor:
@@ -57,7 +58,7 @@ class Supervisor:
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
         self.name = name = settings.name
         self.settings = settings
-        self.core = Core(self, workers, settings.queue_size)
+        self.core = Core(self, workers, settings.queue_size, settings.context)
         self.timer = Timer(self.core, name)
         self.lock = threading.Lock()
         self.left = [True] * len(workers)  # by index: not retired; guarded by the lock, like `living`
@@ -259,6 +260,8 @@ class Supervisor:
         See dispatch.pyx for what the runner does between two calls of `process`.
         """
         process = runner.worker.process
+        if self.settings.context:
+            process = _in_its_context(process)
         try:
             while True:
                 try:
@@ -355,8 +358,12 @@ class Supervisor:
         broken: BaseException | None = None
         handles = type(runner.worker).handle_error is not Worker.handle_error
         if handles:
+            context = op._context if self.settings.context else None
             try:
-                runner.worker.handle_error(error, op)
+                if context is None:
+                    runner.worker.handle_error(error, op)
+                else:
+                    context.run(runner.worker.handle_error, error, op)
             except BaseException as raised:
                 broken = raised
         runner.fail(error, handles)
@@ -426,6 +433,19 @@ class Supervisor:
 
 def _union(mask: bytes | None, more: bytes) -> bytes:
     return more if mask is None else bytes(a | b for a, b in zip(mask, more, strict=True))
+
+
+def _in_its_context(process: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`process`, called in the context of who submitted the operation. A Task enters that by itself."""
+
+    def process_in_context(op: Any) -> None:
+        context = op._context
+        if context is None or isinstance(op, Task):
+            process(op)
+        else:
+            context.run(process, op)
+
+    return process_in_context
 
 
 class Timer:

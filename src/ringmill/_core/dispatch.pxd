@@ -6,11 +6,13 @@ from libc.stdint cimport int64_t, uint64_t
 
 from ringmill._core.books cimport Tally
 from ringmill._core.feed cimport Feed
-from ringmill._core.operation cimport Note, OperationBase
+from ringmill._core.operation cimport Carry, Note, OperationBase
 from ringmill._core.redrive cimport Redrive, Redrives
 from ringmill._core.ring_buffer cimport RingBuffer
 
 cdef class Core(Redrives):
+    cdef Carry carry                # written once
+
     cdef bint hand_aside(self, OperationBase op) except -1
     cdef object handed(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
@@ -39,6 +41,7 @@ cdef class Runner(Tally):
     cdef int take_again(self) noexcept
     cdef int take_redrive(self) noexcept
     cdef int claim_from(self, Feed feed) noexcept
+    cdef int lend_context(self, Feed feed) noexcept
     cdef int watch(self, Feed feed) noexcept
     cdef int end_source(self, Feed feed) noexcept
     cdef uint64_t since_wait(self) noexcept

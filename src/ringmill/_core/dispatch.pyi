@@ -1,12 +1,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, final
 
+from typing_extensions import disjoint_base
+
 from .books import Tally
 from .feed import Feed
 from .redrive import Redrive, Redrives
 
+@disjoint_base
 class Core(Redrives):
-    def __init__(self, policy: Any, workers: Sequence[Any], queue_size: int) -> None: ...
+    def __init__(self, policy: Any, workers: Sequence[Any], queue_size: int, context: bool | None) -> None: ...
     @property
     def runners(self) -> list[Runner]: ...
     async def ado(self, op: Any) -> Any: ...

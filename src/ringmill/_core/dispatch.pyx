@@ -33,9 +33,14 @@ from ringmill._core.operation cimport (
     FAILED,
     QUEUED,
     SUCCEEDED,
+    CARRY_ALL,
+    CARRY_NONE,
+    CARRY_TASKS,
+    PyContext_CopyCurrent,
     PyTypeObject,
     accept,
     begin,
+    carries,
     end,
     is_operation,
     log_exception,
@@ -85,8 +90,9 @@ cdef object done_of_base = OperationBase.done
 cdef class Core(Redrives):
     """The compiled half of one run of a pool."""
 
-    def __init__(self, policy, workers, Py_ssize_t queue_size):
+    def __init__(self, policy, workers, Py_ssize_t queue_size, context):
         self.policy = policy
+        self.carry = CARRY_TASKS if context is None else CARRY_ALL if context else CARRY_NONE
         self.inbox = RingBuffer(queue_size)
         self.inbox_feed = Feed(self.inbox)
         self.runners = [Runner(self, worker, index) for index, worker in enumerate(workers)]
@@ -97,10 +103,16 @@ cdef class Core(Redrives):
     # accept
 
     cdef bint hand_aside(self, OperationBase op) except -1:
-        # Accepts it. True: from a worker of this pool, which never blocks on it, so that was all.
+        # Accepts it. True: that was all; from a worker of this pool, which never blocks on it, or it was cancelled already.
         self.check_open()
         if not accept(op, self.number):
             raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
+        if carries(<PyObject*>op, self.carry):
+            try:
+                op.set_context(PyContext_CopyCurrent())
+            except MemoryError as error:
+                self.give_up(op, error)
+                return True
         if self.current() is None:
             return False
         self.do_aside(op)
@@ -189,6 +201,8 @@ cdef class Core(Redrives):
         cdef list ops
         cdef Py_ssize_t count, k = 0
         cdef PyObject* raw
+        cdef PyObject* kind = NULL
+        cdef bint carry = False
         cdef Feed feed
         try:
             ops = list(operations)
@@ -208,6 +222,12 @@ cdef class Core(Redrives):
                     raise OperationReused(
                         f"{<object>raw!r} is pending, or finished and not reset: reset() it when finished"
                     )
+                if <PyObject*>Py_TYPE(raw) != kind:
+                    kind = <PyObject*>Py_TYPE(raw)
+                    carry = carries(raw, self.carry)
+                if carry:
+                    k += 1  # it is accepted, should that raise
+                    (<OperationBase>raw).set_context(PyContext_CopyCurrent())
             k = count
             if count:
                 fill(feed.pending.ring, (<PyListObject*>ops).ob_item)
@@ -333,6 +353,8 @@ cdef class Runner(Tally):
             if reset:
                 renew(<OperationBase>self.op, QUEUED, self.core.number)
             if feed.foreign:
+                if carries(op, self.core.carry):
+                    self.lend_context(feed)
                 self.watch(feed)
             elif feed is self.core.inbox_feed:
                 notify(&feed.pending.not_full)
@@ -342,6 +364,14 @@ cdef class Runner(Tally):
                 notify(&feed.pending.not_full)  # it was taken
             self.end_source(feed)
         return NOTHING
+
+    cdef int lend_context(self, Feed feed) noexcept:
+        # Nobody handed it over but the ring, so it runs in the context of who wrapped that.
+        try:
+            (<OperationBase>self.op).set_context(feed.context.copy())
+        except MemoryError:
+            pass  # in the worker's own
+        return 0
 
     cdef int watch(self, Feed feed) noexcept:
         # Others may sleep while this one works: let the ring ring for them (feed.pyx).

@@ -1,3 +1,4 @@
+from contextvars import Context
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -16,6 +17,7 @@ class Feed:
         foreign: bool = False,
         resets: bool = False,
         tickets: RingBuffer[Any] | None = None,
+        context: Context | None = None,
     ) -> Feed: ...
 
 @disjoint_base

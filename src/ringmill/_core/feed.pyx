@@ -66,12 +66,13 @@ cdef bint _take_over(OperationBase op) noexcept nogil:
 
 cdef class Feed:
     def __cinit__(self, RingBuffer pending, RingBuffer ready=None, *, bint ordered=False, bint foreign=False,
-                  bint resets=False, RingBuffer tickets=None):
+                  bint resets=False, RingBuffer tickets=None, context=None):
         self.pending = pending
         self.ready = ready
         self.foreign = foreign
         self.resets = resets
         self.tickets = tickets
+        self.context = context
         self.shelf = [None] * ready.capacity if ordered else None
         self.total.store(-1, memory_order_relaxed)  # relaxed: published with the object
 

@@ -56,6 +56,7 @@ cdef class OperationBase:
     cdef atomic[uint32_t] tried  # process was called that often in vain; written by the worker that runs it
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
     cdef Note note              # guarded by the same; written before the phase that says so
+    cdef object context         # guarded by the same: a copy of the submitter's contextvars, while pending; or None
     cdef object __weakref__
 
     cdef bint quash(self, uint32_t home) noexcept nogil
@@ -67,6 +68,11 @@ cdef class OperationBase:
     cdef bint unlink(self, WaitNode* node) noexcept
     cdef Note get_note(self)
     cdef void set_note(self, Note note)
+    cdef void set_context(self, object context)
+
+cdef class TaskBase(OperationBase):
+    # Marks operations that enter their submitter's context by themselves.
+    pass
 
 cdef extern from "Python.h":
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
@@ -74,7 +80,15 @@ cdef extern from "Python.h":
         traverseproc tp_traverse
     bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
 
-cdef PyTypeObject* operation_type   # OperationBase; only to be read
+    object PyContext_CopyCurrent()
+
+cdef PyTypeObject* operation_type   # OperationBase; only to be read, like the next
+cdef PyTypeObject* task_type        # TaskBase
+
+cdef enum Carry:                # whose operations run in their submitter's context
+    CARRY_NONE = 0
+    CARRY_TASKS = 1
+    CARRY_ALL = 2
 
 cdef object wake_waiters(OperationBase op)
 
@@ -83,6 +97,9 @@ cdef inline bint is_operation(PyObject* o) noexcept nogil:
 
 cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
     return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
+
+cdef inline bint carries(PyObject* op, Carry carry) noexcept nogil:
+    return carry == CARRY_ALL or carry == CARRY_TASKS and PyObject_TypeCheck(op, task_type)
 
 cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
     # NEW -> QUEUED, from any thread. False: it is pending somewhere, or finished and not reset.
@@ -123,6 +140,8 @@ cdef inline bint begin(OperationBase op) noexcept nogil:
 cdef inline int end(OperationBase op, uint32_t phase, bint overridden) except -1:
     # RUNNING -> the outcome, then done(). Only by whoever made it RUNNING. The note is in place.
     cdef uint64_t seen
+    if op.context is not None:
+        op.set_context(None)
     if overridden:
         return op.end_overridden(phase)
     # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head of operation.pyx)

@@ -160,6 +160,8 @@ cdef class OperationBase:
 
     cdef int tell(self, uint32_t phase, bint overridden) except -1:
         # The outcome is set: calls done(), if that is overridden, and releases the waiters whatever it does.
+        if self.context is not None:
+            self.set_context(None)
         if overridden:
             try:
                 self.done()
@@ -194,6 +196,14 @@ cdef class OperationBase:
         acquire(lock)
         old = self.note
         self.note = note
+        release(lock)
+
+    cdef void set_context(self, object context):
+        # As set_note. The submitter sets it, before anybody can take the operation; who ends it drops it.
+        cdef ShortLock* lock = _bucket(self)
+        acquire(lock)
+        old = self.context
+        self.context = context
         release(lock)
 
     # -----------------------------------------------------------------------------------------------------------
@@ -372,6 +382,11 @@ cdef class OperationBase:
                 raise OperationReused(f"{self!r} still has its place in the queue, which no worker has passed yet")
             raise OperationReused(f"{self!r} is pending and cannot be reset: wait() for it first")
 
+    @property
+    def _context(self):
+        # For the worker that runs it.
+        return self.context
+
     def _fail(self, error):
         # For the worker that runs it: failed, though process returns. Task.run uses it.
         self.set_note(Note(error, type(self).__qualname__))
@@ -391,6 +406,13 @@ cdef class OperationBase:
 
     def __reduce_ex__(self, protocol):
         return copyreg.__newobj__, (type(self),), self.__getstate__()
+
+
+cdef class TaskBase(OperationBase):
+    pass
+
+
+task_type = <PyTypeObject*>TaskBase
 
 
 async def _until_done(OperationBase op):

@@ -31,7 +31,9 @@ from ringmill._core.attached cimport exchange32, put32
 from ringmill._core.operation cimport (
     CANCELLED,
     OperationBase,
+    PyContext_CopyCurrent,
     accept,
+    carries,
     phase_of,
     reset,
 )
@@ -84,18 +86,26 @@ cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
         reset(<OperationBase>op)
     if not accept(<OperationBase>op, core.number):
         return OperationReused(f"the source gave {op!r}, which is pending, or finished and not reset")
+    if carries(<PyObject*>op, core.carry):
+        try:
+            (<OperationBase>op).set_context(PyContext_CopyCurrent())
+        except MemoryError as error:
+            return not_drawn(core, <OperationBase>op, error)
     Py_INCREF(op)  # the ring's, if it gets there
     if try_put(feed.pending.ring, <PyObject*>op, NULL) != DONE:
         # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
         Py_DECREF(op)
-        error = core.stopped_error()
-        try:
-            core.give_up(<OperationBase>op, error)
-        except BaseException:
-            pass
-        return error
+        return not_drawn(core, <OperationBase>op, core.stopped_error())
     notify(&core.idle)
     return None
+
+
+cdef object not_drawn(Core core, OperationBase op, object error):
+    try:
+        core.give_up(op, error)
+    except BaseException:
+        pass
+    return error
 
 
 cdef class Stream:
