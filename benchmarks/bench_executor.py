@@ -5,7 +5,7 @@ submit         one call --> PoolExecutor(4) --> future.result(), then the next
 burst          1,000 calls --> PoolExecutor(4) --> result() of each of 1,000 futures
   baseline     the same calls of ThreadPoolExecutor(4); ThreadPool's and pebble's, which are like it, are in bench_pool
 
-The function does nothing and is written in Python. Skipped while ringmill has no PoolExecutor.
+The function does nothing and is written in Python.
 
     python benchmarks/bench_executor.py [--quick] [--rounds N] [--json FILE]
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import ringmill
+from ringmill import PoolExecutor
 
 if TYPE_CHECKING or __package__:
     from .harness import Side, Suite, main
@@ -59,11 +59,7 @@ def burst(executor: Executor) -> Side:
 
 
 def run(suite: Suite) -> None:
-    make = getattr(ringmill, "PoolExecutor", None)
-    if make is None:
-        suite.skip("PoolExecutor: this ringmill has none")
-        return
-    with make(max_workers=WORKERS) as ours, ThreadPoolExecutor(max_workers=WORKERS) as theirs:
+    with PoolExecutor(max_workers=WORKERS) as ours, ThreadPoolExecutor(max_workers=WORKERS) as theirs:
         for title, n, unit, side, target in (
             (f"PoolExecutor.map of {BATCH:,}", 50_000, BATCH, mapped, (2, 2)),
             ("submit().result(), one at a time", 5000, 1, one_at_a_time, (2, 2)),

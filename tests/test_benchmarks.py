@@ -7,13 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import ringmill
 from benchmarks import report
 from benchmarks.__main__ import TOPICS
 from benchmarks.__main__ import main as run_suite
@@ -30,7 +28,7 @@ def tiny(topic: str) -> Suite:
     return suite
 
 
-@pytest.mark.parametrize("topic", sorted(set(TOPICS) - {"executor"}))
+@pytest.mark.parametrize("topic", sorted(TOPICS))
 def test_a_topic_runs(topic: str) -> None:
     suite = tiny(topic)
     assert suite.comparisons
@@ -39,13 +37,6 @@ def test_a_topic_runs(topic: str) -> None:
         assert result.topic == topic
         assert set(result.targets) <= set(result.ratios)
         assert {len(times) for times in result.rounds.values()} == {1}
-
-
-def test_the_executor_is_measured_once_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(ringmill, "PoolExecutor", raising=False)
-    assert any("PoolExecutor" in line for line in tiny("executor").skipped)
-    monkeypatch.setattr(ringmill, "PoolExecutor", ThreadPoolExecutor, raising=False)
-    assert len(tiny("executor").comparisons) == 3
 
 
 def test_each_topic_is_a_script_too() -> None:

@@ -14,6 +14,7 @@ from .errors import (
     Unroutable,
     WorkerInitError,
 )
+from .futures import PoolExecutor
 from .hub import Hub, Subscription
 from .operation import Operation, Outcome, Task
 from .pool import PoolStats, Stream, WorkerPool, WorkerStats
@@ -26,6 +27,7 @@ __all__ = [
     "Operation",
     "OperationReused",
     "Outcome",
+    "PoolExecutor",
     "PoolNotRunning",
     "PoolStats",
     "Reject",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import assert_type
 
-from ringmill import Operation, Outcome, RingBuffer, Stream, Task, TaskWorker, Worker, WorkerPool
+from ringmill import Operation, Outcome, PoolExecutor, RingBuffer, Stream, Task, TaskWorker, Worker, WorkerPool
 
 
 @dataclass
@@ -52,6 +53,18 @@ def use() -> None:
         assert_type(task.exception(), BaseException | None)
 
 
+    with PoolExecutor(4, "name", print, ("ready",), context=False) as executor:
+        assert_type(executor, PoolExecutor)
+        future = executor.submit(len, "abc")
+        assert_type(future, Future[int])
+        assert_type(future.result(timeout=1), int)
+        assert_type(list(executor.map(len, ["a", "b"], timeout=1, buffersize=2)), list[int])
+    other: Executor = executor
+    other.shutdown(cancel_futures=True)
+
+
 def misuse(pool: WorkerPool[Fetch]) -> None:
     pool.do("not an operation")  # type: ignore[arg-type]
     RingBuffer("three")  # type: ignore[arg-type]
+    PoolExecutor(4).submit(len, 3)  # type: ignore[arg-type]
+    PoolExecutor(4, context=0)  # type: ignore[arg-type]

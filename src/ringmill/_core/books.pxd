@@ -46,7 +46,8 @@ cdef class Books(Home):
     cdef ShortLock lock         # guards what follows down to `phase`, and the feeds' links
     cdef PyObject* first        # the circular list of feeds
     cdef Py_ssize_t linked
-    cdef list side              # Redrives: put back, or handed over by a worker of this pool; in order
+    cdef list side              # Redrives: put back, or handed over without waiting; in order, from side_head on
+    cdef Py_ssize_t side_head   # how many at its head are gone, and None
     cdef dict postponed         # id of an operation -> its Redrive, whose delay is not over
     cdef uint64_t accepted_before  # by feeds that are gone, and by way of the side list
     cdef uint64_t cancelled
@@ -54,7 +55,7 @@ cdef class Books(Home):
     cdef Py_ssize_t present     # workers that are not retired
     cdef atomic[uint32_t] phase
     cdef atomic[uint32_t] sealed  # nothing more will be accepted: every feed has ended
-    cdef atomic[Py_ssize_t] side_count  # len(side); written under the lock
+    cdef atomic[Py_ssize_t] side_count  # how many are in `side`; written under the lock
     cdef WaitQueue idle         # workers that sleep
     cdef WaitQueue leaving      # workers that pause before a restart
     cdef readonly list runners  # Tallies, written once, with their number

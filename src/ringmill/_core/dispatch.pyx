@@ -182,9 +182,8 @@ cdef class Core(Redrives):
         try:
             open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
             if open:
-                self.side.append(record)
+                self.put_in_side(record)
                 self.accepted_before += 1
-                self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
         except MemoryError as error:
             open = False
             failure = error
@@ -195,6 +194,13 @@ cdef class Core(Redrives):
         else:
             self.give_up(op, failure or self.stopped_error())
         return 0
+
+    def submit(self, OperationBase op not None):
+        """Accepts one without waiting, however many are pending; those of one caller begin in their order."""
+        self.check_open()
+        if not accept(op, self.number):
+            raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
+        self.do_aside(op)
 
     def execute(self, operations):
         """Accepts all or none, as one feed; returns it, to be read."""

@@ -29,8 +29,12 @@ from ringmill._core.waiter cimport acquire, notify, notify_all, notify_owner, re
 from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
 
 cdef extern from "Python.h":
+    int PyList_SetSlice(PyObject* list, Py_ssize_t low, Py_ssize_t high, PyObject* items) noexcept
+    void PyErr_Clear()
     ctypedef struct PyListObject:
         PyObject** ob_item
+
+cdef Py_ssize_t SIDE_GAP = 64   # so many may be gone at the head of the side list before it is closed up
 
 cdef object done_of_base = OperationBase.done
 
@@ -64,8 +68,7 @@ cdef class Redrives(Books):
             # relaxed: written under the lock. Who ends what is pending does that after this phase is set.
             kept = self.phase.load(memory_order_relaxed) < ENDING and self.routable(record)
             if kept:
-                self.side.append(record)
-                self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: pairs with take's look
+                self.put_in_side(record)
         finally:
             release(&self.lock)
         if not kept:
@@ -82,18 +85,40 @@ cdef class Redrives(Books):
         """The delay of a redrive is over."""
         self.push_aside(record, True)
 
+    cdef int put_in_side(self, Redrive record) except -1:
+        # Under the lock.
+        self.side.append(record)
+        self.side_count.store(len(self.side) - self.side_head, memory_order_seq_cst)  # seq_cst: pairs with take's look
+        return 0
+
+    cdef Redrive take_from_side(self, Py_ssize_t k) noexcept:
+        # Under the lock. What is taken at the head leaves a None, so that a list of any length costs no more; the Nones
+        # go when they are many, and as many as what is left.
+        cdef Redrive record = <Redrive>(<PyListObject*>self.side).ob_item[k]
+        cdef Py_ssize_t length = len(self.side)
+        if k > self.side_head:
+            del self.side[k]
+        else:
+            self.side[k] = None
+            self.side_head += 1
+            if self.side_head >= SIDE_GAP and 2 * self.side_head >= length:
+                if PyList_SetSlice(<PyObject*>self.side, 0, self.side_head, NULL) == 0:
+                    self.side_head = 0
+                else:
+                    PyErr_Clear()  # no memory for it now
+        # seq_cst: room for do; pairs with do_attempt
+        self.side_count.store(len(self.side) - self.side_head, memory_order_seq_cst)
+        return record
+
     cdef Redrive take_aside(self, Tally runner):
         # The first that was put back and may go to this worker.
         cdef Redrive record = None
         cdef Py_ssize_t k
         acquire(&self.lock)
-        for k in range(len(self.side)):
+        for k in range(self.side_head, len(self.side)):
             if self.may_take(<Redrive>(<PyListObject*>self.side).ob_item[k], runner):
-                record = <Redrive>(<PyListObject*>self.side).ob_item[k]
+                record = self.take_from_side(k)
                 break
-        if record is not None:
-            del self.side[k]
-            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: room for do; pairs with do_attempt
         release(&self.lock)
         if record is not None:
             notify(&self.inbox.not_full)
@@ -171,12 +196,11 @@ cdef class Redrives(Books):
         cdef Py_ssize_t k
         acquire(&self.lock)
         try:
-            for k in range(len(self.side) - 1, -1, -1):
+            for k in range(len(self.side) - 1, self.side_head - 1, -1):  # backwards: taking the first may close it up
                 record = <Redrive>(<PyListObject*>self.side).ob_item[k]
                 if not self.routable(record):
                     lost.append(record)
-                    del self.side[k]
-            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
+                    self.take_from_side(k)
         finally:
             release(&self.lock)
         for record in lost:
@@ -338,10 +362,8 @@ cdef class Redrives(Books):
         # The first redrive that waits for a worker, for its end. Nothing is dropped under the lock.
         cdef Redrive record = None
         acquire(&self.lock)
-        if self.side:
-            record = <Redrive>(<PyListObject*>self.side).ob_item[0]
-            del self.side[0]
-            self.side_count.store(len(self.side), memory_order_seq_cst)  # seq_cst: as take_aside
+        if self.side_head < len(self.side):
+            record = self.take_from_side(self.side_head)
         release(&self.lock)
         if record is not None:
             notify(&self.inbox.not_full)

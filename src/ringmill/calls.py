@@ -1,0 +1,272 @@
+"""What a PoolExecutor's threads run: the calls of `submit`, with their futures, and those of `map`.
+
+A submitted call is an operation, which carries its future. The future's own state is what counts: it moves under the
+future's lock, as in every `concurrent.futures.Future`; the operation is how the call reaches a worker, and what
+`result` sleeps on. Calls that `map` makes have no futures: its iterator waits for the operations.
+
+    Call -> [core] -> Hand.process -> run: the future is FINISHED -> done(): callbacks -> who waits is woken
+               |
+               +-- cancelled by the pool (shutdown, breakage, Ctrl-C) ------> done(): the future fails or is cancelled
+
+Calls and workers know the `Crew`, which knows neither the executor nor its pool: an executor that is dropped is
+collected, and its threads end when the calls that are pending are done.
+
+May import `operation`, `worker`, `supervisor`, and nothing above.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from contextvars import Context
+from typing import Any, Generic, TypeVar
+
+from .errors import BrokenPool
+from .operation import Operation
+from .supervisor import Supervisor
+from .worker import Worker
+
+__all__ = ["Call", "Crew", "Hand", "Item", "PoolFuture"]
+
+R = TypeVar("R")
+
+logger = logging.getLogger("concurrent.futures")  # where users of executors look for what goes wrong in them
+
+OVER = (FINISHED, CANCELLED_AND_NOTIFIED)
+wake = Operation.done
+
+
+class Crew:
+    """What an executor, its workers and its calls share."""
+
+    def __init__(self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+        self.initializer = initializer
+        self.initargs = initargs
+        self.broken: BaseException | None = None  # what the initializer raised
+        self.run: weakref.ref[Supervisor] | None = None
+
+    def broken_error(self) -> BrokenPool:
+        error = BrokenPool(f"the initializer of a thread raised {self.broken!r}: the executor takes no more calls")
+        error.__cause__ = self.broken
+        return error
+
+    def break_down(self, error: BaseException) -> None:
+        """The initializer has failed: what is pending fails, and nothing more is taken."""
+        if self.broken is None:
+            self.broken = error
+        run = self.run() if self.run is not None else None
+        if run is not None:
+            run.end(False, True, None)
+
+
+class Call(Operation):
+    """A call that was submitted."""
+
+    __slots__ = ("args", "context", "crew", "fn", "future", "kwargs")
+
+    def __init__(
+        self, crew: Crew, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context | None
+    ) -> None:
+        self.crew = crew
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.context = context
+        self.future: PoolFuture[Any] = PoolFuture(self)
+
+    def run(self) -> None:
+        future = self.future
+        try:
+            if not future.set_running_or_notify_cancel():
+                return
+            if self.context is None:
+                value = self.fn(*self.args, **self.kwargs)
+            else:
+                value = self.context.run(self.fn, *self.args, **self.kwargs)
+        except BaseException as error:
+            future._finish(None, error)
+        else:
+            future._finish(value, None)
+        finally:
+            del self, future  # an error's traceback holds this frame
+
+    def refuse(self) -> None:
+        """It will not run, see `done`."""
+
+    def done(self) -> None:
+        """The pool is through with it: in whatever way, the future is finished now."""
+        future = self.future
+        if future._state not in OVER:
+            future._give_up(self.crew.broken_error() if self.crew.broken is not None else self.error)
+        future._call = None
+        if future._done_callbacks:
+            wake(self)  # a callback may wait for one that waits for the result
+            future._call_back()
+
+
+class Item(Operation, Generic[R]):
+    """A call of `map`'s."""
+
+    __slots__ = ("args", "context", "crew", "fn", "raised", "value")
+
+    value: R  #: what it returned, until the iterator takes it
+
+    def __init__(self, crew: Crew, fn: Callable[..., R], args: tuple[Any, ...], context: Context | None) -> None:
+        self.crew = crew
+        self.fn = fn
+        self.args = args
+        self.context = context
+        self.raised: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            if self.context is None:
+                self.value = self.fn(*self.args)
+            else:
+                self.value = self.context.run(self.fn, *self.args)
+        except BaseException as error:
+            self.raised = error
+        finally:
+            del self  # an error's traceback holds this frame
+
+    def refuse(self) -> None:
+        self.raised = self.crew.broken_error()
+
+
+class Hand(Worker[Any]):
+    """Runs Calls and Items, once it has called the initializer."""
+
+    def __init__(self, crew: Crew, name: str) -> None:
+        self.crew = crew
+        self.name = name
+        self.ready = crew.initializer is None
+
+    def init(self) -> None:
+        threading.current_thread().name = self.name
+
+    def process(self, op: Call | Item[Any]) -> None:
+        if self.ready or self._get_ready():
+            op.run()
+        else:
+            op.refuse()
+
+    def _get_ready(self) -> bool:
+        crew = self.crew
+        if crew.broken is None and crew.initializer is not None:
+            try:
+                crew.initializer(*crew.initargs)
+                self.ready = True
+            except BaseException as error:
+                logger.critical("Exception in initializer:", exc_info=True)
+                crew.break_down(error)
+        return self.ready
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# its future
+
+
+class PoolFuture(Future[R]):
+    """A `Future` without a Condition, which costs more than all the rest: who waits for a result sleeps on the call.
+
+    Its lock is where the Condition would be, and guards the same.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._condition = threading.RLock()  # type: ignore[assignment]
+        self._state = PENDING
+        self._result: R | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Future[R]], object]] = []
+        self._call: Call | None = call  # until it is over
+
+    def result(self, timeout: float | None = None) -> R:
+        """As every future's; RuntimeError where no thread of the executor would be left to make the call."""
+        try:
+            self._wait(timeout)
+            if self._state != FINISHED:
+                raise CancelledError
+            if self._exception is not None:
+                raise self._exception
+            return self._result  # type: ignore[return-value]
+        finally:
+            del self  # the error's traceback holds this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As every future's; RuntimeError as `result`."""
+        self._wait(timeout)
+        if self._state != FINISHED:
+            raise CancelledError
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        call = self._call
+        if call is None or self._state not in (PENDING, RUNNING):
+            return
+        if not call.wait(None if timeout is None else max(0.0, timeout)):
+            raise TimeoutError
+
+    def cancel(self) -> bool:
+        with self._condition:
+            if self._state in (RUNNING, FINISHED):
+                return False
+            if self._state != PENDING:
+                return True
+            self._state = CANCELLED
+        self._end()
+        return True
+
+    def set_result(self, result: R) -> None:
+        self._finish(result, None)
+        self._end()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._finish(None, exception)
+        self._end()
+
+    def _finish(self, result: R | None, error: BaseException | None) -> None:
+        """Finished, though nobody but `wait` and `as_completed` is told yet."""
+        with self._condition:
+            if self._state not in (PENDING, RUNNING):
+                raise InvalidStateError(f"{self._state}: {self!r}")
+            self._result = result
+            self._exception = error
+            self._state = FINISHED
+            for waiter in self._waiters:
+                if error is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+
+    def _give_up(self, error: BaseException | None) -> None:
+        """The call will not be made, or its end was lost: failed with the error, or cancelled if there is none."""
+        with self._condition:
+            if self._state in OVER:
+                return
+            if error is not None and self._state != CANCELLED:
+                self._finish(None, error)
+                return
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+
+    def _end(self) -> None:
+        call = self._call
+        if call is not None:
+            wake(call)
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Calls what is to be called, each once."""
+        with self._condition:
+            callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                logger.exception("exception calling callback for %r", self)

@@ -1,0 +1,275 @@
+"""PoolExecutor: `concurrent.futures`' way to call functions, on a WorkerPool.
+
+Each call is an operation (calls.py). It goes to the side list of the pool's core, which has no bound and keeps the
+order, so nothing here blocks.
+
+May import `pool`, `calls`, `operation` and the compiled core.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future
+from contextvars import copy_context
+from typing import Any, ParamSpec, TypeVar
+
+from ._core.dispatch import Core
+from .calls import Call, Crew, Hand, Item
+from .errors import BrokenPool, PoolNotRunning
+from .operation import Outcome
+from .pool import WorkerPool
+
+__all__ = ["PoolExecutor"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class PoolExecutor(Executor):
+    """A `concurrent.futures.Executor` whose calls cost a fraction of `ThreadPoolExecutor`'s.
+
+    >>> from ringmill import PoolExecutor
+    >>> with PoolExecutor(max_workers=4) as executor:
+    ...     executor.submit(pow, 2, 8).result()
+    ...     list(executor.map(abs, [-1, -2, -3]))
+    256
+    [1, 2, 3]
+
+    The arguments are `ThreadPoolExecutor`'s, and so is what happens when `initializer` raises (later calls raise a
+    `BrokenExecutor`, pending futures get it), when the executor is dropped (pending calls are done, then its threads
+    end), and at interpreter exit (pending calls are done; after Ctrl-C, only those that have begun). `max_workers=None`
+    is the number of processors and 4, at most 32. `context`: calls see the submitter's contextvars as they were at the
+    submission; what they set stays theirs. Different from `ThreadPoolExecutor`: all threads start at the first
+    submission, and each calls `initializer` before its first call; a call that waits for another one, where no thread
+    is left to do that, raises RuntimeError; in the child of a fork `submit` raises RuntimeError.
+
+    All calls may be made from any thread, and `submit` and `map` from the executor's own.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        *,
+        context: bool = True,
+    ) -> None:
+        if max_workers is None:
+            max_workers = min(32, (_processors() or 1) + 4)
+        elif isinstance(max_workers, bool) or not isinstance(max_workers, int):
+            raise TypeError(f"max_workers must be an integer or None, not {max_workers!r}")
+        elif max_workers <= 0:
+            raise ValueError(f"max_workers must be greater than 0, got {max_workers!r}")
+        if not isinstance(thread_name_prefix, str):
+            raise TypeError(f"thread_name_prefix must be a string, not {thread_name_prefix!r}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable or None, not {initializer!r}")
+        try:
+            initargs = tuple(initargs)
+        except TypeError:
+            raise TypeError(f"initargs must be an iterable, not {initargs!r}") from None
+        if not isinstance(context, bool):
+            raise TypeError(f"context must be True or False, not {context!r}")
+        name = thread_name_prefix or f"PoolExecutor-{next(_numbers)}"
+        self._max_workers = max_workers
+        self._context = context
+        self._crew = Crew(initializer, initargs)
+        self._pool = _Pool(
+            [Hand(self._crew, f"{name}_{index}") for index in range(max_workers)],
+            queue_size=1,  # nothing goes there
+            max_restarts=None,
+            name=name,
+        )
+        self._core: Core | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------------------------------------------------------
+    # calls
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Has `fn(*args, **kwargs)` called by a thread of the executor; returns the future of it.
+
+        Never blocks, however many calls are pending. What the function raises, `KeyboardInterrupt` and its like
+        included, is the future's exception. RuntimeError after `shutdown`, after the end of the interpreter has begun,
+        and in the child of a fork; `BrokenPool`, a `BrokenExecutor`, once the initializer has failed.
+        """
+        core = self._core
+        if core is None:
+            core = self._start()
+        call = Call(self._crew, fn, args, kwargs, copy_context() if self._context else None)
+        future: Future[R] = call.future
+        try:
+            core.submit(call)
+        except (PoolNotRunning, BrokenPool) as error:
+            raise self._refusal(error) from None
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[R]:
+        """Calls `fn` with the items of the iterables, side by side; returns an iterator of the results, in their order.
+
+        `timeout`: seconds from now, after which the iterator raises TimeoutError. What a call raises, the iterator
+        raises in its turn. When the iterator ends early, what has not begun is cancelled. `buffersize`: how many calls
+        may be submitted whose results have not been taken; None draws the iterables to their end at once. `chunksize`
+        is there for `ProcessPoolExecutor` and does nothing. Raises as `submit`.
+        """
+        if buffersize is not None:
+            if isinstance(buffersize, bool) or not isinstance(buffersize, int):
+                raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
+            if buffersize < 1:
+                raise ValueError(f"buffersize must be None or > 0, got {buffersize!r}")
+        if type(self).submit is not PoolExecutor.submit:  # whoever overrides it wants to see all calls
+            more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        source = zip(*iterables, strict=False)
+        items: deque[Item[R]] = deque()
+        for args in source if buffersize is None else itertools.islice(source, buffersize):
+            self._submit_item(items, fn, args)
+        if buffersize is None:
+            return _results(items, deadline, None)
+        executor = weakref.ref(self)  # the iterator keeps no executor alive
+
+        def submit_next() -> None:
+            owner = executor()
+            args = next(source, None) if owner is not None else None
+            if owner is not None and args is not None:
+                owner._submit_item(items, fn, args)
+
+        return _results(items, deadline, submit_next)
+
+    def _submit_item(self, items: deque[Item[R]], fn: Callable[..., R], args: tuple[Any, ...]) -> None:
+        core = self._core
+        if core is None:
+            core = self._start()
+        item = Item(self._crew, fn, args, copy_context() if self._context else None)
+        try:
+            core.submit(item)
+        except (PoolNotRunning, BrokenPool) as error:
+            raise self._refusal(error) from None
+        items.append(item)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # start and end
+
+    def _start(self) -> Core:
+        """Starts the threads, at the first submission: an executor that is not used costs none."""
+        if self._closed or _exiting:
+            raise self._refusal(None)
+        self._pool.start()
+        run = self._pool._run
+        assert run is not None
+        self._crew.run = weakref.ref(run)
+        if self._closed:  # it may have come before there was anything to shut down
+            self._pool.shutdown(wait=False)
+            raise self._refusal(None)
+        self._core = run.core
+        return run.core
+
+    def _refusal(self, error: Exception | None) -> Exception:
+        """Why a call is not taken, in the words of `ThreadPoolExecutor`."""
+        core = self._core
+        if self._crew.broken is not None:
+            return self._crew.broken_error()
+        if isinstance(error, BrokenPool) or (error is not None and core is not None and core.is_inherited):
+            return error
+        if self._closed:
+            return RuntimeError("cannot schedule new futures after shutdown")
+        return RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes no more calls. Waits until those that are pending are done and the threads have ended, if `wait`.
+
+        `cancel_futures`: what has not begun is cancelled. Idempotent. From one of the executor's own threads
+        `wait=True` raises RuntimeError, when the rest is done. A KeyboardInterrupt while it waits cancels what has not
+        begun, and is raised once the rest is finished; a second one is raised at once.
+        """
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_pending=cancel_futures)
+        if wait:
+            self._pool.shutdown()
+
+    # What programs look at in a ThreadPoolExecutor, though they should not.
+
+    @property
+    def _threads(self) -> set[threading.Thread]:
+        run = self._pool._run
+        return set() if run is None else set(run.threads)
+
+    @property
+    def _broken(self) -> str | bool:
+        return False if self._crew.broken is None else str(self._crew.broken)
+
+    @property
+    def _shutdown(self) -> bool:
+        return self._closed
+
+
+def _results(items: deque[Item[R]], deadline: float | None, submit_next: Callable[[], None] | None) -> Iterator[R]:
+    """The results, in the order of the items. It holds no result, and no item whose turn has come."""
+    try:
+        while items:
+            if submit_next is not None:
+                submit_next()
+            yield _take(items.popleft(), deadline)
+    finally:
+        for item in items:
+            item.cancel()
+
+
+def _take(item: Item[R], deadline: float | None) -> R:
+    try:
+        if not item.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
+        if item.raised is not None:
+            raise item.raised
+        if item.outcome is not Outcome.SUCCEEDED:
+            raise item.error or (item.crew.broken_error() if item.crew.broken is not None else CancelledError())
+        value = item.value
+        del item.value  # the worker may hold the item for a moment yet
+        return value
+    except BaseException:
+        item.cancel()
+        raise
+    finally:
+        del item  # the error's traceback holds this frame
+
+
+class _Pool(WorkerPool[Any]):
+    """A pool that may be dropped while it runs: its threads end when what is pending is done."""
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None and run.core.is_open:
+            run.core.drain()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the end of the interpreter
+
+_numbers = itertools.count()
+_processors = getattr(os, "process_cpu_count", os.cpu_count)
+_exiting = False
+
+
+def _note_exit() -> None:
+    """Runs before the pools are ended, since it was registered after that."""
+    global _exiting
+    _exiting = True
+
+
+atexit.register(_note_exit)
