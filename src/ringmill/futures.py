@@ -194,9 +194,9 @@ class PoolExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes no more calls. Waits until those that are pending are done and the threads have ended, if `wait`.
 
-        `cancel_futures`: what has not begun is cancelled. Idempotent. From one of the executor's own threads
-        `wait=True` raises RuntimeError, when the rest is done. A KeyboardInterrupt while it waits cancels what has not
-        begun, and is raised once the rest is finished; a second one is raised at once.
+        `cancel_futures`: what has not begun is cancelled. Idempotent. One of the executor's own threads cannot wait for
+        its end: RuntimeError, after the rest of this. A KeyboardInterrupt while it waits cancels what has not begun,
+        and is raised once what has is finished; a second one is raised at once.
         """
         self._closed = True
         self._pool.shutdown(wait=False, cancel_pending=cancel_futures)
