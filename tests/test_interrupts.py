@@ -126,6 +126,16 @@ gate.set()
 assert sum(1 for op in stream) == 3
 """ + POOL_GOES_ON
 NOT_TAKEN = "assert late.outcome is Outcome.PENDING and pool.stats().accepted == 2" + POOL_GOES_ON
+EXECUTOR = """
+gate = threading.Event()
+executor = PoolExecutor(1)
+held = executor.submit(gate.wait)
+"""
+EXECUTOR_GOES_ON = """
+gate.set()
+assert held.result(30) and list(executor.map(abs, [-3, 4])) == [3, 4]
+executor.shutdown()
+"""
 SLOW_INIT = """
 gate = threading.Event()
 class Slow(Worker):
@@ -151,6 +161,7 @@ WAITS = [
     Wait("put_many-list", FULL, "ring.put_many([3, 4])", USABLE_FULL),
     Wait("put_many", SOURCE, "ring.put_many(source)", USABLE_SOURCE),
     Wait("put_many-timeout", SOURCE, "ring.put_many(source, timeout=60)", USABLE_SOURCE),
+    Wait("join", FULL, "ring.join()", "ring.task_done(); ring.task_done(); ring.join()" + USABLE_FULL),
     Wait("operation", POOL, "held.wait()", POOL_GOES_ON),
     Wait("operation-timeout", POOL, "held.wait(60)", POOL_GOES_ON),
     Wait("do", POOL + "pool.do(Job()); late = Job()", "pool.do(late)", NOT_TAKEN),
@@ -161,6 +172,9 @@ WAITS = [
     Wait("wrap-thread", POOL + "stream = pool.wrap([Job(), Job(), Job()], feed='thread')", "next(stream)",
          REST_OF_STREAM),
     Wait("start", SLOW_INIT, "pool.start()", STARTS_AGAIN),
+    Wait("future", EXECUTOR, "held.result()", EXECUTOR_GOES_ON),
+    Wait("future-timeout", EXECUTOR, "held.exception(timeout=60)", EXECUTOR_GOES_ON),
+    Wait("map", EXECUTOR + "results = executor.map(abs, [-1, -2])", "next(results)", EXECUTOR_GOES_ON),
     Wait("subscription", "hub = Hub(); ring = hub.subscribe()", "ring.get()",
          "hub.broadcast(1); assert ring.get() == 1"),
     Wait("broadcast", "hub = Hub(buffer=1); ring = hub.subscribe(); hub.broadcast(1)", "hub.broadcast(2)",

@@ -14,6 +14,8 @@ cdef class RingBuffer:
     cdef WaitQueue not_full     # who waits for room
     cdef atomic[uint64_t] getters_mark  # what the count was when a getter last waited; a hint, like the next
     cdef atomic[uint64_t] putters_mark
+    cdef atomic[uint64_t] finished  # tasks; never more than were put: see the tasks in ring_buffer.pyx
+    cdef WaitQueue all_finished  # who waits in join
     cdef object traversed       # makes Cython give the type a traverse and a clear, which ours extend
     cdef object __weakref__
 
@@ -23,3 +25,4 @@ cdef class RingBuffer:
     cdef object _put_tuple(self, tuple items, int64_t deadline)
     cdef list _take(self, Py_ssize_t limit)
     cdef bint close_ring(self) except -1
+    cdef bint finish(self) except -1

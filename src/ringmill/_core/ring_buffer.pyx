@@ -15,6 +15,7 @@ from libc.string cimport memset
 from libc.stdint cimport uint64_t
 from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
+from ringmill._core.attached cimport swap64
 from ringmill._core.ring cimport (
     DONE,
     NOT_NOW,
@@ -96,6 +97,21 @@ cdef int get_more(void* wish) noexcept:
     return has_items((<RingBuffer>(<Wish*>wish).ring).ring)
 
 
+# Tasks, as queue.Queue counts them: every item put is one, until task_done() is called for it. What was ever put is
+# known from the tail, so only task_done() counts: unfinished = put_count - finished. Both only grow, and finished never
+# passes put_count; so whoever reads finished, then an equal put_count, saw all finished at the moment of the second read.
+# Only a change of `finished` can make that true, and whoever makes it looks, then wakes; the accesses are sequentially
+# consistent, as waiter.pyx wants them.
+
+cdef inline bint all_finished(RingBuffer ring) noexcept:
+    # seq_cst: a sleeper's last look; before put_count, see above
+    cdef uint64_t finished = ring.finished.load(memory_order_seq_cst)
+    return put_count(ring.ring) == finished
+
+cdef int join_attempt(void* ring) noexcept:
+    return all_finished(<RingBuffer>ring)
+
+
 @cython.trashcan(True)  # a long chain of rings in rings is dropped without as deep a recursion
 cdef class RingBuffer:
     """A bounded first-in first-out queue of Python objects, lock-free, closable.
@@ -129,6 +145,7 @@ cdef class RingBuffer:
         self.capacity = capacity
         init_queue(&self.not_empty)
         init_queue(&self.not_full)
+        init_queue(&self.all_finished)
         self.ring = new_ring()
         if self.ring != NULL:
             self.ring.capacity = self.capacity
@@ -193,6 +210,18 @@ cdef class RingBuffer:
         notify_all(&self.not_empty)
         notify_all(&self.not_full)
         return first
+
+    cdef bint finish(self) except -1:
+        # One task more is finished; wakes who waits for the last. False: none is unfinished.
+        cdef uint64_t finished = self.finished.load(memory_order_relaxed)  # relaxed: the exchange decides
+        while finished < put_count(self.ring):
+            # seq_cst: publishes to sleepers (waiter.pyx); relaxed on failure: we look again
+            if swap64(self.finished, finished, finished + 1, memory_order_seq_cst, memory_order_relaxed):
+                # seq_cst: as in notify
+                if all_finished(self) and self.all_finished.word.load(memory_order_seq_cst):
+                    notify_all(&self.all_finished)
+                return True
+        return False
 
     # -----------------------------------------------------------------------------------------------------------
     # for Python
@@ -414,11 +443,33 @@ cdef class RingBuffer:
         self.close_ring()
 
     def shutdown(self, immediate=False):
-        """`close` by `queue.Queue`'s name; `immediate=True` also drops what is left."""
+        """`close` by `queue.Queue`'s name; `immediate=True` also drops what is left: tasks that are finished."""
+        cdef Py_ssize_t dropped
         self.close_ring()
         if immediate:
-            _drop_items(self)
+            dropped = _drop_items(self)
             notify_all(&self.not_empty)
+            while dropped and self.finish():
+                dropped -= 1
+
+    def task_done(self):
+        """Says that an item that was taken has been dealt with, for `join`. Never blocks; safe from any thread.
+
+        ValueError when it is called more often than items were put. Who does not use it pays nothing for it.
+        """
+        if not self.finish():
+            raise ValueError("task_done() called too many times")
+
+    def join(self):
+        """Blocks until `task_done` has been called for every item that was put. Safe from any thread."""
+        if not all_finished(self):
+            wait_for(&self.all_finished, join_attempt, join_attempt, <void*>self, NULL, 0, NEVER)
+
+    @property
+    def unfinished_tasks(self):
+        """For how many of the items that were put `task_done` has not been called; a snapshot."""
+        cdef uint64_t finished = self.finished.load(memory_order_seq_cst)  # seq_cst: as in all_finished
+        return put_count(self.ring) - finished
 
     def __len__(self):
         """How many items are there; a snapshot."""
@@ -440,8 +491,18 @@ cdef class RingBuffer:
         return size(self.ring) == self.capacity
 
     @property
+    def maxsize(self):
+        """The capacity, by `queue.Queue`'s name."""
+        return self.capacity
+
+    @property
     def closed(self):
         """Whether the ring is closed; once True, for ever."""
+        return is_shut(self.ring)
+
+    @property
+    def is_shutdown(self):
+        """`closed`, by `queue.Queue`'s name."""
         return is_shut(self.ring)
 
     def __iter__(self):
@@ -487,13 +548,14 @@ cdef object _raise_get(RingBuffer ring, int result):
 # ---------------------------------------------------------------------------------------------------------------
 # the garbage collector: Cython knows nothing of the slots (rule 11)
 
-cdef void _drop_items(RingBuffer self) noexcept:
-    # Takes and releases what is there now; each DECREF may run anything, which finds the ring whole.
+cdef Py_ssize_t _drop_items(RingBuffer self) noexcept:
+    # Takes and releases what is there now, and counts it; each DECREF may run anything, which finds the ring whole.
     cdef PyObject* item = NULL
-    cdef Py_ssize_t left = size(self.ring)
-    while left > 0 and try_get(self.ring, &item, NULL) == DONE:
+    cdef Py_ssize_t left = size(self.ring), dropped = 0
+    while dropped < left and try_get(self.ring, &item, NULL) == DONE:
+        dropped += 1
         Py_DECREF(<object>item)
-        left -= 1
+    return dropped
 
 
 cdef PyTypeObject* ring_type = <PyTypeObject*>RingBuffer
