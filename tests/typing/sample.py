@@ -1,4 +1,4 @@
-"""A typed use of ringmill, for `mypy --strict`; not run."""
+"""A typed use of ringmill, for `mypy --strict` and pyright; not run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def use() -> None:
 
 
 def misuse(pool: WorkerPool[Fetch]) -> None:
-    pool.do("not an operation")  # type: ignore[arg-type]
-    RingBuffer("three")  # type: ignore[arg-type]
-    PoolExecutor(4).submit(len, 3)  # type: ignore[arg-type]
-    PoolExecutor(4, context=0)  # type: ignore[arg-type]
+    pool.do("not an operation")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RingBuffer("three")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    PoolExecutor(4).submit(len, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    PoolExecutor(4, context=0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,67 @@
+"""A typed use of ringmill's async side, for `mypy --strict` and pyright; not run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import assert_type
+
+from ringmill import Hub, Operation, RingBuffer, Stream, Subscription, Task, TaskWorker, Worker, WorkerPool
+
+
+class Fetch(Operation):
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+class Fetcher(Worker[Fetch]):
+    def process(self, op: Fetch) -> None:
+        print(op.url)
+
+
+async def urls() -> AsyncIterator[Fetch]:
+    yield Fetch("a")
+
+
+async def use() -> None:
+    ring: RingBuffer[int] = RingBuffer(8)
+    await ring.aput(1)
+    assert_type(await ring.aget(), int)
+    async for item in ring:
+        assert_type(item, int)
+
+    async with WorkerPool([Fetcher()]) as pool:
+        assert_type(pool, WorkerPool[Fetch])
+        op = await pool.ado(Fetch("a"))
+        assert_type(op, Fetch)
+        assert_type(await op, Fetch)
+        stream = pool.wrap(urls())
+        assert_type(stream, Stream[Fetch])
+        async for fetch in stream:
+            assert_type(fetch, Fetch)
+        assert_type(await stream.aget(), Fetch)
+        async with pool.wrap(urls()) as opened:
+            assert_type(opened, Stream[Fetch])
+
+    async with WorkerPool([TaskWorker()]) as tasks:
+        task = Task(len, "abc")
+        await tasks.ado(task)
+        assert_type(await task, int)
+
+    hub: Hub[str] = Hub()
+    subscription = hub.subscribe()
+    assert_type(subscription, Subscription[str])
+    assert_type(await hub.asignal("a"), Subscription[str] | None)
+    assert_type(await hub.abroadcast("b"), int)
+    assert_type(await subscription.aget(), str)
+    assert_type(subscription.get(), str)
+    assert_type(subscription.get_many(), list[str])
+    async for text in subscription:
+        assert_type(text, str)
+    for text in subscription:
+        assert_type(text, str)
+
+
+async def misuse(pool: WorkerPool[Fetch], ring: RingBuffer[int], hub: Hub[str]) -> None:
+    await pool.ado("not an operation")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await ring.aput("three")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await hub.asignal(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
