@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from . import bench_executor, bench_growth, bench_hub, bench_pool, bench_ring_buffer, bench_subscription_ring
+from . import (
+    bench_executor,
+    bench_growth,
+    bench_hub,
+    bench_loops,
+    bench_pool,
+    bench_ring_buffer,
+    bench_subscription_ring,
+)
 from .harness import Suite, add_options, open_suite
 
 TOPICS = {
@@ -13,6 +21,7 @@ TOPICS = {
     "pool": bench_pool,
     "executor": bench_executor,
     "hub": bench_hub,
+    "loops": bench_loops,
     "subscription_ring": bench_subscription_ring,
     "growth": bench_growth,
 }

@@ -30,6 +30,7 @@ culsans = optional("culsans", "culsans")
 aiologic = optional("aiologic", "aiologic")
 ft_concurrency = optional("ft_utils.concurrency", "ft-utils")
 pebble = optional("pebble", "pebble")
+janus = optional("janus", "janus")
 
 
 def versions() -> str:
@@ -41,7 +42,7 @@ def versions() -> str:
         except PackageNotFoundError:
             return f"no {package}"
 
-    return ", ".join(one(package) for package in ("culsans", "aiologic", "ft-utils", "pebble"))
+    return ", ".join(one(package) for package in ("culsans", "aiologic", "ft-utils", "janus", "pebble"))
 
 
 class Verbs(NamedTuple):
