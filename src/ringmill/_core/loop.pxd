@@ -43,6 +43,7 @@ cdef object await_for(WaitQueue* q, Attempt attempt, Attempt more, void* context
 
 # Makes it a sleeper for the running task. RuntimeError where no loop runs.
 cdef int settle_in(LoopSleeper sleeper) except -1
+cpdef bint in_trio() except -1
 # Who runs: asyncio's or trio's task, borrowed; NULL if none does.
 cdef void* running_task() except? NULL
 # An awaitable where the loop's own calls would yield even if they need not wait (trio); None elsewhere.

@@ -123,7 +123,8 @@ cdef object _asyncio_loop():
     return events._get_running_loop() if events is not None else None
 
 
-cdef bint _in_trio() except -1:
+cpdef bint in_trio() except -1:
+    # Whether trio runs a task on this thread.
     lowlevel = modules.get("trio.lowlevel")
     if lowlevel is None:
         return False
@@ -134,11 +135,6 @@ cdef bint _in_trio() except -1:
     return True
 
 
-def in_trio():
-    """Whether trio runs on this thread."""
-    return _in_trio()
-
-
 cdef object _asyncio_task():
     # asyncio's task that runs on this thread, or None; where no loop runs, an error.
     return modules["asyncio"].current_task()
@@ -146,7 +142,7 @@ cdef object _asyncio_task():
 
 cdef int settle_in(LoopSleeper sleeper) except -1:
     cdef Landing landing = None
-    cdef bint trio = _in_trio()  # before asyncio: trio may run as its guest
+    cdef bint trio = in_trio()  # before asyncio: trio may run as its guest
     home = modules["trio.lowlevel"].current_trio_token() if trio else _asyncio_loop()
     if home is None:
         raise RuntimeError("no asyncio or trio event loop is running on this thread")
@@ -163,7 +159,7 @@ cdef int settle_in(LoopSleeper sleeper) except -1:
 
 
 cdef void* running_task() except? NULL:
-    if _in_trio():
+    if in_trio():
         task = modules["trio.lowlevel"].current_task()
     elif _asyncio_loop() is not None:
         task = _asyncio_task()
@@ -173,7 +169,7 @@ cdef void* running_task() except? NULL:
 
 
 cdef object checkpoint():
-    return modules["trio.lowlevel"].checkpoint() if _in_trio() else None
+    return modules["trio.lowlevel"].checkpoint() if in_trio() else None
 
 
 cdef class LoopSleeper(Sleeper):

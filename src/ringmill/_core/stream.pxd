@@ -11,11 +11,12 @@ from ringmill._core.waiter cimport ShortLock, WaitQueue
 
 @cython.final
 cdef class Stream:
-    cdef Feed feed                  # written once, like the next five
+    cdef Feed feed                  # written once, like the next six
     cdef Core core
     cdef bint wraps                 # of a wrap: dropping it closes it
     cdef bint draws                 # the reader draws the source, under `turn`
     cdef bint awaits                # by `await` only
+    cdef bint async_source          # a task draws it by `await`
     cdef bint resets
     cdef object source              # the iterator that is drawn, until it is exhausted; guarded by `turn`
     cdef atomic[uint32_t] busy      # 1: a reader has the turn
@@ -32,6 +33,7 @@ cdef class Stream:
     cdef int give_turn(self) except -1
     cdef object not_here(self)
     cdef bint draw(self) except -1
+    cdef bint draw_here(self) except -1
     cdef bint drawn(self, object op) except -1
     cdef bint end_source(self, object error) except -1
     cdef bint source_raised(self, object error) except -1

@@ -48,7 +48,7 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
-from ringmill._core.loop cimport await_for, checkpoint, running_task
+from ringmill._core.loop cimport await_for, checkpoint, in_trio, running_task
 from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.waiter cimport (
     NEVER,
@@ -124,6 +124,7 @@ cdef class Stream:
         self.wraps = wraps
         self.draws = draws
         self.awaits = awaits
+        self.async_source = draws and hasattr(type(source), "__anext__")
         self.resets = resets
         init_queue(&self.turn)
         # relaxed: published with the object
@@ -273,20 +274,25 @@ cdef class Stream:
     # async readers
 
     async def _take_turn(self):
-        # As take_turn. The holder is known by its task.
-        cdef void* task = running_task()
+        # As take_turn. While an async source is drawn, the holder is known by its task.
+        cdef void* task = running_task() if self.async_source else NULL
         if not turn_attempt(<void*>self):
             if task and self.reader.load(memory_order_relaxed) == <uint64_t>task:  # relaxed: as take_turn
                 raise RuntimeError("the source of a stream reads that stream")
             await await_for(&self.turn, turn_attempt, turn_more, <void*>self, self)
         self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as take_turn
 
+    cdef bint draw_here(self) except -1:
+        # An iterable's next, for an async reader that has the turn.
+        self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as take_turn
+        try:
+            return self.draw()
+        finally:
+            self.reader.store(0, memory_order_relaxed)  # relaxed: as take_turn
+
     async def _draw(self):
-        # As draw. An async generator that is given up on is closed here: its loop's collector would have to do it.
+        # As draw, of an async source. A generator that is given up on is closed: its loop's collector would have to do it.
         source = self.source
-        if not hasattr(type(source), "__anext__"):
-            self.draw()
-            return
         if is_shut(self.feed.pending.ring):
             self.source = None
             await _close_source(source)
@@ -311,7 +317,7 @@ cdef class Stream:
     async def _read(self):
         # As read, and gives the operation; None at the end.
         cdef PyObject* op = NULL
-        cdef int result = NOT_NOW
+        cdef int result
         point = checkpoint()
         if point is not None:
             await point
@@ -320,15 +326,22 @@ cdef class Stream:
         if not self.draws:
             found = await self._read_ready()
         else:
-            await self._take_turn()
+            if self.async_source or not turn_attempt(<void*>self):
+                await self._take_turn()
             try:
-                if self.source is not None and self.feed.places() > 0:
-                    await self._draw()  # one for the one that we take
+                if self.source is not None and self.feed.places() > 0:  # one for the one that we take
+                    if self.async_source:
+                        await self._draw()
+                    else:
+                        self.draw_here()
                 while True:
                     result = try_get(self.feed.ready.ring, &op, NULL)
                     if result != NOT_NOW or self.source is None or self.feed.places() <= 0:
                         break
-                    await self._draw()
+                    if self.async_source:
+                        await self._draw()
+                    else:
+                        self.draw_here()
                 if result == NOT_NOW:
                     found = await self._read_ready()
                 else:
@@ -374,10 +387,16 @@ cdef class Stream:
         return self
 
     async def __anext__(self):
-        op = await self._read()
-        if op is None:
+        cdef PyObject* op = NULL
+        if not self.draws and self.core.epoch == epoch_now and not in_trio():  # the short way; trio wants a checkpoint
+            if try_get(self.feed.ready.ring, &op, NULL) == DONE:
+                if self.wraps:
+                    self.taken(1)
+                return steal(op)
+        found = await self._read()
+        if found is None:
             raise StopAsyncIteration
-        return op
+        return found
 
     # -----------------------------------------------------------------------------------------------------------
 
