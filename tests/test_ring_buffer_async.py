@@ -165,7 +165,7 @@ def test_a_put_from_a_signal_handler_wakes_a_sleeping_loop(backend: str) -> None
 
     def send() -> None:
         while not taken.wait(0.002):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # which must be the one that is woken
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # the one to wake
 
     async def main() -> None:
         for _ in range(20):
