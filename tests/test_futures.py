@@ -12,12 +12,14 @@ import re
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError, as_completed, wait
 from typing import Any
 
 import pytest
 
-from ringmill import PoolExecutor, Reject, Retry
+from ringmill import Operation, PoolExecutor, Reject, Retry
+from ringmill.calls import Call
 from tests.threads import run_threads, start_threads, wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
@@ -44,7 +46,7 @@ class Held:
 
         def hold() -> None:
             begun.wait(LONG)
-            self.gate.wait(LONG)
+            self.gate.wait()
 
         self.futures = [self.executor.submit(hold) for _ in range(self.threads)]
         begun.wait(LONG)
@@ -186,14 +188,22 @@ def test_nothing_is_kept_of_a_call_that_is_over() -> None:
 # futures
 
 
-def test_a_pending_call_can_be_cancelled() -> None:
-    ran = []
+def test_a_pending_call_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    entered = threading.Barrier(3)
+
+    def wait_as_well(call: Call, timeout: float | None) -> bool:
+        entered.wait(LONG)
+        return Operation.wait(call, timeout)
+
     with PoolExecutor(1) as executor:
         told: list[Future[Any]] = []
         with Held(executor, 1) as held:
             future = executor.submit(ran.append, 1)
             future.add_done_callback(told.append)
+            monkeypatch.setattr(Call, "wait", wait_as_well)
             waiting = start_threads(lambda: future.exception(LONG), lambda: future.result(LONG))
+            entered.wait(LONG)  # both have seen that it is pending
             assert not held.futures[0].cancel()
             assert future.cancel()
             assert future.cancel()
@@ -223,14 +233,17 @@ def test_a_future_that_is_done_cannot_be_cancelled() -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.01])
 def test_timeouts_of_futures(timeout: float) -> None:
+    called: list[int] = []
     with PoolExecutor(1) as executor, Held(executor, 1) as held:
         with pytest.raises(TimeoutError):
             held.futures[0].result(timeout)
         with pytest.raises(TimeoutError):
             held.futures[0].exception(timeout)
+        results = executor.map(called.append, [1, 2], timeout=timeout)
         with pytest.raises(TimeoutError):
-            next(executor.map(double, [1], timeout=timeout))
+            next(results)
         assert held.futures[0].running()
+    assert not called  # what was too late is cancelled
 
 
 def test_a_callback_may_wait_for_one_that_waits_for_the_result() -> None:
@@ -258,6 +271,35 @@ def test_callbacks_are_called_once_in_order_whatever_they_raise(caplog: pytest.L
         future.add_done_callback(lambda future: calls.append(3))
     assert calls == [1, 8, 3]
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["callback"]
+
+
+def test_an_error_goes_with_its_future() -> None:
+    """No cycle is left of it, its traceback and the future for the collector to find."""
+
+    class Unlike(ValueError):
+        pass
+
+    def raise_it(_: object) -> None:
+        raise Unlike
+
+    def attempt(way: Callable[[], object]) -> weakref.ref[Unlike]:
+        try:
+            way()
+        except Unlike as error:
+            return weakref.ref(error)
+        raise AssertionError("it raised nothing")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with PoolExecutor(1) as executor:
+            seen = [
+                attempt(lambda: executor.submit(raise_it, 1).result(LONG)),
+                attempt(lambda: next(executor.map(raise_it, [1]))),
+            ]
+            wait_until(lambda: executor.submit(double, 1).result(LONG) == 2 and [ref() for ref in seen] == [None, None])
+    finally:
+        gc.enable()
 
 
 def test_wait_and_as_completed_among_many() -> None:

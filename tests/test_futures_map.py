@@ -106,6 +106,25 @@ def test_map_goes_by_way_of_a_submit_that_is_overridden() -> None:
         assert executor.count == 3
 
 
+def test_map_draws_no_more_from_a_source_that_has_ended() -> None:
+    class Twice:
+        """Ends, and would begin again."""
+
+        count = 0
+
+        def __iter__(self) -> Twice:
+            return self
+
+        def __next__(self) -> int:
+            self.count += 1
+            if self.count % 3 == 0:
+                raise StopIteration
+            return self.count
+
+    with PoolExecutor(1) as executor:
+        assert list(executor.map(double, Twice())) == [2, 4]
+
+
 def test_map_of_nothing() -> None:
     with PoolExecutor(1) as executor:
         assert list(executor.map(double, [])) == []

@@ -153,10 +153,11 @@ class Hand(Worker[Any]):
             op.run()
         else:
             op.refuse()
+        del op  # an error's traceback holds the frame that ran it, and that this one
 
     def _get_ready(self) -> bool:
         crew = self.crew
-        if crew.broken is None and crew.initializer is not None:
+        if crew.initializer is not None:
             try:
                 crew.initializer(*crew.initargs)
                 self.ready = True
