@@ -1,0 +1,3 @@
+VERSION: str
+COMPILER: str
+FLAGS: str
