@@ -29,7 +29,7 @@ def printed(*options: str) -> dict[str, str]:
 
 def test_the_version_is_that_of_pyproject_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert ringmill.__version__ == build.VERSION == project["version"]
+    assert ringmill.__version__ == build.version == project["version"]
     assert importlib.metadata.version("ringmill") == project["version"]
 
 
@@ -44,19 +44,19 @@ def test_python_m_ringmill_prints_what_a_bug_report_needs() -> None:
     assert lines["ringmill"] == ringmill.__version__
     assert lines["Python"].startswith(platform.python_version())
     assert lines["system"].endswith(platform.machine())
-    assert lines["compiler"] == build.COMPILER
-    assert lines["flags"] == build.FLAGS
+    assert lines["compiler"] == build.compiler
+    assert lines["flags"] == build.flags
 
 
 def test_the_compiler_and_its_flags_are_those_of_the_build() -> None:
     if sys.platform == "win32":
-        assert build.COMPILER.startswith("MSVC 19")
-        assert "/std:c++17" in build.FLAGS.split()
+        assert build.compiler.startswith("MSVC 19")
+        assert "/std:c++17" in build.flags.split()
         return
-    name, number = build.COMPILER.split()[:2]
+    name, number = build.compiler.split()[:2]
     assert name in ("GCC", "Clang")
     assert number[0].isdigit()
-    flags = build.FLAGS.split()
+    flags = build.flags.split()
     assert "-std=c++17" in flags
     assert "-fPIC" in flags or sys.platform == "darwin"
     assert not any("/" in flag for flag in flags)

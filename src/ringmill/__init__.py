@@ -1,6 +1,6 @@
 """Worker pools and publish/subscribe hubs on lock-free rings."""
 
-from ._core.build import VERSION as __version__
+from ._core.build import version as __version__
 from ._core.ring_buffer import RingBuffer
 from ._core.subscription_ring import SubscriptionRing
 from .errors import (
@@ -44,4 +44,5 @@ __all__ = [
     "WorkerInitError",
     "WorkerPool",
     "WorkerStats",
+    "__version__",
 ]

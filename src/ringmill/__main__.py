@@ -6,19 +6,19 @@ import platform
 import sys
 import sysconfig
 
-from ._core.build import COMPILER, FLAGS, VERSION
+from ._core import build
 
 
 def report() -> str:
     """The lines that are printed."""
     return "\n".join(
         [
-            f"ringmill  {VERSION}",
+            f"ringmill  {build.version}",
             f"Python    {' '.join(sys.version.split())}",
             f"GIL       {_gil()}",
             f"system    {platform.platform()}, {platform.machine()}",
-            f"compiler  {COMPILER}",
-            f"flags     {FLAGS}",
+            f"compiler  {build.compiler}",
+            f"flags     {build.flags}",
         ]
     )
 

@@ -1,3 +1,3 @@
-VERSION: str
-COMPILER: str
-FLAGS: str
+version: str
+compiler: str
+flags: str

@@ -16,10 +16,10 @@ cdef extern from *:
     #define RINGMILL_COMPILER "unknown"
     #endif
     """
-    const char* version "RINGMILL_VERSION"
-    const char* compiler "RINGMILL_COMPILER"
-    const char* flags "RINGMILL_FLAGS"
+    const char* _version "RINGMILL_VERSION"
+    const char* _compiler "RINGMILL_COMPILER"
+    const char* _flags "RINGMILL_FLAGS"
 
-VERSION = version.decode()
-COMPILER = compiler.decode().strip()
-FLAGS = flags.decode()
+version = _version.decode()
+compiler = _compiler.decode().strip()
+flags = _flags.decode()
