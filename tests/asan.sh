@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests under AddressSanitizer and UndefinedBehaviorSanitizer; fails where a test does or one of them reports.
+# Runs the tests under AddressSanitizer and UndefinedBehaviorSanitizer; fails if a test does, or if there is a report.
 #
 #   tests/asan.sh PYTHON [ARGUMENT FOR PYTEST]...      for example  tests/asan.sh python3.13 tests/test_pool.py
 #
@@ -24,8 +24,17 @@ cd "$work"
 RINGMILL_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g" \
     venv/bin/python -m pip install -q ".[test]"
 
+# Each process writes its report to a file of its own: pytest captures what goes to stderr.
 export PYTHONMALLOC=malloc
-export ASAN_OPTIONS="detect_leaks=0:abort_on_error=1"
-export UBSAN_OPTIONS="print_stacktrace=1"
-export LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)"
-venv/bin/python -m pytest -p no:cacheprovider "$@"
+export ASAN_OPTIONS="log_path=$work/report detect_leaks=0 abort_on_error=1"
+export UBSAN_OPTIONS="log_path=$work/report print_stacktrace=1"
+status=0
+LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)" \
+    venv/bin/python -m pytest -p no:cacheprovider "$@" || status=$?
+
+shopt -s nullglob
+reports=("$work"/report.*)
+((${#reports[@]})) && cat "${reports[@]}"
+echo "asan.sh: ${#reports[@]} reports; the tests ended with status $status"
+((${#reports[@]} == 0)) || exit 1
+exit "$status"

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+import ringmill
+
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
@@ -126,6 +128,13 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCE.sub("", text)):
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    documented = {*re.findall(r"autoclass:: ringmill\.(\w+)", text), *ringmill.errors.__all__, "__version__"}
+    assert "automodule:: ringmill.errors" in text
+    assert set(ringmill.__all__) - documented == set()
 
 
 @pytest.mark.parametrize(
