@@ -46,7 +46,7 @@ if unshare -rn true 2>/dev/null; then
     alone+=(unshare -rn)
 fi
 say "a wheel from the sdist: ${alone[*]} pip wheel"
-CFLAGS=-g0 "${alone[@]}" build/bin/pip wheel -q --no-build-isolation --no-deps -w raw dist/*.tar.gz
+RINGMILL_CXXFLAGS=-g0 "${alone[@]}" build/bin/pip wheel -q --no-build-isolation --no-deps -w raw dist/*.tar.gz
 if [[ $(uname) == Linux ]]; then
     PATH="$work/build/bin:$PATH" auditwheel repair -w wheel raw/*.whl
 else
