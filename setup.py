@@ -1,12 +1,16 @@
 """Names the compiled modules; everything else about the project is in pyproject.toml."""
 
+import json
 import os
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 MODULES = [
+    "build",
     "spin",
     "waiter",
     "loop",
@@ -21,11 +25,43 @@ MODULES = [
     "subscription",
 ]
 
+
+class RecordedBuild(build_ext):
+    """Compiles the version and the compiler's flags into _core.build, from where `python -m ringmill` prints them."""
+
+    def build_extension(self, ext):
+        if ext.name == "ringmill._core.build":
+            self.write_record(ext)
+        super().build_extension(ext)
+
+    def write_record(self, ext):
+        compiler = self.compiler
+        if compiler.compiler_type == "msvc":
+            if not compiler.initialized:
+                compiler.initialize()
+            own = compiler.compile_options
+        else:
+            own = compiler.compiler_so_cxx
+        # What names a path says something about the machine that built it, and nothing about the result.
+        named = [flag for flag in [*own, *ext.extra_compile_args] if flag[0] in "-/" and not set("/\\") & set(flag[1:])]
+        record = (
+            f"#define RINGMILL_VERSION {json.dumps(self.distribution.get_version())}\n"
+            f"#define RINGMILL_FLAGS {json.dumps(' '.join(named))}\n"
+        )
+        header = Path(self.build_temp) / "ringmill_build.h"
+        header.parent.mkdir(parents=True, exist_ok=True)
+        if not header.exists() or header.read_text(encoding="utf-8") != record:
+            header.write_text(record, encoding="utf-8")
+        ext.include_dirs.append(str(header.parent))
+        ext.depends.append(str(header))
+
+
 # RINGMILL_CXXFLAGS adds flags of the caller's own, for example -fsanitize=thread (see CONTRIBUTING.md).
 flags = ["/std:c++17"] if sys.platform == "win32" else ["-std=c++17"]
 extra = os.environ.get("RINGMILL_CXXFLAGS", "").split()
 
 setup(
+    cmdclass={"build_ext": RecordedBuild},
     ext_modules=cythonize(
         [
             Extension(

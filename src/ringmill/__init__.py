@@ -1,5 +1,6 @@
 """Worker pools and publish/subscribe hubs on lock-free rings."""
 
+from ._core.build import version as __version__
 from ._core.ring_buffer import RingBuffer
 from ._core.subscription_ring import SubscriptionRing
 from .errors import (
@@ -45,4 +46,5 @@ __all__ = [
     "WorkerInitError",
     "WorkerPool",
     "WorkerStats",
+    "__version__",
 ]

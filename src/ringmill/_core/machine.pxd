@@ -14,7 +14,7 @@ cdef extern from *:
     #if defined(_MSC_VER)
     #include <intrin.h>
     #endif
-    static inline void ringmill_pause(void) {
+    [[maybe_unused]] static inline void ringmill_pause(void) {
     #if defined(_MSC_VER) && (defined(_M_ARM64) || defined(_M_ARM))
         __yield();
     #elif defined(_MSC_VER)
@@ -25,8 +25,8 @@ cdef extern from *:
         __asm__ __volatile__("isb" ::: "memory");
     #endif
     }
-    static inline void ringmill_yield(void) { std::this_thread::yield(); }
-    static inline std::int64_t ringmill_now(void) {
+    [[maybe_unused]] static inline void ringmill_yield(void) { std::this_thread::yield(); }
+    [[maybe_unused]] static inline std::int64_t ringmill_now(void) {
         using namespace std::chrono;
         return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
     }
@@ -36,7 +36,7 @@ cdef extern from *:
     #define RINGMILL_FREE_THREADED 0
     #endif
     /* Hands an owned reference to Cython, which takes it over: no INCREF and DECREF on the way. */
-    static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
+    [[maybe_unused]] static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
     #endif
     """
     void pause "ringmill_pause"() noexcept nogil

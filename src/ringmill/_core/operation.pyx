@@ -141,7 +141,8 @@ cdef class OperationBase:
     cdef bint quash(self, uint32_t home) noexcept nogil:
         # QUEUED in that pool, or NEW for home 0, -> CANCELLED. The caller calls tell(). False: look again.
         cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
-        while seen & PHASE == (QUEUED if home else NEW) and seen >> HOME_SHIFT == home:
+        cdef uint32_t pending = QUEUED if home else NEW
+        while seen & PHASE == pending and seen >> HOME_SHIFT == home:
             # acq_rel: as begin, with which it races
             if swap64(
                 self.state, seen, (seen & (WAITED | RELEASED | PLACED)) | CANCELLED, memory_order_acq_rel, memory_order_relaxed

@@ -64,8 +64,8 @@ cdef extern from *:
     };
     static_assert(sizeof(RingmillRing) == 384, "the constants, head and tail must not share a cache line");
     static_assert(sizeof(RingmillSlot) == 2 * sizeof(std::uint64_t), "the stamp must be as small as its word");
-    static inline RingmillRing* ringmill_new_ring(void) { return new (std::nothrow) RingmillRing(); }
-    static inline void ringmill_delete_ring(RingmillRing* ring) { delete ring; }
+    [[maybe_unused]] static inline RingmillRing* ringmill_new_ring(void) { return new (std::nothrow) RingmillRing(); }
+    [[maybe_unused]] static inline void ringmill_delete_ring(RingmillRing* ring) { delete ring; }
     #endif
     """
     cppclass Slot "RingmillSlot":

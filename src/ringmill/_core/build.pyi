@@ -1,0 +1,3 @@
+version: str
+compiler: str
+flags: str
