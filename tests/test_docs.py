@@ -7,7 +7,6 @@ A `python` block runs. A `text` block that follows it is what it prints; one tha
 from __future__ import annotations
 
 import json
-import pkgutil
 import re
 import subprocess
 import sys
@@ -22,17 +21,6 @@ import ringmill
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
-
-# What a page needs that may not have landed yet. The page is skipped until all of it is there, and says what is not.
-NEEDS = {
-    "docs/howto/asyncio.md": [
-        *(f"ringmill:RingBuffer.{name}" for name in ("aput", "aget", "__aiter__")),
-        *(f"ringmill:WorkerPool.{name}" for name in ("ado", "__aenter__")),
-        *(f"ringmill:Hub.{name}" for name in ("asignal", "abroadcast")),
-        *(f"ringmill:{name}" for name in ("Operation.__await__", "Stream.__aiter__", "Subscription.__aiter__")),
-    ],
-    "docs/howto/executor.md": ["ringmill.futures:PoolExecutor"],
-}
 
 SHELL = {
     "pip install ringmill": "by hand, once it is published",
@@ -95,14 +83,6 @@ def programs(text: str) -> list[tuple[int, str, str]]:
     return found
 
 
-def exists(name: str) -> bool:
-    try:
-        pkgutil.resolve_name(name)
-    except (ImportError, AttributeError):
-        return False
-    return True
-
-
 def run(page: str, text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", RUNNER, page],
@@ -113,9 +93,6 @@ def run(page: str, text: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    if missing := [name for name in NEEDS.get(page, []) if not exists(name)]:
-        programs(text)  # its form at least
-        pytest.skip(f"{page} needs {', '.join(missing)}")
     if not programs(text):
         return
     result = run(page, text)
