@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 import types
 import unittest
 from concurrent import futures
@@ -25,15 +24,8 @@ LEFT_OUT = {
     "test_idle_thread_reuse": "counts ThreadPoolExecutor._threads: an executor of ours starts all at once",
     "test_threads_terminate": "counts ThreadPoolExecutor._threads: an executor of ours starts all at once",
     "test_thread_names_default": "looks for the name of ThreadPoolExecutor's own class in ThreadPoolExecutor._threads",
-    "test_cancel_futures": "expects that a call has begun once 50 are submitted: so it is where a submission starts a "
-    "thread and waits for that; test_futures_end.py has the same with a call that is known to have begun",
     "test_exception_with_success": "notifies Future._condition, which ours does not have: it has only a lock there",
 }
-
-if sys.version_info < (3, 13):
-    LEFT_OUT["test_cancel_futures_wait_false"] = (
-        "expects that a call has begun once it is submitted; later versions of the test do not (CPython's gh-116682)"
-    )
 
 PACKAGE = "test.test_concurrent_futures"
 

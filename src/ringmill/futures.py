@@ -28,6 +28,8 @@ from .pool import WorkerPool
 
 __all__ = ["PoolExecutor"]
 
+LONGEST_BEGINNING = 1.0  # seconds in which a free thread surely takes a call, unless all threads wait for calls
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -194,14 +196,26 @@ class PoolExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes no more calls. Waits until those that are pending are done and the threads have ended, if `wait`.
 
-        `cancel_futures`: what has not begun is cancelled. Idempotent. One of the executor's own threads cannot wait for
-        its end: RuntimeError, after the rest of this. A KeyboardInterrupt while it waits cancels what has not begun,
-        and is raised once what has is finished; a second one is raised at once.
+        `cancel_futures`: what has not begun is cancelled, once each thread that is free has begun one. Idempotent. One
+        of the executor's own threads cannot wait for its end: RuntimeError, after the rest of this. A KeyboardInterrupt
+        while it waits cancels what has not begun, and is raised once what has is finished; a second one is raised at
+        once.
         """
         self._closed = True
+        if cancel_futures:
+            self._let_begin()
         self._pool.shutdown(wait=False, cancel_pending=cancel_futures)
         if wait:
             self._pool.shutdown()
+
+    def _let_begin(self) -> None:
+        """A call that a free thread was about to begin has not been left for want of a thread: for a moment, waits."""
+        deadline = time.monotonic() + LONGEST_BEGINNING
+        while time.monotonic() < deadline:
+            stats = self._pool.stats()
+            if not stats.queued or stats.running >= self._max_workers:
+                return
+            time.sleep(0.0005)
 
     # What programs look at in a ThreadPoolExecutor, though they should not.
 
