@@ -338,9 +338,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
             return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, 0, ())
         total, rows = run.core.stats()
         names = [runner.name for runner in run.core.runners]
-        return PoolStats(
-            **total, workers=tuple(WorkerStats(name=name, **row) for name, row in zip(names, rows, strict=True))
-        )
+        # A list, no generator: where memory is short, CPython 3.12 and 3.13 crash in one whose call fails.
+        workers = [WorkerStats(name=name, **row) for name, row in zip(names, rows, strict=True)]
+        return PoolStats(**total, workers=tuple(workers))
 
     def __repr__(self) -> str:
         run = getattr(self, "_run", None)

@@ -147,6 +147,13 @@ cdef class Books(Home):
             feed.bell.target = &self.idle
             feed.bell.owner = self
         self.kept[feed] = None
+        if feed.ready is not None:
+            try:
+                self.streams.add(feed)
+            except BaseException:
+                self.kept.pop(feed, None)
+                raise
+        # Nothing fails from here on: a feed that is linked is served, and counted as accepted.
         acquire(&self.lock)
         open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         if open:
@@ -164,9 +171,8 @@ cdef class Books(Home):
         release(&self.lock)
         if not open:
             self.kept.pop(feed, None)
+            self.streams.discard(feed)
             raise self.stopped_error()
-        if feed.ready is not None:
-            self.streams.add(feed)
         notify(&self.idle)
         return 0
 

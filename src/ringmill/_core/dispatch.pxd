@@ -16,7 +16,7 @@ cdef class Core(Redrives):
     cdef bint hand_aside(self, OperationBase op) except -1
     cdef object handed(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
-    cdef object give_up(self, OperationBase op, object error)
+    cdef bint give_up(self, OperationBase op) except -1
     cdef int do_aside(self, OperationBase op) except -1
     cdef PyObject* next_feed(self, PyObject* after, Runner sleeper) except? NULL
     cdef bint any_work(self, Runner runner) noexcept

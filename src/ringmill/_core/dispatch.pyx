@@ -110,9 +110,10 @@ cdef class Core(Redrives):
         if carries(<PyObject*>op, self.carry):
             try:
                 op.set_context(PyContext_CopyCurrent())
-            except MemoryError as error:
-                self.give_up(op, error)
-                return True
+            except BaseException:
+                if not self.give_up(op):
+                    return True
+                raise
         if self.current() is None:
             return False
         self.do_aside(op)
@@ -124,9 +125,11 @@ cdef class Core(Redrives):
             notify(&self.idle)
             return op
         Py_DECREF(op)  # was to be the inbox's
+        if not self.give_up(op):
+            return op
         if result == SHUT:
-            return self.give_up(op, self.stopped_error())
-        return self.give_up(op, queue.Full(f"no room in the queue of {self.policy!r}"))
+            raise self.stopped_error()
+        raise queue.Full(f"no room in the queue of {self.policy!r}")
 
     cdef object do(self, OperationBase op, int64_t deadline):
         cdef Asking asking
@@ -140,9 +143,11 @@ cdef class Core(Redrives):
             result = do_attempt(&asking)
             if result == NOT_NOW:
                 result = wait_for(&self.inbox.not_full, do_attempt, do_more, &asking, NULL, 0, deadline)
-        except BaseException as error:
+        except BaseException:
             Py_DECREF(op)
-            return self.give_up(op, error)
+            if not self.give_up(op):
+                return op
+            raise
         return self.handed(op, result)
 
     async def ado(self, OperationBase op):
@@ -157,42 +162,46 @@ cdef class Core(Redrives):
             result = do_attempt(&asking)
             if result == NOT_NOW:
                 result = await await_for(&self.inbox.not_full, do_attempt, do_more, &asking, self)
-        except BaseException as error:
+        except BaseException:
             Py_DECREF(op)
-            return self.give_up(op, error)
+            if not self.give_up(op):
+                return op
+            raise
         return self.handed(op, result)
 
-    cdef object give_up(self, OperationBase op, object error):
-        # The pool does not take an operation that it had accepted: raises the error. If it was cancelled meanwhile, it
-        # counts as accepted and cancelled, and that is how it is returned.
+    cdef bint give_up(self, OperationBase op) except -1:
+        # The pool does not take an operation that it had accepted: it is new again. False: it was cancelled meanwhile,
+        # and counts as accepted and cancelled. Called before an error is made, since memory may be what is lacking.
         if unaccept(op):
-            raise error
+            return True
         acquire(&self.lock)
         self.accepted_before += 1
         release(&self.lock)
         unplace(op)  # it never had a place
         self.wake_for_the_end()
-        return op
+        return False
 
     cdef int do_aside(self, OperationBase op) except -1:
-        cdef Redrive record = Redrive(op, self.inbox_feed)
+        cdef Redrive record
         cdef bint open
-        failure = None
-        acquire(&self.lock)
         try:
-            open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
-            if open:
-                self.put_in_side(record)
-                self.accepted_before += 1
-        except MemoryError as error:
-            open = False
-            failure = error
-        finally:
-            release(&self.lock)
+            record = Redrive(op, self.inbox_feed)
+            acquire(&self.lock)
+            try:
+                open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+                if open:
+                    self.put_in_side(record)
+                    self.accepted_before += 1
+            finally:
+                release(&self.lock)
+        except BaseException:
+            if not self.give_up(op):
+                return 0
+            raise
         if open:
             notify(&self.idle)
-        else:
-            self.give_up(op, failure or self.stopped_error())
+        elif self.give_up(op):
+            raise self.stopped_error()
         return 0
 
     def submit(self, OperationBase op not None):
@@ -205,7 +214,7 @@ cdef class Core(Redrives):
     def execute(self, operations):
         """Accepts all or none, as one feed; returns it, to be read."""
         cdef list ops
-        cdef Py_ssize_t count, k = 0
+        cdef Py_ssize_t count, k = 0, taken = 0
         cdef PyObject* raw
         cdef PyObject* kind = NULL
         cdef bint carry = False
@@ -228,13 +237,12 @@ cdef class Core(Redrives):
                     raise OperationReused(
                         f"{<object>raw!r} is pending, or finished and not reset: reset() it when finished"
                     )
+                taken = k + 1
                 if <PyObject*>Py_TYPE(raw) != kind:
                     kind = <PyObject*>Py_TYPE(raw)
                     carry = carries(raw, self.carry)
                 if carry:
-                    k += 1  # it is accepted, should that raise
                     (<OperationBase>raw).set_context(PyContext_CopyCurrent())
-            k = count
             if count:
                 fill(feed.pending.ring, (<PyListObject*>ops).ob_item)
                 Py_SET_SIZE(<PyObject*>ops, 0)  # the list's references are the ring's now
@@ -242,11 +250,12 @@ cdef class Core(Redrives):
             if count:
                 self.add(feed)
         except BaseException:
-            for item in ops[:k] or feed.pending._take(k):
-                try:
-                    self.give_up(<OperationBase>item, OperationReused)  # returns if it was cancelled in between
-                except OperationReused:
-                    pass
+            # Without a new object: it may be memory that is lacking.
+            for k in range(min(taken, len(ops))):
+                self.give_up(<OperationBase>(<PyListObject*>ops).ob_item[k])
+            while try_get(feed.pending.ring, &raw, NULL) == DONE:
+                self.give_up(<OperationBase>raw)
+                Py_DECREF(<object>raw)  # was the ring's
             raise
         return feed
 

@@ -30,6 +30,7 @@ from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
 
 cdef extern from "Python.h":
     int PyList_SetSlice(PyObject* list, Py_ssize_t low, Py_ssize_t high, PyObject* items) noexcept
+    int PyList_Append(PyObject* list, PyObject* item) noexcept
     void PyErr_Clear()
     ctypedef struct PyListObject:
         PyObject** ob_item
@@ -241,7 +242,8 @@ cdef class Redrives(Books):
             return True
         acquire(&self.lock)
         for k in range(len(self.orphans)):
-            if (<tuple>self.orphans[k])[0] is op:
+            # acquire: pairs with end. Not done: it is an orphan of the next life, whose own canceller will look.
+            if (<tuple>self.orphans[k])[0] is op and op.state.load(memory_order_acquire) & RELEASED:
                 orphan = <tuple>self.orphans[k]
                 del self.orphans[k]
                 break
@@ -262,10 +264,9 @@ cdef class Redrives(Books):
         acquire(&self.lock)
         ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
         if not ended:
-            try:
-                self.orphans.append(orphan)
-            except MemoryError:
-                ended = True  # comes out of its stream a moment before its done()
+            if PyList_Append(<PyObject*>self.orphans, <PyObject*>orphan):
+                PyErr_Clear()  # no except: see RingBuffer._take
+                ended = True  # no memory: comes out of its stream a moment before its done()
         release(&self.lock)
         if ended:
             unplace(<OperationBase>op)

@@ -23,6 +23,6 @@ cdef class RingBuffer:
     cdef int put_item(self, PyObject* item, int64_t deadline, bint block) except -1
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1
     cdef object _put_tuple(self, tuple items, int64_t deadline)
-    cdef list _take(self, Py_ssize_t limit)
+    cdef list _take(self, Py_ssize_t limit, list first)
     cdef bint close_ring(self) except -1
     cdef bint finish(self) except -1

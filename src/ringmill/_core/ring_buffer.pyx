@@ -56,7 +56,8 @@ cdef object Full = queue.Full
 cdef object Empty = queue.Empty
 
 cdef extern from "Python.h":
-    object PyList_New(Py_ssize_t size)
+    PyObject* PyList_New(Py_ssize_t size)
+    void PyErr_Clear()
     void PyObject_GC_UnTrack(object)
     ctypedef struct PyTupleObject:
         PyObject** ob_item
@@ -352,31 +353,41 @@ cdef class RingBuffer:
             if max < limit:
                 limit = max
         cdef Py_ssize_t length = size(self.ring)
-        items = self._take(limit if limit < length else length)
+        items = self._take(limit if limit < length else length, [])
         if items:
             return items
+        items = [None]  # made before anything is taken, which would be lost if there were no memory for it
         result = self.get_item(&item, deadline, True)
         if result != DONE:
             _raise_get(self, result)
-        items = [steal(item)]
+        items[0] = steal(item)
         length = size(self.ring)
         limit -= 1
-        if limit and length:
-            items += self._take(limit if limit < length else length)
-        return items
+        return self._take(limit if limit < length else length, items)
 
-    cdef list _take(self, Py_ssize_t limit):
-        # Up to `limit` items, without waiting, in a list made beforehand: nothing can fail after the claim.
-        cdef Py_ssize_t done = 0, part = 0
-        cdef int result
+    cdef list _take(self, Py_ssize_t limit, list first):
+        # Up to `limit` items, without waiting, behind what was taken first: in a list made beforehand, since nothing may
+        # fail after the claim. Where there is no memory for that, what was taken first is all.
+        cdef Py_ssize_t done = 0, kept = len(first), k
+        cdef PyObject* item
+        cdef PyObject* items
         if limit == 0:
-            return []
-        items = PyList_New(limit)
-        result = try_get_many(self.ring, (<PyListObject*>items).ob_item, limit, &done)
-        Py_SET_SIZE(<PyObject*>items, done)
+            return first
+        items = PyList_New(kept + limit)
+        if items == NULL:  # no except: what Cython makes of one crashes where a traceback cannot be made either
+            if not kept:
+                raise MemoryError
+            PyErr_Clear()
+            return first
+        for k in range(kept):
+            item = (<PyListObject*>first).ob_item[k]
+            Py_INCREF(<object>item)  # the new list's
+            (<PyListObject*>items).ob_item[k] = item
+        try_get_many(self.ring, (<PyListObject*>items).ob_item + kept, limit, &done)
+        Py_SET_SIZE(items, kept + done)
         if done:
             notify(&self.not_full)
-        return items
+        return <list>steal(items)
 
     async def aput(self, item):
         """Puts an item, awaiting room: `put` for a task of asyncio or trio.

@@ -90,22 +90,16 @@ cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
         try:
             (<OperationBase>op).set_context(PyContext_CopyCurrent())
         except MemoryError as error:
-            return not_drawn(core, <OperationBase>op, error)
+            core.give_up(<OperationBase>op)
+            return error
     Py_INCREF(op)  # the ring's, if it gets there
     if try_put(feed.pending.ring, <PyObject*>op, NULL) != DONE:
         # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
         Py_DECREF(op)
-        return not_drawn(core, <OperationBase>op, core.stopped_error())
+        core.give_up(<OperationBase>op)
+        return core.stopped_error()
     notify(&core.idle)
     return None
-
-
-cdef object not_drawn(Core core, OperationBase op, object error):
-    try:
-        core.give_up(op, error)
-    except BaseException:
-        pass
-    return error
 
 
 cdef class Stream:
@@ -445,13 +439,11 @@ cdef class Stream:
             limit = min(limit, max)
         if self.draws:
             return self.get_many_drawing(limit, deadline)
-        ops = [self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)]
-        length = min(limit - 1, size(self.feed.ready.ring))
-        if length:
-            more = self.feed.ready._take(length)
-            if self.wraps:
-                self.taken(len(more))
-            ops += more
+        ops = [None]  # made before anything is taken, which would be lost if there were no memory for it
+        ops[0] = self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)
+        ops = self.feed.ready._take(min(limit - 1, size(self.feed.ready.ring)), ops)
+        if self.wraps and len(ops) > 1:
+            self.taken(len(ops) - 1)
         return ops
 
     cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline):
@@ -470,11 +462,11 @@ cdef class Stream:
             while length > 0 and self.source is not None and self.feed.places() > 0:
                 self.draw()
                 length -= 1
+            ops = [None]  # as in get_many
             result = self.read_drawing(&op, deadline, True)
             if result == DONE:
-                ops = [steal(op)]
-                length = min(limit - 1, size(self.feed.ready.ring))
-                return ops + self.feed.ready._take(length) if length else ops
+                ops[0] = steal(op)
+                return self.feed.ready._take(min(limit - 1, size(self.feed.ready.ring)), ops)
         finally:
             self.give_turn()
         if result == NOT_NOW:
