@@ -205,13 +205,20 @@ class Supervisor:
             raise
         finally:
             if not self.core.is_inherited:
-                with self.lock:
-                    self.living -= 1
-                    last = self.living == 0
-                if last:
-                    self.timer.stop()
-                    self.core.finish()
-                    self.ended.set()
+                self.lock.acquire()  # no `with`, which needs memory before it begins: somebody waits for this
+                self.living -= 1
+                last = self.living == 0
+                self.lock.release()
+                left = 100 if last else 0  # again where memory is short for a moment: nobody else would do it
+                while left:
+                    left -= 1
+                    try:
+                        self.timer.stop()
+                        self.core.finish()
+                        self.ended.set()
+                        left = 0
+                    except MemoryError:
+                        continue
             runner.leave()
 
     def _live(self, runner: Runner) -> None:
