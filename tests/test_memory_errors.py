@@ -1,8 +1,8 @@
 """When an allocation fails, a call raises MemoryError or succeeds anyway; nothing crashes, hangs, is lost or leaked.
 
 Each public call runs in a process of its own (out_of_memory.py): with each of its first allocations failing alone, and
-with those after it. RINGMILL_LONG=1 fails the first 200 instead of 40. Not shown: the later allocations of start(), some of which are made
-on the new threads by threading.py, and free-threaded builds (below).
+with those after it. RINGMILL_LONG=1 fails the first 200 instead of 40. Not shown: the later allocations of start(),
+some of which are made on the new threads by threading.py, and free-threaded builds (below).
 """
 
 from __future__ import annotations

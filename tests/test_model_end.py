@@ -200,7 +200,14 @@ def search(rules: Rules, cast: str) -> Report:
 
 @pytest.mark.parametrize(
     ("cast", "at_least"),
-    [("W P S", 200), ("W W P S", 3_000), ("W P P S", 500), ("W W C S", 2_000), ("W P C S", 1_000), ("W W P C S", 20_000)],
+    [
+        ("W P S", 200),
+        ("W W P S", 3_000),
+        ("W P P S", 500),
+        ("W W C S", 2_000),
+        ("W P C S", 1_000),
+        ("W W P C S", 20_000),
+    ],
 )
 def test_a_draining_pool_ends_when_all_is_settled(cast: str, at_least: int) -> None:
     report = search(Rules(), cast)
@@ -309,9 +316,8 @@ def child_getter(rules: ForkRules) -> Thread:
     if (yield Load("item")):
         return
     yield from locked(rules, "sleeps", child_sleeps)
-    if (yield Load("item")):
-        if not (yield from locked(rules, "leaves", child_leaves)):
-            return
+    if (yield Load("item")) and not (yield from locked(rules, "leaves", child_leaves)):
+        return
     yield Step("parked", lambda m: None if m.posted else BLOCKED)
 
 

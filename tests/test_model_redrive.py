@@ -1,10 +1,10 @@
-"""Redrives and the one searcher, as a model that is searched whole: push_aside and take of a pool, on waiter.pyx's queue.
+"""Redrives and the one searcher, as a model that is searched whole: push_aside and take, on waiter.pyx's queue.
 
 A redrive is for certain workers. Whoever puts one aside appends it under the pool's lock and writes the count, then
 wakes one sleeping worker that may take it, by name, whether or not somebody searches: a searcher may be one that may
-not take it, so the rule of the one searcher says nothing here. Where none that may take it sleeps, each of them is awake,
-and looks at the count before it sleeps; and that look comes after begin_sleep, so it is seen by whoever walked the list
-before. An operation that anybody may take goes by the plain rule: it is published, and one is woken unless one searches.
+not take it, so the rule of the one searcher says nothing here. Where none that may take it sleeps, each of them is
+awake, and looks at the count before it sleeps; that look comes after begin_sleep, so it is seen by whoever walked the
+list before. An operation that anybody may take goes by the plain rule: one is woken unless one searches.
 
 A worker that is woken for its redrive and finds it taken meanwhile is a searcher like any other, and pays the debt. A
 worker comes back to look for the next one by itself, so here that debt only keeps the others busy; where takers do not
@@ -113,7 +113,7 @@ def notify() -> Thread:
 # A worker.
 
 def take(me: str, sees_aside: bool) -> Thread:
-    """One attempt: "redrive", "item", "end" or "no". Its parts are a step each only where another could come between."""
+    """One attempt: "redrive", "item", "end" or "no". Its parts are one step where nothing can come between."""
     got = yield Step("looks aside", partial(take_aside, me) if sees_aside else not_aside)
     return got if got is not None else (yield Step("takes", take_item))
 
