@@ -217,6 +217,11 @@ class PoolExecutor(Executor):
                 return
             time.sleep(0.0005)
 
+    def __repr__(self) -> str:
+        stats = self._pool.stats()
+        state = "shut down" if self._closed else "broken" if self._crew.broken is not None else "open"
+        return f"<PoolExecutor {state}, {self._max_workers} workers, {stats.queued} pending, {stats.running} running>"
+
     # What programs look at in a ThreadPoolExecutor, though they should not.
 
     @property

@@ -346,7 +346,11 @@ class WorkerPool(PoolBase, Generic[OpT]):
         run = getattr(self, "_run", None)
         state = "not started" if run is None else run.core.state
         workers = getattr(self, "_workers", ())
-        return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(workers)} workers>"
+        counts = ""
+        if run is not None and not run.core.is_inherited:
+            total, _ = run.core.stats()
+            counts = "".join(f", {total[what]} {what}" for what in ("queued", "running", "delayed") if total[what])
+        return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(workers)} workers{counts}>"
 
 
 # ----------------------------------------------------------------------------------------------------------------
