@@ -19,6 +19,7 @@ cdef class Stream:
     cdef bint async_source          # a task draws it by `await`
     cdef bint resets
     cdef object source              # the iterator that is drawn, until it is exhausted; guarded by `turn`
+    cdef object plain_type          # of the last operation drawn, if such need nothing but to be accepted; as `source`
     cdef atomic[uint32_t] busy      # 1: a reader has the turn
     cdef WaitQueue turn             # readers that wait for it
     cdef atomic[uint64_t] reader    # the thread that has it, or the task
@@ -34,6 +35,7 @@ cdef class Stream:
     cdef object not_here(self)
     cdef bint draw(self) except -1
     cdef bint draw_here(self) except -1
+    cdef bint hand_over(self, PyObject* op) except -1
     cdef bint drawn(self, object op) except -1
     cdef bint end_source(self, object error) except -1
     cdef bint source_raised(self, object error) except -1

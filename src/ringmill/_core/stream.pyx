@@ -32,8 +32,10 @@ from ringmill._core.operation cimport (
     CANCELLED,
     OperationBase,
     PyContext_CopyCurrent,
+    PyTypeObject,
     accept,
     carries,
+    is_operation,
     phase_of,
     reset,
 )
@@ -68,6 +70,14 @@ cdef object Empty = queue.Empty
 
 cdef extern from "Python.h":
     PyObject* PyIter_Next(object iterator) except? NULL
+    PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
+    PyObject* PyErr_Occurred()
+    PyTypeObject* Py_TYPE(PyObject* o) nogil
+
+
+cdef int check_raised() except? -1:
+    # Raises what a function declared as noexcept has raised.
+    return -1 if PyErr_Occurred() else 0
 
 
 cdef int turn_attempt(void* stream) noexcept:
@@ -240,11 +250,31 @@ cdef class Stream:
         if is_shut(self.feed.pending.ring):
             self.source = None
             return False
+        raw = next_raw(<PyObject*>self.source)
+        if raw != NULL and self.hand_over(raw):
+            return True
         try:
-            raw = PyIter_Next(self.source)
+            if raw == NULL:
+                check_raised()
+                return self.end_source(None)
+            op = steal(raw)
         except BaseException as raised:
             return self.source_raised(raised)
-        return self.end_source(None) if raw == NULL else self.drawn(steal(raw))
+        return self.drawn(op)
+
+    cdef bint hand_over(self, PyObject* op) except -1:
+        # The common case of accept_drawn: new, and without a context. If True, the caller's reference is the ring's.
+        if <PyObject*>Py_TYPE(op) != <PyObject*>self.plain_type:
+            if self.resets or not is_operation(op) or carries(op, self.core.carry):
+                return False
+            self.plain_type = type(<object>op)
+        if not accept(<OperationBase>op, self.core.number):
+            return False
+        if try_put(self.feed.pending.ring, op, NULL) == DONE:
+            notify(&self.core.idle)
+            return True
+        self.core.give_up(<OperationBase>op)  # ended since we looked: accept_drawn will say so
+        return False
 
     cdef bint drawn(self, object op) except -1:
         try:
