@@ -27,7 +27,15 @@ MODULES = [
 
 
 class RecordedBuild(build_ext):
-    """Compiles the version and the compiler's flags into _core.build, from where `python -m ringmill` prints them."""
+    """Compiles the version and the compiler's flags into _core.build, from where `python -m ringmill` prints them.
+
+    As many compilers run at once as there are processors.
+    """
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count()
 
     def build_extension(self, ext):
         if ext.name == "ringmill._core.build":

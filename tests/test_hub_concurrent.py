@@ -428,3 +428,20 @@ def test_waiting_readers_wake_when_it_ends(call: Callable[[Any], Any], end: str)
         else:
             hub.close()
         assert started.join() == [Closed] * 3
+
+
+def test_signal_that_is_overtaken_by_close_says_so() -> None:
+    """The hub had a subscriber until it was closed, so None, for nobody, would be wrong."""
+    for _ in range(1_000):
+        hub: Hub[str] = Hub(buffer=1, overflow="latest")
+        hub.subscribe()
+
+        def publish(hub: Hub[str] = hub) -> bool:
+            try:
+                while hub.signal("x") is not None:
+                    pass
+            except Closed:
+                return True
+            return False
+
+        assert run_threads(publish, hub.close)[0]

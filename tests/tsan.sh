@@ -44,7 +44,7 @@ fi
 export TSAN_OPTIONS="report_bugs=0"
 export PIP_NO_COMPILE=1  # of modules that are used once
 "${still[@]}" "$python" -m venv venv
-CFLAGS=-g0 RINGMILL_CXXFLAGS="-fsanitize=thread -O1 -g" "${still[@]}" venv/bin/python -m pip install -q ".[test]"
+RINGMILL_CXXFLAGS="-fsanitize=thread -O1 -g" "${still[@]}" venv/bin/python -m pip install -q ".[test]"
 
 # Each process writes a file of its own. The tests' exit status stays what it is; reports are judged below.
 export TSAN_OPTIONS="log_path=$work/report suppressions=$root/tests/tsan.supp exitcode=0 history_size=7"

@@ -205,7 +205,7 @@ cdef class HubBase:
         while left > 0:
             raw = self.subscriptions.step(True)
             if raw == NULL:
-                return None
+                break
             left -= 1
             subscription = <SubscriptionBase>steal(raw)
             if subscription.offer(<PyObject*>item) == DONE:
@@ -216,7 +216,10 @@ cdef class HubBase:
                 return subscription
         taken[0] = False
         raw = self.subscriptions.step(True)
-        return None if raw == NULL else <SubscriptionBase>steal(raw)
+        if raw != NULL:
+            return <SubscriptionBase>steal(raw)
+        self.check_open()  # nobody is there: perhaps because a close came in between
+        return None
 
     cdef object not_taken(self, SubscriptionBase subscription):
         # Its policy had the last word.
