@@ -55,6 +55,9 @@ class Settings:
 class Supervisor:
     """One run of a pool: its core, its threads, and the rules for what goes wrong."""
 
+    #: Seconds. A signal that comes just before the main thread waits for a lock does not end that wait: it ends itself.
+    SLICE = 1.0
+
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
         self.name = name = settings.name
         self.settings = settings
@@ -99,7 +102,7 @@ class Supervisor:
                     if left is not None and left <= 0:
                         late = True
                         break
-                    self.reported.wait(left)
+                    self.reported.wait(self.SLICE if left is None else min(self.SLICE, left))
         except BaseException:
             with self.lock:
                 self.living -= sum(thread.ident is None for thread in self.threads)
@@ -154,8 +157,14 @@ class Supervisor:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""
         if self.joined:
             return True
-        if not self.ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
-            return False
+        left = self.SLICE  # no global names unless there is a deadline: see end
+        while True:
+            if deadline is not None:
+                left = max(0.0, min(self.SLICE, deadline - time.monotonic()))
+            if self.ended.wait(left):
+                break
+            if left < self.SLICE:
+                return False
         for thread in self.threads:
             thread.join()  # it has nothing left to do
         self.joined = True
