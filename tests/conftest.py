@@ -44,7 +44,15 @@ def switch_interval(request: pytest.FixtureRequest) -> Iterator[float]:
     sys.setswitchinterval(before)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--leaks", action="store_true", help="each test three times more: does memory grow? (leaks.py)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--leaks"):
+        from tests.leaks import Leaks
+
+        config.pluginmanager.register(Leaks())
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Started in the background by a shell without job control: the scripts that are interrupted would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,223 @@
+"""Breaks the core in one place at a time, and runs checks that should see it.
+
+`python tests/mutate.py [--what orders|checks] [--sample N] [--seed S] [--list]` in an environment that has ringmill's
+test requirements, setuptools and Cython. A mutant is a memory order made relaxed, each use of one that is not, or one
+of the re-checks below dropped. It is built in a private copy, only what changed, without optimization, and runs CHECKS.
+Prints killed / made and the survivors, which docs/correctness.md explains.
+"""
+
+# ruff: noqa: E501  # the texts stand as they do in the sources
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CORE = Path("src/ringmill/_core")
+ORDER = re.compile(r"memory_order_(?:seq_cst|acq_rel|acquire|release)\b")
+IMPORT = "\nfrom libcpp.atomic cimport memory_order_relaxed\n"
+LIMIT = 150.0  # seconds for the checks of one mutant; a hang is a kill
+
+CHECKS = [
+    "tests/test_ring_buffer.py",
+    "tests/test_ring_buffer_concurrent.py",
+    "tests/test_ring_buffer_waiters.py",
+    "tests/test_linearizability.py",
+    "tests/test_lives.py",
+    "tests/test_operation.py",
+    "tests/test_redrive.py",
+    "tests/test_redrive_routing.py",
+    "tests/test_shutdown.py",
+    "tests/test_stream.py",
+    "tests/test_wrap_ring.py",
+    "tests/test_ends.py",
+]
+
+# What is dropped: file, text, what stands there instead. Each text must be there once.
+DROPPED = {
+    "get: empty by the stamp alone": (
+        "ring.pxd", "            if without_closed(tail) == head:\n                return SHUT if says_closed(tail)",
+        "            if True:\n                return SHUT if says_closed(tail)",
+    ),
+    "put: full by the stamp alone": (
+        "ring.pxd", " and ring.head.load(memory_order_seq_cst) + ring.one_lap == tail:\n            return NOT_NOW",
+        ":\n            return NOT_NOW",
+    ),
+    "put: the closed bit is not asked": ("ring.pxd", "    while not says_closed(tail):", "    while True:"),
+    "put_many: a stale tail": (
+        "ring.pxd", "        if head > tail:\n            continue  # tail was stale: getters have passed it\n", "",
+    ),
+    "put_many: does not wait for the slot": (
+        "ring.pxd", "            while slot.stamp.load(memory_order_acquire) != tail:\n                relax(&spins)\n", "",
+    ),
+    "get_many: does not wait for the slot": (
+        "ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
+    ),
+    "wait: no last look": (
+        "waiter.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
+    ),
+    "wait: a searcher looks for no more": ("waiter.pyx", "if (searching or owes) and more(context):", "if False:"),
+    "wait: the debt ends with the search": (
+        "waiter.pyx", "if (searching or owes) and more(context):", "if searching and more(context):",
+    ),
+    "wait: a search does not end": (
+        "waiter.pyx", "        if searching:\n            end_search(q)\n", "",
+    ),
+    "grant: does not ask for a searcher again": (
+        "waiter.pyx", "        if q.first and not _word(q) & SEARCHERS:", "        if q.first:",
+    ),
+    "search: does not ask again under the lock": (
+        "waiter.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return False\n", "",
+    ),
+    "leave: a grant is not consumed": (
+        "waiter.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
+    ),
+    "fork: the queue is not reset": ("waiter.pyx", "    while seen != epoch_now:", "    while False:"),
+    "operation: who waits does not look again": (
+        "operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",
+        "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & 0:",
+    ),
+    "operation: reset in its place": ("operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
+    "cancel: the orphan is not looked for": (
+        "redrive.pyx", "            if (<tuple>self.orphans[k])[0] is op and ", "            if False and ",
+    ),
+    "cancel: emitted before done()": ("redrive.pyx", "        if not ended:\n            if PyList_Append", "        if False:\n            if PyList_Append"),
+    "redrive: wakes nobody": ("redrive.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
+    "end: does not ask for the seal": (
+        "books.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
+    ),
+    "end: wakes nobody when all is settled": (
+        "books.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
+        "            release(&self.lock)\n            return True",
+    ),
+    "feed: the last to come out does not close": (
+        "feed.pxd", "    if <int64_t>(place + 1) == feed.total.load(memory_order_seq_cst):", "    if False:",
+    ),
+    "feed: the end does not look whether all came out": (
+        "feed.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
+    ),
+    "feed: a bell is not looked behind": ("dispatch.pyx", "            if feed.has_work():\n                notify(&self.core.idle)\n", ""),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    text: str
+
+    def write(self, copy: Path) -> None:
+        (copy / CORE / self.file).write_text(self.text)
+
+
+def orders() -> list[Mutant]:
+    """Each memory order in code, relaxed."""
+    found = []
+    for path in sorted((ROOT / CORE).glob("*.p[yx][xd]")):
+        lines = path.read_text().splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            code = line.split("#")[0]
+            alone = re.fullmatch(r"\s+(memory_order_\w+,?\s*)+", code)  # a name that is imported, or the last arguments
+            if re.match(r"\s*(from|cimport)\b", code) or (alone and number < 60):
+                continue
+            for match in ORDER.finditer(code):
+                text = line[: match.start()] + "memory_order_relaxed" + line[match.end() :]
+                changed = "".join([*lines[:number], text, *lines[number + 1 :], IMPORT])
+                name = f"{path.name}:{number + 1} {match.group()}: {code.strip()[:70]}"
+                found.append(Mutant(name, path.name, changed))
+    return found
+
+
+def checks() -> list[Mutant]:
+    """Each re-check, dropped."""
+    found = []
+    for name, (file, old, new) in DROPPED.items():
+        text = (ROOT / CORE / file).read_text()
+        assert text.count(old) == 1, f"{name}: its text stands {text.count(old)} times in {file}"
+        found.append(Mutant(name, file, text.replace(old, new)))
+    return found
+
+
+def build(copy: Path) -> bool:
+    environment = os.environ | {"RINGMILL_CXXFLAGS": "-O0", "CFLAGS": "-g0"}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=copy, env=environment, capture_output=True, text=True, check=False,
+    )
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr[-2000:], sep="\n")
+    return done.returncode == 0
+
+
+def passes(copy: Path) -> str:
+    """Whether the checks pass: "" if so, otherwise what killed it."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *CHECKS]
+    process = subprocess.Popen(
+        command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+    )
+    try:
+        out, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.communicate()
+        return "hangs"
+    if process.returncode == 0:
+        return ""
+    failed = re.findall(r"^FAILED (\S+)", out, re.M)
+    return failed[0] if failed else f"status {process.returncode}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=["orders", "checks", "all"], default="all")
+    parser.add_argument("--sample", type=int, help="so many of them, by lot")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", action="store_true", help="only names them")
+    given = parser.parse_args()
+    mutants = (checks() if given.what != "orders" else []) + (orders() if given.what != "checks" else [])
+    if given.sample:
+        mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
+    if given.list:
+        print(*[mutant.name for mutant in mutants], sep="\n")
+        print(len(mutants), "mutants")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("src", "tests", "examples", "benchmarks", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("*.so", "*.cpp", "__pycache__"))
+            else:
+                shutil.copy2(source, copy / name)
+        started = time.monotonic()
+        assert build(copy), "the core itself does not build"
+        complaint = passes(copy)
+        assert not complaint, f"the checks fail without any mutation: {complaint}"
+        print(f"[{time.monotonic() - started:.0f} s] built, and the checks pass", flush=True)
+        survivors = []
+        for mutant in mutants:
+            original = (copy / CORE / mutant.file).read_text()
+            mutant.write(copy)
+            killed = passes(copy) if build(copy) else "does not build"
+            if not killed:
+                survivors.append(mutant.name)
+            print(f"[{time.monotonic() - started:.0f} s] {mutant.name}: {killed or 'SURVIVES'}", flush=True)
+            (copy / CORE / mutant.file).write_text(original)
+    print(f"killed {len(mutants) - len(survivors)} of {len(mutants)}")
+    for name in survivors:
+        print(f"survives: {name}")
+
+
+if __name__ == "__main__":
+    main()
