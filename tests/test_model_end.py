@@ -6,8 +6,7 @@ nothing counts: when all that was accepted is settled, it sets ENDING and wakes 
 operation looks for the next one after that, so somebody counts after the last settlement. Who settles one otherwise
 than on a worker (a cancel, the end of a delay) wakes some, because no worker may be awake.
 
-Counting reads the settled ones first and the accepted ones last, so that it never takes one that is on its way for
-settled. Before `sealed`, the accepted ones still move: nobody counts.
+Before `sealed`, the accepted ones still move: nobody counts.
 """
 
 from __future__ import annotations
@@ -28,11 +27,9 @@ class Rules:
     seals_after_feeds: bool = True  # else: at once, while some may still come in
     asks_for_seal: bool = True
     shutdown_wakes_all: bool = True
-    looks_after_settling: bool = True  # a worker goes to sleep by way of the count
     counts_last_look: bool = True  # the count is part of the look after begin_sleep
     ending_wakes_all: bool = True
     canceller_wakes: bool = True
-    counts_settled_first: bool = True
 
 
 def take(m: Memory) -> str | None:
@@ -91,13 +88,8 @@ def ends(rules: Rules) -> Thread:
         return True
     if phase != "draining" or (rules.asks_for_seal and not (yield Load("sealed"))):
         return False
-    if rules.counts_settled_first:
-        settled = yield Load("settled")
-        accepted = yield Load("accepted")
-    else:
-        accepted = yield Load("accepted")
-        settled = yield Load("settled")
-    if settled < accepted:
+    settled = yield Load("settled")
+    if settled < (yield Load("accepted")):
         return False
     yield Step("sets ENDING", end)
     if rules.ending_wakes_all:
@@ -114,7 +106,7 @@ def attempt(rules: Rules, counts: bool) -> Thread:
 
 def worker(rules: Rules, me: str) -> Thread:
     while True:
-        got = yield from attempt(rules, rules.looks_after_settling)
+        got = yield from attempt(rules, True)
         if got is None:
             yield Step("begins to sleep", partial(begin_sleep, me))
             got = yield from attempt(rules, rules.counts_last_look)
