@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.leaks import Leaks
 
         config.pluginmanager.register(Leaks())
+        # Hypothesis asks the collector who holds its random generators, and it does not look among the frozen.
+        config.addinivalue_line("filterwarnings", "ignore:It looks like .register_random")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Started in the background by a shell without job control: the scripts that are interrupted would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
