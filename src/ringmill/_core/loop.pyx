@@ -207,6 +207,11 @@ cdef class LoopSleeper(Sleeper):
             modules["trio.lowlevel"].reschedule(self.task)
         return 0
 
+    def _abort(self, raise_cancel):
+        # For trio: the task is cancelled, and sleeps no more.
+        self.asleep = False
+        return modules["trio.lowlevel"].Abort.SUCCEEDED
+
     cdef void pass_on(self) noexcept:
         # From any thread: it was told, and will never run.
         pass
@@ -214,14 +219,8 @@ cdef class LoopSleeper(Sleeper):
 
 async def _doze_in_trio(LoopSleeper sleeper):
     # Resumed by land() only, which runs while no task does: so not before the task is asleep.
-    lowlevel = modules["trio.lowlevel"]
-
-    def abort(raise_cancel):
-        sleeper.asleep = False
-        return lowlevel.Abort.SUCCEEDED
-
     sleeper.asleep = True
-    await lowlevel.wait_task_rescheduled(abort)
+    await modules["trio.lowlevel"].wait_task_rescheduled(sleeper._abort)  # no closure: it would keep itself alive
 
 
 cdef class LoopWait(LoopSleeper):
