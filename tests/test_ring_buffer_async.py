@@ -429,25 +429,3 @@ def test_waiting_leaves_no_references(backend: str) -> None:
     run_loop(backend, main)
     gc.collect()
     assert sys.getrefcount(item) == before
-
-
-def test_a_wait_under_trio_leaves_nothing_behind() -> None:
-    """Found by `pytest --leaks`: what trio calls to cancel it was a closure in a cycle that no collector saw."""
-    trio = pytest.importorskip("trio")
-    testing = pytest.importorskip("trio.testing")
-
-    async def main() -> None:
-        ring = RingBuffer[int](1)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ring.aget)
-            await testing.wait_all_tasks_blocked()
-            ring.put(1)
-
-    def kept() -> int:
-        gc.collect()
-        return sum(type(o).__name__ in ("LoopWait", "LoopSleeper") for o in gc.get_objects())
-
-    before = kept()
-    for _ in range(20):
-        trio.run(main)
-    assert kept() <= before

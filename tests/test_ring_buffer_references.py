@@ -409,3 +409,25 @@ def test_del_uses_the_ring_from_many_threads() -> None:
     gc.collect()
     assert len(deaths) == 3 * 150
     assert counts["put"] + deaths.count(None) == counts["got"] + len(ring)
+
+
+def test_a_wait_under_trio_leaves_nothing_behind() -> None:
+    """Found by `pytest --leaks`: what trio calls to cancel it was a closure in a cycle that no collector saw."""
+    trio = pytest.importorskip("trio")
+    testing = pytest.importorskip("trio.testing")
+
+    async def main() -> None:
+        ring = RingBuffer[int](1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ring.aget)
+            await testing.wait_all_tasks_blocked()
+            ring.put(1)
+
+    def kept() -> int:
+        gc.collect()
+        return sum(type(o).__name__ in ("LoopWait", "LoopSleeper") for o in gc.get_objects())
+
+    before = kept()
+    for _ in range(20):
+        trio.run(main)
+    assert kept() <= before
