@@ -148,7 +148,7 @@ def test_one_that_was_cancelled_on_its_way_in_hides_no_other(other: str) -> None
     caller = start_threads(hand_over)
     assert inside.wait(LONG)
     drainer = start_threads(pool.shutdown)
-    wait_until(lambda: "running" not in repr(pool))
+    wait_until(lambda: "shutting down" in repr(pool))
     if other == "running":
         gate.opened.set()
     assert op.wait(LONG)
@@ -375,7 +375,7 @@ def test_the_others_work_on_when_the_loss_of_a_worker_cannot_be_logged(
     assert isinstance(lost.error, SystemExit)
     wait_until(lambda: bool(log.struck))
     wait_until(lambda: sum(thread.name.startswith("mill") for thread in threading.enumerate()) == 1)
-    assert "running" in repr(pool)
+    assert "' running, " in repr(pool)
     jobs = [Job(), Job(Retry()), Job(Retry(delay=0.001)), Job(ValueError())]
     assert len(list(pool.execute(jobs))) == 4
     assert [op.outcome.name for op in jobs] == ["SUCCEEDED"] * 3 + ["FAILED"]

@@ -258,7 +258,7 @@ def test_from_inside_a_worker_it_is_an_error_and_not_a_deadlock(how: dict[str, A
     assert type(op.error) is RuntimeError
     with pytest.raises(RuntimeError):
         op.check()
-    assert "running" in repr(pool)  # nothing has changed
+    assert "' running, " in repr(pool)  # nothing has changed
     pool.shutdown()
 
 
