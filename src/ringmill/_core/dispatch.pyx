@@ -145,8 +145,7 @@ cdef class Core(Redrives):
                 result = wait_for(&self.inbox.not_full, do_attempt, do_more, &asking, NULL, 0, deadline)
         except BaseException:
             Py_DECREF(op)
-            if not self.give_up(op):
-                return op
+            self.give_up(op)  # also where it was cancelled meanwhile: the interrupt is the caller's all the same
             raise
         return self.handed(op, result)
 
@@ -164,14 +163,15 @@ cdef class Core(Redrives):
                 result = await await_for(&self.inbox.not_full, do_attempt, do_more, &asking, self)
         except BaseException:
             Py_DECREF(op)
-            if not self.give_up(op):
-                return op
+            self.give_up(op)  # as in do
             raise
         return self.handed(op, result)
 
     cdef bint give_up(self, OperationBase op) except -1:
         # The pool does not take an operation that it had accepted: it is new again. False: it was cancelled meanwhile,
         # and counts as accepted and cancelled. Called before an error is made, since memory may be what is lacking.
+        if op.context is not None:
+            op.set_context(None)  # the next pool may want none
         if unaccept(op):
             return True
         acquire(&self.lock)

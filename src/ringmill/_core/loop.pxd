@@ -14,6 +14,10 @@ cdef class Landing:
     cdef bint dead              # the loop takes no more calls
 
     cdef object schedule(self)
+    cdef bint is_gone(self, error) except -1
+    cdef int ask(self) noexcept
+    cdef bint mourn(self, LoopSleeper sleeper) noexcept
+    cdef void give_up(self) noexcept
     cdef bint post(self, LoopSleeper sleeper) noexcept
     cdef LoopSleeper take_all(self, bint for_good)
 

@@ -17,15 +17,23 @@
 # A loop that is closed refuses the call: then the landing is dead, wake() says so, and the waker wakes the next. Tasks
 # that had been told by then and never ran are passed over likewise.
 #
+# The call is Python code, so it may fail otherwise: a signal handler raises in it, the waker stands at the end of its
+# recursion, memory lacks. Those that were told rely on it, so it is asked again, at the latest by the interpreter when the
+# main thread is out of what it does. What a signal handler raised is not ours to keep: the thread gets it later.
+#
 # Why not a library for this (aiologic, sniffio): the core depends on nothing at run time, and what is needed of one is
 # this file. Whether asyncio or trio runs is asked of those two, if the program has imported them.
 
+import _thread
+import signal
 import sys
 import threading
 import weakref
 
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
+from ringmill._core.machine cimport steal
 from ringmill._core.waiter cimport (
     PyThread_get_thread_ident,
     acquire,
@@ -34,6 +42,17 @@ from ringmill._core.waiter cimport (
     notify,
     release,
 )
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*call)(void*) noexcept, void* argument) nogil
+    int PyThreadState_SetAsyncExc(unsigned long thread, object error) except -1
+
+cdef enum:
+    # what became of the call to a loop
+    ASKED = 1
+    GONE = 2                    # the loop is closed for good
+    FAILED = 3
+    PATIENCE = 8                # how often it is tried on the spot: each signal fails one
 
 cdef dict modules = sys.modules
 cdef object landings = threading.local()  # .current: a weak reference to the Landing that was used last on this thread
@@ -48,10 +67,45 @@ cdef class Landing:
     cdef object schedule(self):
         raise NotImplementedError
 
+    cdef bint is_gone(self, error) except -1:
+        # Asked when it has refused the call, with that error.
+        raise NotImplementedError
+
+    cdef int ask(self) noexcept:
+        # Has the loop call land().
+        cdef int left = PATIENCE
+        cdef int result = FAILED
+        later = None
+        while left and result == FAILED:
+            left -= 1
+            try:
+                try:
+                    self.schedule()
+                    result = ASKED
+                except RuntimeError as error:  # a RecursionError is one too
+                    if self.is_gone(error):
+                        result = GONE
+            except (MemoryError, RuntimeError):
+                pass
+            except BaseException as error:
+                later = error
+        if later is not None:
+            raise_later(later)
+        return result
+
+    cdef bint mourn(self, LoopSleeper sleeper) noexcept:
+        # The loop is gone. False, for post().
+        cdef LoopSleeper stranded = self.take_all(True)
+        while stranded is not None:
+            if stranded is not sleeper:
+                stranded.pass_on()
+            stranded = stranded.following
+        return False
+
     cdef bint post(self, LoopSleeper sleeper) noexcept:
         # From any thread. False: the loop is gone.
         cdef bint scheduled
-        cdef LoopSleeper stranded
+        cdef int result
         acquire(&self.lock)
         if self.dead:
             release(&self.lock)
@@ -67,20 +121,22 @@ cdef class Landing:
         release(&self.lock)
         if scheduled:
             return True
-        try:
-            self.schedule()
-            return True
-        except RuntimeError:  # closed, or trio's run has finished
-            stranded = self.take_all(True)
-            while stranded is not None:
-                if stranded is not sleeper:
-                    stranded.pass_on()
-                stranded = stranded.following
-        except BaseException:  # out of memory: whoever comes next asks again
-            acquire(&self.lock)
-            self.scheduled = False
-            release(&self.lock)
-        return False
+        result = self.ask()
+        if result == GONE:
+            return self.mourn(sleeper)
+        if result == FAILED:
+            Py_INCREF(self)  # the pending call's
+            if Py_AddPendingCall(ask_again, <void*>self):
+                Py_DECREF(self)  # there is none
+                self.give_up()
+                return False
+        return True
+
+    cdef void give_up(self) noexcept:
+        # Whoever comes next asks again.
+        acquire(&self.lock)
+        self.scheduled = False
+        release(&self.lock)
 
     cdef LoopSleeper take_all(self, bint for_good):
         # The chain is the caller's then. `for_good`: and nobody may post any more.
@@ -97,24 +153,62 @@ cdef class Landing:
         """On the loop: resumes those that were told."""
         cdef LoopSleeper sleeper = self.take_all(False)
         cdef LoopSleeper following
+        interrupt = None
         while sleeper is not None:
             following = sleeper.following
             sleeper.following = None
             try:
                 sleeper.resume()
-            except BaseException:
+            except BaseException as error:
                 sleeper.pass_on()  # its loop is being torn down
+                if not isinstance(error, Exception):
+                    interrupt = error
             sleeper = following
+        if interrupt is not None:
+            raise interrupt  # Ctrl-C goes through the loop, as it does where a callback of its own is interrupted
+
+
+cdef int ask_again(void* raw) noexcept:
+    # A pending call, on the main thread.
+    cdef Landing landing = <Landing>steal(<PyObject*>raw)
+    cdef int result = landing.ask()
+    if result == GONE:
+        landing.mourn(None)
+    elif result == FAILED:
+        landing.give_up()
+    return 0
+
+
+cdef int raise_later(object error) noexcept:
+    # The thread that runs gets it once it is out of what it does.
+    try:
+        if (
+            isinstance(error, KeyboardInterrupt)
+            and threading.get_ident() == threading.main_thread().ident
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            _thread.interrupt_main()  # which a thread that waits sees as well
+        else:
+            PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), type(error))
+    except BaseException:
+        pass
+    return 0
 
 
 cdef class AsyncioLanding(Landing):
     cdef object schedule(self):
         self.loop.call_soon_threadsafe(self)
 
+    cdef bint is_gone(self, error) except -1:
+        return self.loop.is_closed()
+
 
 cdef class TrioLanding(Landing):
     cdef object schedule(self):
         self.loop.run_sync_soon(self)
+
+    cdef bint is_gone(self, error) except -1:
+        return isinstance(error, modules["trio"].RunFinishedError)
 
 
 cdef object _asyncio_loop():
@@ -183,8 +277,9 @@ cdef class LoopSleeper(Sleeper):
                 if here:
                     self.resume()
                     return True
-            except BaseException:
-                pass  # the long way
+            except BaseException as error:  # the long way
+                if not isinstance(error, Exception):
+                    raise_later(error)
         return landing.post(self)
 
     cdef int arm(self) except -1:
