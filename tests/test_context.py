@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -187,6 +189,37 @@ def test_the_context_is_let_go_when_the_operation_has_ended(ends: str) -> None:
     gc.collect()
     assert gone() is None
     assert task.outcome is not Outcome.PENDING
+
+
+@pytest.mark.parametrize("ends", ["full", "refused batch"])
+def test_what_a_pool_did_not_take_keeps_no_context(ends: str) -> None:
+    """Neither the value, nor for another pool, which may want none."""
+    value = Value()
+    gone = weakref.ref(value)
+    gate = threading.Event()
+    task = Task(user.get)
+
+    def submit(value: Value) -> None:
+        held.set(value)
+        user.set("ann")
+        if ends == "full":
+            with pytest.raises(queue.Full):
+                pool.do(task, timeout=0)
+        else:
+            with pytest.raises(TypeError):
+                pool.execute([task, None])  # type: ignore[list-item]
+
+    with WorkerPool([TaskWorker()], queue_size=1) as pool, WorkerPool([TaskWorker()], context=False) as other:
+        pool.do(Task(gate.wait))
+        while not pool.stats().running:
+            time.sleep(0.0005)
+        pool.do(Task(int))
+        contextvars.copy_context().run(submit, value)
+        gate.set()
+        del value
+        gc.collect()
+        assert gone() is None
+        assert other.do(task).result() == "nobody"
 
 
 def test_a_task_can_be_reset_and_run_in_another_context() -> None:

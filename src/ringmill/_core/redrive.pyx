@@ -260,6 +260,8 @@ cdef class Redrives(Books):
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1:
         # The place of an operation that was cancelled is claimed. Takes the caller's reference.
         cdef bint ended
+        if (<OperationBase>op).context is not None:
+            (<OperationBase>op).set_context(None)  # it was cancelled before its submitter had set that
         orphan = (<object>op, feed, position)
         acquire(&self.lock)
         ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
