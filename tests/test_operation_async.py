@@ -252,3 +252,99 @@ def test_ado_checks_what_it_is_given(backend: str) -> None:
                 await pool.ado(done)
 
     run_loop(backend, main)
+
+
+def test_a_cancelled_ado_is_cancelled_though_its_operation_was_too(backend: str, gate: threading.Event) -> None:
+    late = Job()
+
+    async def main() -> None:
+        async with WorkerPool([Gated(gate)], queue_size=1) as pool:
+            pool.do(Job())
+            while pool.stats().running == 0:
+                await anyio.sleep(0.001)
+            pool.do(Job())
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(hand_over, pool)
+                    await let_others_run()
+                    assert late.cancel()
+                    scope.cancel()
+            gate.set()
+
+    async def hand_over(pool: WorkerPool[Job]) -> None:
+        await pool.ado(late)
+        raise AssertionError("the cancellation was lost")
+
+    run_loop(backend, main)
+    assert late.outcome is Outcome.CANCELLED
+
+
+def test_who_was_woken_is_told_though_another_has_reset_it(backend: str, gate: threading.Event) -> None:
+    """Tasks and threads: none of them waits for a life that may never be."""
+    woken: list[str] = []
+
+    async def main() -> None:
+        with WorkerPool([Gated(gate)]) as pool:
+            op = pool.do(Job())
+
+            async def wait(name: str) -> None:
+                assert await op is op
+                woken.append(name)
+                if len(woken) == 1:
+                    op.reset()
+
+            async with anyio.create_task_group() as group:
+                for name in "abc":
+                    group.start_soon(wait, name)
+                await let_others_run()
+                gate.set()
+
+    run_loop(backend, main)
+    assert sorted(woken) == ["a", "b", "c"]
+
+
+def test_a_waiting_task_of_a_worker_is_destroyed_elsewhere(backend: str, gate: threading.Event) -> None:
+    """The worker that it made wait is one that takes work again."""
+    if backend == "trio":
+        pytest.skip("trio's run does not end before its tasks have")
+    kept: list[asyncio.Task[Job]] = []
+    awaited = Job()
+
+    async def wait() -> Job:
+        return await awaited
+
+    def leave_a_task_behind() -> None:
+        loop = asyncio.new_event_loop()
+        kept.append(loop.create_task(wait()))
+        loop.run_until_complete(asyncio.sleep(0))
+        kept[0]._log_destroy_pending = False  # type: ignore[attr-defined]  # it is meant to be destroyed
+        loop.close()
+
+    class Both(Worker[Operation]):
+        def process(self, op: Operation) -> None:
+            if isinstance(op, Task):
+                op.run()
+            else:
+                gate.wait()
+
+    with WorkerPool([Both(), Both()]) as pool:
+        try:
+            pool.do(awaited)
+            pool.do(Task(leave_a_task_behind)).result()
+            assert len(kept) == 1
+            kept.clear()
+            gc.collect()
+            # It may wait once more: not counted as one that waits already, and told that nobody is left for it.
+            started = threading.Event()
+            inner = Job()
+
+            def wait_again() -> None:
+                started.set()
+                pool.do(inner).wait()
+
+            last = pool.do(Task(wait_again))
+            started.wait()
+        finally:
+            gate.set()
+        last.result()
+    assert inner.outcome is Outcome.SUCCEEDED

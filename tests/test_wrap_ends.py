@@ -322,3 +322,18 @@ def test_failed_operations_are_new_in_the_next_pool() -> None:
 def test_without_reset_a_chain_says_reused() -> None:
     with WorkerPool([Quick()]) as one, WorkerPool([Quick()]) as two, pytest.raises(OperationReused):
         list(two.wrap(one.wrap(Source(3))))
+
+
+@pytest.mark.parametrize("feed", ["reader", "thread"])
+def test_an_error_that_is_read_again_does_not_grow(feed: Any) -> None:
+    """Its traceback would hold every reader's frames."""
+    lengths = set()
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(Source(2, ValueError("the source's own")), feed=feed)
+        assert len(stream.get_many(1)) + len(stream.get_many(1)) == 2
+        for _ in range(3):
+            with pytest.raises(ValueError, match="the source's own") as raised:
+                stream.get()
+            lengths.add(len(raised.traceback))
+            assert raised.traceback[-1].name == "__next__"  # where it was raised first
+    assert len(lengths) == 1

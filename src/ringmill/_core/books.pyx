@@ -355,12 +355,12 @@ cdef class Books(Home):
             count += 1
         return count
 
-    cdef bint enter_wait(self, OperationBase awaited, object stream) except -1:
-        # A worker of this pool is about to wait for its work. False: this thread is none of its workers.
+    cdef object enter_wait(self, OperationBase awaited, object stream):
+        # A worker of this pool is about to wait for its work: returns it, for leave_wait. None: this thread is none of them.
         cdef bint last
         cdef Tally runner = self.current()
         if runner is None or runner.waits:  # its own flag: a task of a loop on that thread, and another waits already
-            return False
+            return None
         acquire(&self.lock)
         last = self.waiting() + 1 >= self.present
         if not last:
@@ -374,13 +374,14 @@ cdef class Books(Home):
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
             )
-        return True
+        return runner
 
     cdef int review_side(self) except -1:
         return 0
 
-    cdef void leave_wait(self) noexcept:
-        cdef Tally runner = self.current()
+    cdef void leave_wait(self, object waiter) noexcept:
+        # From any thread: a task that is destroyed is closed wherever the collector runs.
+        cdef Tally runner = <Tally>waiter
         acquire(&self.lock)
         awaited = runner.awaited  # they go after the lock
         feed = runner.awaited_feed

@@ -18,10 +18,11 @@ cdef class Feed:
     cdef RingBuffer tickets         # drawn by a thread: one for each operation between source and reader
     cdef list shelf                 # ordered: finished ones that wait for their turn, NULL where none does
     cdef Bell bell                  # foreign: rung by the ring when an item comes in
-    cdef ShortLock lock             # guards the next four
+    cdef ShortLock lock             # guards the next five
     cdef uint64_t drawn             # foreign: how many were accepted
     cdef uint64_t next_out          # ordered: the position that comes out next
     cdef object failure             # what the stream ends with, unless None; settled before `total`
+    cdef object trace               # its traceback as it was then
     cdef PyObject* culprit          # foreign: the item that could not be accepted, owned
     cdef atomic[int64_t] total      # how many come out in all; -1: not known yet. Written once, under the lock
     cdef atomic[uint32_t] abandoned  # the stream was dropped: a worker cancels what is left

@@ -134,6 +134,7 @@ cdef class Feed:
         # Nothing more will be accepted. True for the first who says so; its `failure` is what the stream ends with.
         cdef bint first
         cdef uint64_t count = 0
+        trace = failure.__traceback__ if failure is not None else None
         if not self.foreign:
             shut(self.pending.ring)  # the tail stands still: put_count is what was accepted
         acquire(&self.lock)
@@ -141,6 +142,7 @@ cdef class Feed:
         if first:
             count = self.drawn if self.foreign else put_count(self.pending.ring)
             self.failure = failure
+            self.trace = trace
             self.total.store(<int64_t>count, memory_order_seq_cst)  # seq_cst: pairs with emit
         release(&self.lock)
         if first and self.tickets is not None:

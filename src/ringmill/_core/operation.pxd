@@ -44,8 +44,8 @@ cdef class Home:
     cdef Spin spin              # of those who wait for its operations
     cdef object __weakref__
     cdef int cancel(self, OperationBase op) except -1
-    cdef bint enter_wait(self, OperationBase awaited, object stream) except -1
-    cdef void leave_wait(self) noexcept
+    cdef object enter_wait(self, OperationBase awaited, object stream)
+    cdef void leave_wait(self, object waiter) noexcept
     cdef object stopped_error(self)
 
 cdef enum:
@@ -54,6 +54,7 @@ cdef enum:
 cdef class OperationBase:
     cdef atomic[uint64_t] state
     cdef atomic[uint32_t] tried  # process was called that often in vain; written by the worker that runs it
+    cdef atomic[uint32_t] lives  # how often it was reset: who waits knows by it that the life it waited for is over
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
     cdef Note note              # guarded by the same; written before the phase that says so
     cdef object context         # guarded by the same: a copy of the submitter's contextvars, while pending; or None

@@ -122,10 +122,10 @@ cdef class Home:
     cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
-    cdef bint enter_wait(self, OperationBase awaited, object stream) except -1:
+    cdef object enter_wait(self, OperationBase awaited, object stream):
         raise NotImplementedError
 
-    cdef void leave_wait(self) noexcept:
+    cdef void leave_wait(self, object waiter) noexcept:
         pass
 
     cdef object stopped_error(self):
@@ -262,12 +262,13 @@ cdef class OperationBase:
             return False  # only a look
         if spin_until(&self.state, RELEASED, &home.spin, 0, deadline):
             return True
-        if not home.enter_wait(self, None):
+        waiter = home.enter_wait(self, None)
+        if waiter is None:
             return bool(self.park(deadline))
         try:
             return bool(self.park(deadline))
         finally:
-            home.leave_wait()
+            home.leave_wait(waiter)
 
     def __await__(self):
         """Waits until the operation is done, and gives it: `wait` for a task of asyncio or trio.
@@ -279,8 +280,10 @@ cdef class OperationBase:
     cdef int park(self, int64_t deadline) except -1:
         cdef WaitNode* node = take_node()
         cdef bint granted = True
+        cdef uint32_t life
         try:
             while granted:
+                life = self.lives.load(memory_order_acquire)  # acquire: pairs with renew; before the look at the state
                 if not self.enqueue(node):
                     return 1
                 granted = False
@@ -292,6 +295,8 @@ cdef class OperationBase:
                         if granted:
                             # The releaser is between its unlock and its release of our lock: a few instructions.
                             PyThread_acquire_lock(node.lock, 1)
+                if granted and self.lives.load(memory_order_acquire) != life:  # acquire: pairs with renew
+                    return 1  # it was done, and reset before we looked
         finally:
             give_node(node)
         return 0
@@ -418,8 +423,9 @@ task_type = <PyTypeObject*>TaskBase
 
 async def _until_done(OperationBase op):
     cdef LoopSleeper sleeper = None
-    cdef bint enters = False
+    cdef uint32_t life
     cdef Home home
+    waiter = None
     point = checkpoint()
     if point is not None:
         await point
@@ -430,12 +436,13 @@ async def _until_done(OperationBase op):
     if home is not None:
         if home.epoch != epoch_now:
             raise home.stopped_error()
-        enters = home.enter_wait(op, None)
+        waiter = home.enter_wait(op, None)
     try:
         sleeper = LoopSleeper()
         settle_in(sleeper)
         while True:
             sleeper.arm()
+            life = op.lives.load(memory_order_acquire)  # acquire: as park
             if not op.enqueue(&sleeper.node):
                 return op
             try:
@@ -443,9 +450,11 @@ async def _until_done(OperationBase op):
             except BaseException:
                 op.unlink(&sleeper.node)
                 raise
+            if op.lives.load(memory_order_acquire) != life:  # acquire: as park
+                return op
     finally:
-        if enters:
-            home.leave_wait()
+        if waiter is not None:
+            home.leave_wait(waiter)
 
 
 cdef object wake_waiters(OperationBase op):
@@ -535,6 +544,8 @@ cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept:
     # RESETTING -> NEW, or QUEUED in a pool. By the thread that made it RESETTING.
     op.set_note(None)
     op.tried.store(0, memory_order_relaxed)  # relaxed: published by the phase
+    # release: pairs with park. Before the phase: who waits for the new life knows its number.
+    op.lives.fetch_add(1, memory_order_release)
     # Who still waits (done() resets it, say, before the waiters are released) waits for the new life.
     # acq_rel: pairs with accept, begin and cancel. One that goes on to a pool has a place there.
     cdef uint64_t renewed = (PLACED if home else 0) | phase | <uint64_t>home << HOME_SHIFT

@@ -167,7 +167,7 @@ cdef class Stream:
         self.core.remove(self.feed)
         # acquire: pairs with close
         if self.feed.failure is not None and not self.closed_by_reader.load(memory_order_acquire):
-            raise self.feed.failure
+            raise self.feed.failure.with_traceback(self.feed.trace)  # each reader's own way is not the next one's
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
         cdef int result
@@ -195,12 +195,13 @@ cdef class Stream:
         cdef int result = try_get(self.feed.ready.ring, op, NULL)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
-        if not self.core.enter_wait(None, self.feed):
+        waiter = self.core.enter_wait(None, self.feed)
+        if waiter is None:
             return self.feed.ready.get_item(op, deadline, True)
         try:
             return self.feed.ready.get_item(op, deadline, True)
         finally:
-            self.core.leave_wait()
+            self.core.leave_wait(waiter)
 
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
         # With the turn.
@@ -228,13 +229,13 @@ cdef class Stream:
                 raise RuntimeError("the source of a stream reads that stream")
             if not block or (deadline != NEVER and now_ns() >= deadline):
                 return 0
-            own = self.core.enter_wait(None, None)
+            waiter = self.core.enter_wait(None, None)
             try:
                 if not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, 0, deadline):
                     return 0
             finally:
-                if own:
-                    self.core.leave_wait()
+                if waiter is not None:
+                    self.core.leave_wait(waiter)
         self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as above
         return 1
 
@@ -382,19 +383,18 @@ cdef class Stream:
         # As read_ready, and gives the operation; None at the end.
         cdef PyObject* op = NULL
         cdef int result = try_get(self.feed.ready.ring, &op, NULL)
-        cdef bint enters
         if result == DONE:
             return steal(op)
         if result == SHUT:
             return None
-        enters = self.core.enter_wait(None, self.feed)
+        waiter = self.core.enter_wait(None, self.feed)
         try:
             return await self.feed.ready.aget()
         except Closed:
             return None
         finally:
-            if enters:
-                self.core.leave_wait()
+            if waiter is not None:
+                self.core.leave_wait(waiter)
 
     async def aget(self):
         """Takes the next operation, awaiting it: `get` for a task of asyncio or trio.
