@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from ringmill import (
     Task,
     TaskWorker,
     Worker,
+    WorkerInitError,
     WorkerPool,
 )
 from tests.loops import BACKENDS, Elsewhere, let_others_run, run_loop, together
@@ -152,6 +155,96 @@ def test_a_cancelled_start_leaves_no_pool_running(backend: str) -> None:
         scope.cancel()
 
     run_loop(backend, main)
+
+
+def test_a_start_after_a_cancelled_one_is_a_run_of_its_own(backend: str) -> None:
+    """The cancelled one ends before the next begins; whatever its thread does then, it ends no other."""
+    let_in, begun, second = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Worker[Number]):
+        def init(self) -> None:
+            begun.set()
+            let_in.wait()
+
+        def process(self, op: Number) -> None: ...
+
+    class Late(WorkerPool[Number]):
+        def shutdown(self, *args: Any, **kwargs: Any) -> list[Number]:
+            if threading.current_thread() is left[0]:
+                second.wait()
+            return super().shutdown(*args, **kwargs)
+
+    left: list[threading.Thread] = []
+    pool = Late([Slow()])
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel, scope)
+                async with pool:
+                    raise AssertionError("the start was cancelled")
+        started = start_threads(pool.start)
+        let_in.set()
+        await anyio.to_thread.run_sync(started.join)
+        second.set()
+        await anyio.to_thread.run_sync(left[0].join)
+        assert await pool.do(Number(1))
+        pool.shutdown()
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        await anyio.to_thread.run_sync(begun.wait)
+        left.extend(thread for thread in threading.enumerate() if thread.name.endswith("-start"))
+        scope.cancel()
+
+    run_loop(backend, main)
+
+
+def test_a_shutdown_of_the_users_that_raises_is_raised(backend: str) -> None:
+    class Loud(WorkerPool[Number]):
+        def shutdown(self, *args: Any, **kwargs: Any) -> list[Number]:
+            super().shutdown(*args, **kwargs)
+            raise ZeroDivisionError
+
+    class Louder(WorkerPool[Number]):
+        def __exit__(self, *args: Any) -> None:
+            super().__exit__(*args)
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        for kind in (Loud, Louder):
+            with anyio.fail_after(30), pytest.raises(ZeroDivisionError):
+                async with kind([Doubler()]):
+                    pass
+
+    run_loop(backend, main)
+
+
+def test_a_failed_start_leaves_no_cycle(backend: str) -> None:
+    class Bad(Worker[Number]):
+        def init(self) -> None:
+            raise ZeroDivisionError
+
+        def process(self, op: Number) -> None: ...
+
+    async def main() -> None:
+        error = await failed()
+        gone = weakref.ref(error)
+        del error
+        await let_others_run()
+        assert gone() is None
+
+    async def failed() -> WorkerInitError:
+        try:
+            async with WorkerPool([Bad()]):
+                raise AssertionError("it did not come up")
+        except WorkerInitError as raised:
+            return raised.with_traceback(None)
+
+    gc.disable()
+    try:
+        run_loop(backend, main)
+    finally:
+        gc.enable()
 
 
 def test_cancelled_while_it_ends_cancels_what_has_not_begun_and_waits_for_the_rest(backend: str) -> None:

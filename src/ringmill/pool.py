@@ -182,6 +182,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
             if not causes and not late:
                 self._open(run.core)
                 _running.add(run)
+                entering = Offloaded.running_for(self)
+                if entering is not None and not entering.keep():  # an `async with` that was cancelled
+                    run.end(False, True, None)  # under the lock: the next start begins a run of its own
                 return
             if not late:
                 run.join(None)
@@ -233,11 +236,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     async def __aenter__(self) -> WorkerPool[OpT]:
         """As `with`, without blocking the loop: workers are started, and ended, while other tasks run."""
-        start = Offloaded(self.start, f"{self._name}-start", lambda: self.shutdown(wait=False, cancel_pending=True))
+        start = Offloaded(self.start, f"{self._name}-start", self)
         try:
             await start.result()
         except BaseException:
-            start.leave()
+            if start.leave():
+                self.shutdown(wait=False, cancel_pending=True)
             raise
         return self
 
@@ -253,9 +257,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
         try:
             await end.result()
         except BaseException:
-            self.shutdown(wait=False, cancel_pending=True)
-            with shield():
-                await end.result()
+            if not end.is_over:
+                self.shutdown(wait=False, cancel_pending=True)
+                with shield():
+                    await end.result()
             raise
 
     def __del__(self) -> None:
