@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import queue
 import signal
@@ -92,42 +93,43 @@ def test_signals_while_a_loop_is_fed_are_raised_and_lose_no_item() -> None:
             got.append(item)
         return got
 
-    fired = 0
-    armed = False
+    raised = armed = False
 
     def handle(*_: Any) -> None:
-        nonlocal fired
+        nonlocal raised
         if armed:
-            fired += 1
+            raised = True
             raise Custom
 
     elsewhere = Elsewhere("asyncio", main)
     before = signal.signal(signal.SIGALRM, handle)
-    sent: list[int] = []
     caught = 0
     end = time.monotonic() + 2
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
     try:
-        while time.monotonic() < end:
+        for item in itertools.count():
             try:
                 armed = True
-                ring.put(len(sent), timeout=20)
+                ring.put(item, timeout=20)
+                for _ in range(3):  # what a signal raised within may come late: between two bytecodes
+                    pass
                 armed = False
+                assert not raised, "what a signal handler raised was swallowed"
             except Custom:
-                armed = False
+                armed = raised = False
                 caught += 1
             except queue.Full:
                 raise AssertionError(f"the loop sleeps, {len(ring)} items wait for it") from None
-            sent.append(len(sent))
+            if time.monotonic() > end:
+                break
     finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     ring.put(None)
     got = elsewhere.join()
-    assert len(got) == len(set(got))
-    assert caught <= fired
-    assert fired - caught <= fired // 100 + 5, (fired, caught)  # two at once may become one
+    assert got == sorted(set(got))
+    assert caught
 
 
 def test_an_interrupt_while_a_loop_resumes_its_tasks_goes_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
