@@ -159,6 +159,7 @@ cdef inline void unplace(OperationBase op) noexcept nogil:
     # Its place was claimed; it had been cancelled, and may be reset from here on.
     op.state.fetch_and(~<uint64_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
+cdef object once_more(object error, object traceback)
 cdef int log_exception(str what, object subject) except -1
 cdef object reset(OperationBase op)
 cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept

@@ -38,7 +38,7 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 from ringmill._core.attached cimport fetch_or64, swap64
 from ringmill._core.loop cimport LoopSleeper, checkpoint, settle_in
-from ringmill._core.machine cimport now_ns
+from ringmill._core.machine cimport FREE_THREADED, now_ns
 from ringmill._core.spin cimport init_spin, spin_until
 from ringmill._core.waiter cimport (
     NEVER,
@@ -372,7 +372,7 @@ cdef class OperationBase:
             note = self.get_note()
             if note is not None:
                 note.seen = True
-                raise note.error.with_traceback(note.traceback)
+                raise once_more(note.error, note.traceback)
         if phase == CANCELLED:
             raise CancelledError(f"{self!r} was cancelled")
         raise InvalidStateError(f"{self!r} is not finished: wait() for it first")
@@ -504,6 +504,12 @@ cdef int operation_traverse(PyObject* self, visitproc visit, void* arg) noexcept
 
 
 operation_type.tp_traverse = operation_traverse
+
+
+cdef object once_more(object error, object traceback):
+    # For raising: with the traceback that it had at first, since each raiser's own way is not the next one's. Not on
+    # free-threaded builds: CPython frees the longer one, though another thread may be adding to it.
+    return error if FREE_THREADED else error.with_traceback(traceback)
 
 
 cdef Home _home_of(OperationBase op):

@@ -36,6 +36,7 @@ from ringmill._core.operation cimport (
     accept,
     carries,
     is_operation,
+    once_more,
     phase_of,
     reset,
 )
@@ -167,7 +168,7 @@ cdef class Stream:
         self.core.remove(self.feed)
         # acquire: pairs with close
         if self.feed.failure is not None and not self.closed_by_reader.load(memory_order_acquire):
-            raise self.feed.failure.with_traceback(self.feed.trace)  # each reader's own way is not the next one's
+            raise once_more(self.feed.failure, self.feed.trace)
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
         cdef int result
