@@ -230,8 +230,9 @@ def test_a_failed_start_leaves_no_cycle(backend: str) -> None:
         error = await failed()
         gone = weakref.ref(error)
         del error
-        await let_others_run()
-        assert gone() is None
+        with anyio.fail_after(30):  # free-threaded, what the thread that started it made goes when that has ended
+            while gone() is not None:
+                await anyio.sleep(0.001)
 
     async def failed() -> WorkerInitError:
         try:
