@@ -26,7 +26,7 @@ pytestmark = [
 def run(script: str, limit: float = LIMIT) -> str:
     """Runs a script; returns what it printed. Its status must be 0 and its stderr empty."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:.*fork:DeprecationWarning", "-c", script],
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", script],
         capture_output=True, text=True, timeout=limit, check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
