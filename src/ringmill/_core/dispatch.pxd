@@ -13,6 +13,7 @@ from ringmill._core.ring_buffer cimport RingBuffer
 cdef class Core(Redrives):
     cdef Carry carry                # written once
 
+    cdef int accept_new(self, OperationBase op) except -1
     cdef bint hand_aside(self, OperationBase op) except -1
     cdef object handed(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)

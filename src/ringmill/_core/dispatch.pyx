@@ -102,11 +102,15 @@ cdef class Core(Redrives):
     # -----------------------------------------------------------------------------------------------------------
     # accept
 
-    cdef bint hand_aside(self, OperationBase op) except -1:
-        # Accepts it. True: that was all; from a worker of this pool, which never blocks on it, or it was cancelled already.
+    cdef int accept_new(self, OperationBase op) except -1:
         self.check_open()
         if not accept(op, self.number):
             raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
+        return 0
+
+    cdef bint hand_aside(self, OperationBase op) except -1:
+        # Accepts it. True: that was all; from a worker of this pool, which never blocks on it, or it was cancelled already.
+        self.accept_new(op)
         if carries(<PyObject*>op, self.carry):
             try:
                 op.set_context(PyContext_CopyCurrent())
@@ -206,9 +210,7 @@ cdef class Core(Redrives):
 
     def submit(self, OperationBase op not None):
         """Accepts one without waiting, however many are pending; those of one caller begin in their order."""
-        self.check_open()
-        if not accept(op, self.number):
-            raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
+        self.accept_new(op)
         self.do_aside(op)
 
     def execute(self, operations):
