@@ -358,3 +358,44 @@ def explore(
     complaint or None.
     """
     return _Search(memory, threads).run(invariant, at_rest)
+
+
+# What the models share.
+
+
+def post(me: str) -> Step:
+    """Releases the semaphore of a thread: the waker's last touch of it. `posted` is a set of names in memory."""
+
+    def run(m: Memory) -> None:
+        if me in m.posted:
+            raise ViolationError(f"the semaphore of {me} is released twice")
+        m.posted |= {me}
+
+    return Step(f"wakes {me}", run)
+
+
+def park(me: str) -> Step:
+    """Sleeps until `post`."""
+
+    def run(m: Memory) -> Any:
+        if me not in m.posted:
+            return BLOCKED
+        m.posted -= {me}
+        return "woken"
+
+    return Step("parked", run)
+
+
+def assert_holds(report: Report, at_least: int) -> None:
+    """The search found no problem, in more than so many states: a model that shrank unseen shows nothing."""
+    print(report)
+    assert report.problem is None, str(report)
+    assert report.states > at_least
+
+
+def assert_found(broken: Report, finding: str, right: Report) -> None:
+    """The search of the broken variant found this; that of the right one, over the same cast, nothing."""
+    print(broken)
+    assert finding in (broken.problem or "nothing"), str(broken)
+    assert broken.trace
+    assert right.problem is None, str(right)

@@ -21,7 +21,20 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.explorer import BLOCKED, Load, Memory, Report, Step, Thread, ThreadFunction, ViolationError, explore
+from tests.explorer import (
+    BLOCKED,
+    Load,
+    Memory,
+    Report,
+    Step,
+    Thread,
+    ThreadFunction,
+    ViolationError,
+    assert_found,
+    assert_holds,
+    explore,
+    park,
+)
 
 
 @dataclass(frozen=True)
@@ -248,16 +261,6 @@ def set_waited(m: Memory) -> bool:
     return released
 
 
-def parked(me: str) -> Step:
-    def run(m: Memory) -> Any:
-        if me not in m.posted:
-            return BLOCKED
-        m.posted -= {me}
-        return None
-
-    return Step("parked", run)
-
-
 def wait(rules: Rules, me: str) -> Thread:
     while True:
         if rules.waiter_asks_in_one and rules.waiter_joins_under_lock:
@@ -272,7 +275,7 @@ def wait(rules: Rules, me: str) -> Thread:
                 yield Step("joins", partial(ask_nothing_and_join, me))
         if released:
             return
-        yield parked(me)
+        yield park(me)
 
 
 def new_life(asks: bool, m: Memory) -> bool:
@@ -346,10 +349,7 @@ def search(rules: Rules, cast: str) -> Report:
     ],
 )
 def test_each_life_ends_once_and_comes_out_once(cast: str, at_least: int) -> None:
-    report = search(Rules(), cast)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(), cast), at_least)
 
 
 @pytest.mark.parametrize(
@@ -370,9 +370,4 @@ def test_each_life_ends_once_and_comes_out_once(cast: str, at_least: int) -> Non
     ],
 )
 def test_each_bug_is_found(bug: str, cast: str, finding: str) -> None:
-    report = search(replace(Rules(), **{bug: False}), cast)
-    print(report)
-    assert report.problem is not None
-    assert finding in report.problem, str(report)
-    assert report.trace
-    assert search(Rules(), cast).problem is None
+    assert_found(search(replace(Rules(), **{bug: False}), cast), finding, search(Rules(), cast))

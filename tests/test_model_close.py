@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.explorer import Memory, Step, Store, Thread
-from tests.test_model_park_wake import Rules, Waiting, post, search, section
+from tests.explorer import Memory, Step, Store, Thread, assert_found, assert_holds, post
+from tests.test_model_park_wake import Rules, Waiting, search, section
 
 
 def grant_everyone(w: Waiting) -> tuple[Waiting, tuple[str, ...]]:
@@ -56,18 +56,12 @@ def wake_all(rules: Rules, queue: str) -> Thread:
     ],
 )
 def test_close_strands_nobody_and_loses_nothing(cast: str, capacity: int, at_least: int) -> None:
-    report = search(Rules(), cast, capacity, closer)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(), cast, capacity, closer), at_least)
 
 
 @pytest.mark.parametrize(("cast", "at_least"), [("G* P X", 7_000), ("P X P", 3_000)])
 def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
-    report = search(Rules(fine=True), cast, 1, closer)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(fine=True), cast, 1, closer), at_least)
 
 
 ASLEEP = "asleep on a closed ring"
@@ -86,8 +80,4 @@ ASLEEP = "asleep on a closed ring"
     ],
 )
 def test_each_bug_is_found(bug: str, cast: str, finding: str) -> None:
-    report = search(replace(Rules(), **{bug: False}), cast, 1, closer)
-    print(report)
-    assert finding in (report.problem or "nothing"), str(report)
-    assert report.trace
-    assert search(Rules(), cast, 1, closer).problem is None
+    assert_found(search(replace(Rules(), **{bug: False}), cast, 1, closer), finding, search(Rules(), cast, 1, closer))

@@ -17,7 +17,20 @@ from typing import Any
 
 import pytest
 
-from tests.explorer import BLOCKED, Load, Memory, Report, Step, Store, Thread, ThreadFunction, explore
+from tests.explorer import (
+    BLOCKED,
+    Load,
+    Memory,
+    Report,
+    Step,
+    Store,
+    Thread,
+    ThreadFunction,
+    assert_found,
+    assert_holds,
+    explore,
+    park,
+)
 
 
 @dataclass(frozen=True)
@@ -40,37 +53,27 @@ def take(m: Memory) -> str | None:
 
 
 def begin_sleep(me: str, m: Memory) -> None:
-    m.asleep = m.asleep | {me}
+    m.asleep |= {me}
 
 
 def leave_list(me: str, m: Memory) -> bool:
     """True: it was woken meanwhile, and the wake-up is consumed."""
     woken = me not in m.asleep
-    m.asleep = m.asleep - {me}
-    m.woken = m.woken - {me}
+    m.asleep -= {me}
+    m.posted -= {me}
     return woken
 
 
-def parked(me: str) -> Step:
-    def run(m: Memory) -> Any:
-        if me not in m.woken:
-            return BLOCKED
-        m.woken = m.woken - {me}
-        return None
-
-    return Step("parked", run)
-
-
 def wake_all(m: Memory) -> None:
-    m.woken = m.woken | m.asleep
+    m.posted |= m.asleep
     m.asleep = frozenset()
 
 
 def wake_one(m: Memory) -> None:
     if m.asleep:
         first = min(m.asleep)
-        m.asleep = m.asleep - {first}
-        m.woken = m.woken | {first}
+        m.asleep -= {first}
+        m.posted |= {first}
 
 
 def settle(m: Memory) -> None:
@@ -111,7 +114,7 @@ def worker(rules: Rules, me: str) -> Thread:
             yield Step("begins to sleep", partial(begin_sleep, me))
             got = yield from attempt(rules, rules.counts_last_look)
             if got is None:
-                yield parked(me)
+                yield park(me)
                 got = yield from attempt(rules, True)
             else:
                 yield Step("leaves the list", partial(leave_list, me))
@@ -179,7 +182,7 @@ def search(rules: Rules, cast: str) -> Report:
     words = cast.split()
     memory: dict[str, Any] = {
         "phase": "open", "sealed": False, "shut": False, "queue": 0, "accepted": words.count("C"), "settled": 0,
-        "asleep": frozenset(), "woken": frozenset(),
+        "asleep": frozenset(), "posted": frozenset(),
     }
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(words):
@@ -202,10 +205,7 @@ def search(rules: Rules, cast: str) -> Report:
     ],
 )
 def test_a_draining_pool_ends_when_all_is_settled(cast: str, at_least: int) -> None:
-    report = search(Rules(), cast)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(), cast), at_least)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,7 @@ def test_a_draining_pool_ends_when_all_is_settled(cast: str, at_least: int) -> N
     ],
 )
 def test_each_bug_is_found(bug: str, cast: str, finding: str) -> None:
-    report = search(replace(Rules(), **{bug: False}), cast)
-    print(report)
-    assert finding in (report.problem or "nothing"), str(report)
-    assert report.trace
-    assert search(Rules(), cast).problem is None
+    assert_found(search(replace(Rules(), **{bug: False}), cast), finding, search(Rules(), cast))
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -332,10 +328,7 @@ INHERITED = [((0, 0), 0), ((1, 0), 0), ((0, 1), 0), ((1, 1), 1), ((0, 0), 1), ((
 
 @pytest.mark.parametrize(("word", "lock"), INHERITED)
 def test_a_child_can_use_whatever_queue_it_inherits(word: tuple[int, int], lock: int) -> None:
-    report = search_child(ForkRules(), word, lock)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > 30
+    assert_holds(search_child(ForkRules(), word, lock), 30)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,11 @@ from tests.explorer import (
     Thread,
     ThreadFunction,
     ViolationError,
+    assert_found,
+    assert_holds,
     explore,
+    park,
+    post,
 )
 
 
@@ -170,7 +174,7 @@ def look(rules: Rules, side: Side, *, closed_counts: bool) -> Thread:
 def section(rules: Rules, queue: str, label: str, edit: Callable[[Waiting], tuple[Waiting, Any]]) -> Thread:
     """Changes a wait queue under its lock."""
     if not rules.fine:
-        return (yield Step(f"{label} {queue}", partial(apply, queue, edit)))
+        return (yield under_lock(queue, label, edit))
     yield Step(f"locks {queue} to {label}", partial(acquire, f"{queue}_lock"))
     changed, result = edit((yield Load(queue)))
     yield Store(queue, changed, buffered=not rules.word_seq_cst)
@@ -178,10 +182,13 @@ def section(rules: Rules, queue: str, label: str, edit: Callable[[Waiting], tupl
     return result
 
 
-def apply(queue: str, edit: Callable[[Waiting], tuple[Waiting, Any]], m: Memory) -> Any:
-    changed, result = edit(getattr(m, queue))
-    setattr(m, queue, changed)
-    return result
+def under_lock(queue: str, label: str, edit: Callable[[Waiting], tuple[Waiting, Any]]) -> Step:
+    def run(m: Memory) -> Any:
+        changed, result = edit(getattr(m, queue))
+        setattr(m, queue, changed)
+        return result
+
+    return Step(f"{label} {queue}", run)
 
 
 def acquire(lock: str, m: Memory) -> Any:
@@ -189,27 +196,6 @@ def acquire(lock: str, m: Memory) -> Any:
         return BLOCKED
     setattr(m, lock, 1)
     return None
-
-
-def post(me: str) -> Step:
-    """Releases a thread's semaphore: the waker's last touch of it."""
-
-    def run(m: Memory) -> None:
-        if me in m.posted:
-            raise ViolationError(f"the semaphore of {me} is released twice")
-        m.posted |= {me}
-
-    return Step(f"wakes {me}", run)
-
-
-def park(me: str) -> Step:
-    def run(m: Memory) -> Any:
-        if me not in m.posted:
-            return BLOCKED
-        m.posted -= {me}
-        return "woken"
-
-    return Step("parked", run)
 
 
 TIME_OUT = Step("time", lambda m: "out")
@@ -458,10 +444,7 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
     ],
 )
 def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
-    report = search(Rules(), cast, capacity)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(), cast, capacity), at_least)
 
 
 @pytest.mark.parametrize(
@@ -477,10 +460,7 @@ def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_leas
     ],
 )
 def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
-    report = search(Rules(fine=True), cast, 1)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(fine=True), cast, 1), at_least)
 
 
 LOST = "lost wake-up"
@@ -516,8 +496,4 @@ LOST = "lost wake-up"
 )
 def test_each_bug_is_found(bug: str, cast: str, capacity: int, finding: str) -> None:
     right = Rules(fine=bug in ("word_seq_cst", "claim_seq_cst"))
-    report = search(replace(right, **{bug: False}), cast, capacity)
-    print(report)
-    assert finding in (report.problem or "nothing"), str(report)
-    assert report.trace
-    assert search(right, cast, capacity).problem is None
+    assert_found(search(replace(right, **{bug: False}), cast, capacity), finding, search(right, cast, capacity))

@@ -13,14 +13,30 @@ come back, test_model_park_wake.py shows what it is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.explorer import BLOCKED, Load, Memory, Report, Step, Store, Thread, ThreadFunction, explore
+from tests.explorer import (
+    BLOCKED,
+    Load,
+    Memory,
+    Report,
+    Step,
+    Store,
+    Thread,
+    ThreadFunction,
+    assert_found,
+    assert_holds,
+    explore,
+    park,
+    post,
+)
+from tests.test_model_close import grant_everyone
+from tests.test_model_park_wake import Rules as Sleeping
+from tests.test_model_park_wake import Waiting, begin_sleep, leave, stop_searching, under_lock, wake
 
 
 @dataclass(frozen=True)
@@ -35,79 +51,19 @@ class Rules:
     ends_wake_all: bool = True
 
 
-class Queue(NamedTuple):
-    nodes: tuple[str, ...] = ()
-    searchers: int = 0
-
-
 class Aside(NamedTuple):
     """Who may take it."""
 
     workers: frozenset[str]
 
 
-def edit(label: str, run: Callable[[Queue], tuple[Queue, Any]]) -> Step:
-    def step(m: Memory) -> Any:
-        m.idle, result = run(m.idle)
-        return result
-
-    return Step(label, step)
+edit = partial(under_lock, "idle")
+notify = partial(wake, Sleeping(), "idle")  # one, unless one searches
 
 
-def post(me: str) -> Step:
-    def run(m: Memory) -> None:
-        m.posted |= {me}
-
-    return Step(f"wakes {me}", run)
-
-
-def park(me: str) -> Step:
-    def run(m: Memory) -> Any:
-        if me not in m.posted:
-            return BLOCKED
-        m.posted -= {me}
-        return None
-
-    return Step("parked", run)
-
-
-def begin_sleep(me: str, searching: bool, q: Queue) -> tuple[Queue, None]:
-    return Queue((*q.nodes, me), q.searchers - searching), None
-
-
-def cancel_sleep(me: str, q: Queue) -> tuple[Queue, bool]:
-    """True: it was granted."""
-    if me not in q.nodes:
-        return q, True
-    return q._replace(nodes=tuple(node for node in q.nodes if node != me)), False
-
-
-def end_search(q: Queue) -> tuple[Queue, None]:
-    return q._replace(searchers=q.searchers - 1), None
-
-
-def grant(q: Queue) -> tuple[Queue, str | None]:
-    if not q.nodes or q.searchers:
-        return q, None
-    return Queue(q.nodes[1:], 1), q.nodes[0]
-
-
-def grant_by_name(name: str, q: Queue) -> tuple[Queue, str | None]:
-    if name not in q.nodes:
-        return q, None
-    return Queue(tuple(node for node in q.nodes if node != name), q.searchers + 1), name
-
-
-def grant_all(q: Queue) -> tuple[Queue, tuple[str, ...]]:
-    return Queue((), q.searchers + len(q.nodes)), q.nodes
-
-
-def notify() -> Thread:
-    word = yield Load("idle")
-    if word.nodes and not word.searchers:
-        woken = yield edit("grants", grant)
-        if woken is not None:
-            yield post(woken)
+def grant_by_name(name: str, w: Waiting) -> tuple[Waiting, str | None]:
+    left, found = leave(name, w)
+    return (left._replace(searchers=w.searchers + 1), name) if found else (w, None)
 
 
 # A worker.
@@ -158,7 +114,7 @@ def worker(rules: Rules, me: str) -> Thread:
             if rules.last_look_after_begin_sleep:
                 got = yield from take(me, rules.looks_aside_before_parking)
                 if got != "no":
-                    granted = yield edit("leaves", partial(cancel_sleep, me))
+                    granted = not (yield edit("leaves", partial(leave, me)))
                     if granted:
                         yield park(me)
                         searching = True
@@ -169,7 +125,7 @@ def worker(rules: Rules, me: str) -> Thread:
             yield park(me)
             searching = owes = True
         if searching:
-            yield edit("ends its search", end_search)
+            yield edit("ends its search", stop_searching)
         if (searching or owes) and (yield Step("looks for more", lambda m: bool(m.items or m.count))):
             yield from notify()
         if got == "end":
@@ -226,7 +182,7 @@ def ender(rules: Rules, total: int) -> Thread:
     yield Step("waits for the work to be done", lambda m: None if m.done == total else BLOCKED)
     yield Store("over", True)
     if rules.ends_wake_all:
-        woken = yield edit("grants all", grant_all)
+        woken = yield edit("grants all", grant_everyone)
         while woken:
             yield post(woken[0])
             woken = woken[1:]
@@ -239,7 +195,7 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
         return f"lost wake-up: {len(m.side)} aside, {m.items} in the queue, asleep: {m.idle.nodes}"
     if unfinished:
         return f"waits for ever: {', '.join(sorted(unfinished))}"
-    if m.posted or m.idle != Queue():
+    if m.posted or m.idle != Waiting():
         return f"left: {m.posted}, {m.idle}"
     return None
 
@@ -248,7 +204,7 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
 def search(rules: Rules, workers: str, work: str) -> Report:
     """`work`: p puts an item; a word of workers puts a redrive aside for those."""
     memory: dict[str, Any] = {
-        "idle": Queue(), "posted": frozenset(), "side": (), "count": 0, "items": 0, "done": 0, "over": False,
+        "idle": Waiting(), "posted": frozenset(), "side": (), "count": 0, "items": 0, "done": 0, "over": False,
     }
     threads: dict[str, ThreadFunction] = {name: partial(worker, rules, name) for name in workers}
     for i, word in enumerate(work.split()):
@@ -267,10 +223,7 @@ def search(rules: Rules, workers: str, work: str) -> Report:
     ],
 )
 def test_no_redrive_is_slept_through(workers: str, work: str, at_least: int) -> None:
-    report = search(Rules(), workers, work)
-    print(report)
-    assert report.problem is None, str(report)
-    assert report.states > at_least
+    assert_holds(search(Rules(), workers, work), at_least)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +238,4 @@ def test_no_redrive_is_slept_through(workers: str, work: str, at_least: int) -> 
     ],
 )
 def test_each_bug_is_found(bug: str, workers: str, work: str, finding: str) -> None:
-    report = search(replace(Rules(), **{bug: False}), workers, work)
-    print(report)
-    assert finding in (report.problem or "nothing"), str(report)
-    assert report.trace
-    assert search(Rules(), workers, work).problem is None
+    assert_found(search(replace(Rules(), **{bug: False}), workers, work), finding, search(Rules(), workers, work))
