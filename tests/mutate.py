@@ -109,7 +109,14 @@ DROPPED = {
     "feed: the end does not look whether all came out": (
         "feed.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
     ),
-    "feed: a bell is not looked behind": ("dispatch.pyx", "            if feed.has_work():\n                notify(&self.core.idle)\n", ""),
+    "feed: who ends a search does not arm the bell": ("dispatch.pyx", "            sleeper = runner\n", "            sleeper = None\n"),
+    "feed: a bell is not looked behind": (
+        "dispatch.pyx",
+        "                    if sleeper is not None:\n                        (<Feed>at).bell.arm(&(<Feed>at).pending.not_empty)\n"
+        "                    if (<Feed>at).has_work():\n                        found = at\n                        break\n",
+        "                    if (<Feed>at).has_work():\n                        found = at\n                        break\n"
+        "                    if sleeper is not None:\n                        (<Feed>at).bell.arm(&(<Feed>at).pending.not_empty)\n",
+    ),
 }
 
 

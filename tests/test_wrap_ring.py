@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import queue
 import random
@@ -320,6 +321,42 @@ def test_a_ring_may_be_fed_by_a_thread_too() -> None:
         putter = start_threads(lambda: (ring.put_many(map(Number, range(40))), ring.close()))
         assert sorted(op.number for op in stream) == list(range(40))
         putter.join()
+
+
+class Needs(Number):
+    """Ends when another operation has ended."""
+
+    def __init__(self, other: Number) -> None:
+        super().__init__(0)
+        self.other = other
+        self.begun = threading.Event()
+
+
+class Meeting(Worker[Number]):
+    def process(self, op: Number) -> None:
+        if isinstance(op, Needs):
+            op.begun.set()
+            assert op.other.wait(LONG)
+
+
+def test_a_worker_hears_of_an_item_though_another_reader_took_the_one_before() -> None:
+    """Who puts rings the bell while a searcher is on its way to other work, and what it rang for is gone."""
+    ring = RingBuffer[Number](2)
+    with WorkerPool([Meeting(), Meeting()]) as pool:
+        stream = pool.wrap(ring)
+        for _ in range(20):
+            time.sleep(SHORT)  # long enough that both are asleep, where the fault would show; right in any case
+            second = Number(1)
+            first = pool.do(Needs(second))
+            ring.put(Number(2))
+            with contextlib.suppress(queue.Empty):
+                ring.get_nowait()
+            assert first.begun.wait(LONG)
+            ring.put(second)
+            assert first.wait(LONG)
+            assert first.check() is first
+        ring.close()
+        assert [op.outcome for op in stream] == [Outcome.SUCCEEDED] * stream.total
 
 
 @pytest.mark.parametrize("call", [Stream.get, Stream.get_many, next, list])

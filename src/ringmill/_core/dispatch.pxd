@@ -43,7 +43,6 @@ cdef class Runner(Tally):
     cdef int take_redrive(self) noexcept
     cdef int claim_from(self, Feed feed) noexcept
     cdef int lend_context(self, Feed feed) noexcept
-    cdef int watch(self, Feed feed) noexcept
     cdef int end_source(self, Feed feed) noexcept
     cdef uint64_t since_wait(self) noexcept
     cdef bint settle(self, PyObject* raw) except -1

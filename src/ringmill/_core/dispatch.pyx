@@ -266,7 +266,8 @@ cdef class Core(Redrives):
 
     cdef PyObject* next_feed(self, PyObject* after, Runner sleeper) except? NULL:
         # A feed with work, the next in turn after that one; the caller owns the reference. NULL: none. Unlinks feeds
-        # that are spent on the way. `sleeper`: who is about to sleep if there is none, so bells are armed; or None.
+        # that are spent on the way. `sleeper`: who is about to sleep if there is none, or looks in the
+        # sleepers' stead, so bells are armed; or None.
         cdef PyObject* at
         cdef PyObject* found
         cdef PyObject* spent
@@ -315,11 +316,15 @@ cdef class Core(Redrives):
             self.remove(feed)
 
     cdef bint any_work(self, Runner runner) noexcept:
-        # Whether there is more, for a searcher that has taken one.
+        # Whether there is more, for a searcher that has taken one. Who rang a bell and woke nobody counts on this look, in
+        # the sleepers' stead: so it arms the bells again. What rang may be gone, and nobody else would.
         cdef PyObject* feed
+        cdef Runner sleeper = None
         if self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
             return True
-        feed = self.next_feed(<PyObject*>runner.feed if runner.feed is not None else NULL, None)
+        if self.idle.word.load(memory_order_seq_cst) >> 32:  # seq_cst: as notify. Who sleeps later arms them himself
+            sleeper = runner
+        feed = self.next_feed(<PyObject*>runner.feed if runner.feed is not None else NULL, sleeper)
         if feed:
             Py_DECREF(<object>feed)  # next_feed's
         return feed != NULL
@@ -369,11 +374,9 @@ cdef class Runner(Tally):
             self.op = op
             if reset:
                 renew(<OperationBase>self.op, QUEUED, self.core.number)
-            if feed.foreign:
-                if carries(op, self.core.carry):
-                    self.lend_context(feed)
-                self.watch(feed)
-            elif feed is self.core.inbox_feed:
+            if feed.foreign and carries(op, self.core.carry):
+                self.lend_context(feed)
+            if feed.foreign or feed is self.core.inbox_feed:
                 notify(&feed.pending.not_full)
             return FOUND
         if feed.foreign and result == SHUT and not feed.ended():
@@ -388,15 +391,6 @@ cdef class Runner(Tally):
             (<OperationBase>self.op).set_context(feed.context.copy())
         except MemoryError:
             pass  # in the worker's own
-        return 0
-
-    cdef int watch(self, Feed feed) noexcept:
-        # Others may sleep while this one works: let the ring ring for them (feed.pyx).
-        notify(&feed.pending.not_full)
-        if self.core.idle.word.load(memory_order_seq_cst) >> 32 and feed.bell is not None:  # seq_cst: as notify
-            feed.bell.arm(&feed.pending.not_empty)
-            if feed.has_work():
-                notify(&self.core.idle)
         return 0
 
     cdef int end_source(self, Feed feed) noexcept:

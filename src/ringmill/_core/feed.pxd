@@ -61,7 +61,7 @@ cdef inline int emit(Feed feed, PyObject* op, uint64_t position) noexcept:
     return 0
 
 cdef class Bell(Sleeper):
-    cdef WaitQueue* target          # whom to notify; NULL once the pool has gone
+    cdef WaitQueue* target          # whom to notify
     cdef atomic[uint32_t] armed
     cdef object owner               # keeps `target` alive
     cdef void arm(self, WaitQueue* queue) noexcept

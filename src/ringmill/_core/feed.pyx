@@ -11,8 +11,9 @@
 #
 # A foreign feed takes from a RingBuffer of the user's. Nobody accepts its items beforehand, so the worker that takes
 # one does, under the feed's lock, which also keeps the places: {is there a place? take; number it}. Its bell sleeps
-# in the ring's queue in the workers' stead. It is armed by a worker before it sleeps, and by one that takes an item
-# while others sleep; a ring's put rings it, which disarms it, and it wakes a worker, which looks at the ring.
+# in the ring's queue in the workers' stead. It is armed by a worker before it sleeps, and by one that ends a search while
+# others sleep, under the pool's lock while the feed is linked; a ring's put rings it, which disarms it, and it wakes a
+# worker, which looks at the ring. (tests/test_model_bell.py searches all interleavings.)
 #
 # The end: `total` is written once, when nothing more will be accepted (source exhausted, pool stopping, reader gone).
 # Whoever emits compares the count with `total` after its put, whoever writes `total` compares it with the count after
