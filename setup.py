@@ -76,6 +76,9 @@ setup(
                 f"ringmill._core.{name}",
                 [f"src/ringmill/_core/{name}.pyx"],
                 language="c++",
+                # Cython 3.3 calls tp_new of a Python subclass by way of code that crashes where there is no memory for
+                # the names of its keywords: it releases values that it has not stored yet.
+                define_macros=[("CYTHON_VECTORCALL_TPNEW", "0")],
                 extra_compile_args=flags + extra,
                 extra_link_args=extra,
             )

@@ -105,7 +105,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if isinstance(workers, Worker):
             raise TypeError(f"workers must be an iterable of Workers, got one: {workers!r}")
         try:
-            crew = list(workers)
+            crew = [worker for worker in workers]  # noqa: C416 - list() leaks a list: see list_of in dispatch.pyx
         except TypeError:
             raise TypeError(f"workers must be an iterable of Workers, got {workers!r}") from None
         if not crew:
@@ -161,17 +161,18 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if timeout is not None:
             _seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        if any(run is not None and run.core.is_own_thread() for run in (self._current(), self._starting)):
+        runs = self._current(), self._starting
+        if [run for run in runs if run is not None and run.core.is_own_thread()]:  # no generator: see stats
             raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
         if not self._lifecycle.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"{self!r} is being started or shut down by another thread, for {timeout} s by now")
         try:
             earlier = self._current()
             if earlier is not None:
-                if earlier.core.is_open:
+                if earlier.verdict and earlier.core.is_open:
                     return
                 if not earlier.join(deadline):
-                    stuck = ", ".join(thread.name for thread in earlier.alive())
+                    stuck = ", ".join([thread.name for thread in earlier.alive()])
                     raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
             run = self._starting = Supervisor(self._workers, self._settings)
             try:
@@ -180,8 +181,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
                 self._run = run  # a shutdown that runs beside comes before this start
                 self._starting = None
             if not causes and not late:
-                self._open(run.core)
-                _running.add(run)
+                try:
+                    _running.add(run)
+                    self._open(run.core)
+                except BaseException:  # no memory, or Ctrl-C: nobody can use it, so it ends
+                    run.core.end_now()
+                    raise
                 entering = Offloaded.running_for(self)
                 if entering is not None and not entering.keep():  # an `async with` that was cancelled
                     run.end(False, True, None)  # under the lock: the next start begins a run of its own
@@ -354,7 +359,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         counts = ""
         if run is not None and not run.core.is_inherited:
             total, _ = run.core.stats()
-            counts = "".join(f", {total[what]} {what}" for what in ("queued", "running", "delayed") if total[what])
+            counts = "".join([f", {total[what]} {what}" for what in ("queued", "running", "delayed") if total[what]])
         return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(workers)} workers{counts}>"
 
 

@@ -9,13 +9,11 @@ The life of a worker's thread:
     init -> report -> (all came up?) -> serve -> [crash -> cleanup -> pause -> init]* -> cleanup -> end
                        no: cleanup, end                  too many: retire; the last one breaks the pool
 
-May import `operation`, `worker` and the compiled core.
+May import `operation`, `timer`, `worker` and the compiled core.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import sys
 import threading
@@ -27,13 +25,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._core.dispatch import Core, Runner
-from ._core.redrive import Redrive
 from .errors import BrokenPool, Reject, RetriesExhausted, Retry, Unroutable
 from .operation import Operation, Task
+from .timer import Timer
 from .worker import Worker
 
 logger = logging.getLogger("ringmill")
 
+# A thread of a run: it has not begun and may; it runs; it has ended, or never will begin.
+EXPECTED, RUNNING, OVER = 2, 1, 0
 LONGEST_PAUSE = 30.0  # seconds between two restarts of one worker
 GRACE = 0.5  # seconds that an interrupted worker has to come to an end
 
@@ -64,8 +64,9 @@ class Supervisor:
         self.core = Core(self, workers, settings.queue_size, settings.context)
         self.timer = Timer(self.core, name)
         self.lock = threading.Lock()
-        self.left = [True] * len(workers)  # by index: not retired; guarded by the lock, like `living`
-        self.living = 0  # threads that have not ended
+        self.left = [True] * len(workers)  # by index: not retired; guarded by the lock, like `stages`
+        self.stages = bytearray([EXPECTED]) * len(workers)  # by index: written by the thread, without taking memory
+        self.over = bytes(len(workers))  # what `stages` is when no thread runs, and none will
         self.ended = threading.Event()  # all threads have: interrupted, Thread.join of 3.11 and 3.12 loses the thread
         self.reports: list[tuple[Runner, BaseException | None]] = []
         self.reported = threading.Condition()
@@ -84,43 +85,59 @@ class Supervisor:
     def start(self, deadline: float | None) -> tuple[list[tuple[Worker[Any], BaseException]], bool]:
         """Starts all threads and waits until each has reported.
 
-        Returns the workers whose `init` raised, and whether the deadline (of the monotonic clock) passed. Unless that
-        is ([], False), the run is over: threads clean up and end by themselves.
+        Returns the workers that did not come up and why, and whether the deadline (of the monotonic clock) passed.
+        Unless that is ([], False), the run is over: threads clean up and end by themselves.
         """
         late = False
+        lost: list[tuple[Worker[Any], BaseException]] = []
         try:
             for runner in self.core.runners:
                 runner.name = f"{self.name}-{runner.index}"
                 thread = threading.Thread(target=self._main, args=(runner,), name=runner.name, daemon=True)
-                with self.lock:
-                    self.living += 1
                 self.threads.append(thread)
                 thread.start()
             with self.reported:
-                while len(self.reports) < len(self.threads):
+                while len(self.reports) < len(self.threads) and not lost:
                     left = None if deadline is None else deadline - time.monotonic()
                     if left is not None and left <= 0:
                         late = True
                         break
-                    self.reported.wait(self.SLICE if left is None else min(self.SLICE, left))
+                    if not self.reported.wait(self.SLICE if left is None else min(self.SLICE, left)):
+                        lost = self._lost()
         except BaseException:
-            with self.lock:
-                self.living -= sum(thread.ident is None for thread in self.threads)
-                if self.living == 0:
-                    self.ended.set()
-            self.threads = [thread for thread in self.threads if thread.ident is not None]
             self._announce(False)
             raise
-        causes = [(runner.worker, error) for runner, error in self.reports if error is not None]
+        causes = lost + [(runner.worker, error) for runner, error in self.reports if error is not None]
         self._announce(not causes and not late)
         return causes, late
+
+    def _lost(self) -> list[tuple[Worker[Any], BaseException]]:
+        """The workers whose threads have ended before the verdict: without memory even threading's own code fails."""
+        return [
+            (runner.worker, RuntimeError(f"the thread {thread.name} ended before its worker was ready"))
+            for runner, thread in zip(self.core.runners, self.threads, strict=True)
+            if not thread.is_alive()
+        ]
 
     def _announce(self, verdict: bool) -> None:
         if not verdict:
             self.core.end_now()
+            with self.lock:  # a thread that has not begun by now never does, though start() of it may have raised
+                for index, stage in enumerate(self.stages):
+                    if stage == EXPECTED:
+                        self.stages[index] = OVER
+                over = self.stages == self.over
+            if over:
+                self._finish()
         with self.reported:
             self.verdict = verdict
             self.reported.notify_all()
+
+    def _finish(self) -> None:
+        """No thread runs any more, and none will. May be called again, also at the same time."""
+        self.timer.stop()
+        self.core.finish()
+        self.ended.set()
 
     def end(
         self, wait: bool, cancel_pending: bool, timeout: float | None, *, interrupted: bool = False
@@ -157,6 +174,8 @@ class Supervisor:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""
         if self.joined:
             return True
+        if self.verdict is None:
+            self._announce(False)  # start() had no memory for that
         left = self.SLICE  # no global names unless there is a deadline: see end
         while True:
             if deadline is not None:
@@ -165,8 +184,13 @@ class Supervisor:
                 break
             if left < self.SLICE:
                 return False
+            with self.lock:
+                over = self.stages == self.over
+            if over:
+                self._finish()  # the last thread had no memory for that
         for thread in self.threads:
-            thread.join()  # it has nothing left to do
+            if thread.is_alive():  # one that could not be started cannot be joined
+                thread.join()  # it has nothing left to do
         self.joined = True
         return True
 
@@ -203,6 +227,14 @@ class Supervisor:
     # a worker's thread
 
     def _main(self, runner: Runner) -> None:
+        index = runner.index
+        self.lock.acquire()  # no `with`, which needs memory before it begins
+        begins = self.stages[index] == EXPECTED
+        if begins:
+            self.stages[index] = RUNNING
+        self.lock.release()
+        if not begins:
+            return  # its start was given up
         runner.enter()
         try:
             self._live(runner)
@@ -214,17 +246,15 @@ class Supervisor:
             raise
         finally:
             if not self.core.is_inherited:
-                self.lock.acquire()  # no `with`, which needs memory before it begins: somebody waits for this
-                self.living -= 1
-                last = self.living == 0
+                self.lock.acquire()  # as above: somebody waits for this
+                self.stages[index] = OVER
+                last = self.stages == self.over
                 self.lock.release()
-                left = 100 if last else 0  # again where memory is short for a moment: nobody else would do it
+                left = 100 if last else 0  # again where memory is short for a moment: a joiner looks each SLICE only
                 while left:
                     left -= 1
                     try:
-                        self.timer.stop()
-                        self.core.finish()
-                        self.ended.set()
+                        self._finish()
                         left = 0
                     except MemoryError:
                         continue
@@ -404,8 +434,9 @@ class Supervisor:
         record = runner.redrive
         rejected = record.rejected if record is not None else None
         had = _union(record.had if record is not None else None, self._row(runner))
-        if not any(other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
-                   for other in self.core.runners):
+        # Lists, here as elsewhere: in a generator that finds no memory CPython 3.12 and 3.13 crash.
+        if True not in [other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
+                        for other in self.core.runners]:
             had = self._row(runner)  # all have had it: it starts over
         if delay is None or not delay > 0:
             runner.put_back(had, rejected, False)
@@ -420,10 +451,10 @@ class Supervisor:
 
     def _reject(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
         record = runner.redrive
-        me = bytes(index == runner.index for index in range(len(self.core.runners)))
+        me = bytes([index == runner.index for index in range(len(self.core.runners))])
         rejected = _union(record.rejected if record is not None else None, me)
         with self.lock:
-            routable = any(left and not no for left, no in zip(self.left, rejected, strict=True))
+            routable = True in [left and not no for left, no in zip(self.left, rejected, strict=True)]
         if not routable:
             unroutable = Unroutable(f"every worker has rejected {op!r}")
             unroutable.__cause__ = error
@@ -435,7 +466,7 @@ class Supervisor:
         """By index: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
         row = self.rows.get(runner.index)
         if row is None:
-            row = bytes(other is runner or self._equal(runner, other) for other in self.core.runners)
+            row = bytes([other is runner or self._equal(runner, other) for other in self.core.runners])
             self.rows[runner.index] = row
         return row
 
@@ -448,7 +479,7 @@ class Supervisor:
 
 
 def _union(mask: bytes | None, more: bytes) -> bytes:
-    return more if mask is None else bytes(a | b for a, b in zip(mask, more, strict=True))
+    return more if mask is None else bytes([a | b for a, b in zip(mask, more, strict=True)])
 
 
 def _in_its_context(process: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -462,47 +493,3 @@ def _in_its_context(process: Callable[[Any], None]) -> Callable[[Any], None]:
             context.run(process, op)
 
     return process_in_context
-
-
-class Timer:
-    """Holds back redrives until their delay is over: one thread, however many there are; none before the first."""
-
-    def __init__(self, core: Core, name: str) -> None:
-        self.core = core
-        self.name = f"{name}-timer"
-        self.changed = threading.Condition()
-        self.heap: list[tuple[float, int, Redrive]] = []  # guarded by `changed`, like the next two
-        self.thread: threading.Thread | None = None
-        self.stopped = False
-        self.numbers = itertools.count()
-
-    def add(self, record: Redrive, delay: float) -> None:
-        with self.changed:
-            heapq.heappush(self.heap, (time.monotonic() + delay, next(self.numbers), record))
-            if self.thread is None and not self.stopped:
-                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                thread.start()
-                self.thread = thread
-            elif self.heap[0][2] is record:
-                self.changed.notify()
-
-    def stop(self) -> None:
-        with self.changed:
-            self.stopped = True
-            self.heap.clear()
-            self.changed.notify()
-            thread = self.thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self.changed:
-                while not self.stopped and (not self.heap or self.heap[0][0] > time.monotonic()):
-                    wait = min(self.heap[0][0] - time.monotonic(), threading.TIMEOUT_MAX) if self.heap else None
-                    self.changed.wait(wait)
-                if self.stopped:
-                    return
-                record = heapq.heappop(self.heap)[2]
-            self.core.due(record)
-            del record

@@ -71,6 +71,11 @@ from ringmill.errors import OperationReused
 cdef extern from "Python.h":
     PyTypeObject* Py_TYPE(PyObject* o) nogil
     void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
+    Py_ssize_t PY_SSIZE_T_MAX
+    list PyList_New(Py_ssize_t size)
+    list PyList_GetSlice(list items, Py_ssize_t low, Py_ssize_t high)
+    ctypedef struct PyTupleObject:
+        PyObject** ob_item
     ctypedef struct PyListObject:
         PyObject** ob_item
 
@@ -222,7 +227,7 @@ cdef class Core(Redrives):
         cdef bint carry = False
         cdef Feed feed
         try:
-            ops = list(operations)
+            ops = list_of(operations)
         except TypeError:
             if hasattr(type(operations), "__iter__"):
                 raise
@@ -328,6 +333,24 @@ cdef class Core(Redrives):
         if feed:
             Py_DECREF(<object>feed)  # next_feed's
         return feed != NULL
+
+
+cdef list list_of(object operations):
+    # list() of a list or tuple leaks that in CPython 3.11 and 3.12 where memory is short.
+    cdef Py_ssize_t k, length
+    cdef list ops
+    cdef PyObject* op
+    if type(operations) is list:
+        return PyList_GetSlice(operations, 0, PY_SSIZE_T_MAX)
+    if type(operations) is not tuple:
+        return list(operations)
+    length = len(<tuple>operations)
+    ops = PyList_New(length)
+    for k in range(length):
+        op = (<PyTupleObject*>operations).ob_item[k]
+        Py_INCREF(<object>op)  # the list's
+        (<PyListObject*>ops).ob_item[k] = op
+    return ops
 
 
 cdef struct Asking:             # a `do` that may have to wait

@@ -29,9 +29,10 @@ cdef class Redrives(Books):
     cdef bint routable(self, Redrive record) noexcept
     cdef int end_redrive(self, Redrive record) except -1
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1
-    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, object error,
+    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, Note note,
                      list ended) except -1
-    cdef int end_unbegun(self, Feed feed, uint32_t phase, object error, list ended) except -1
+    cdef int end_unbegun(self, Feed feed, uint32_t phase, Note note, list ended) except -1
+    cdef int end_pending(self, uint32_t phase, Note note, list ended) except -1
     cdef Redrive take_any(self)
     cdef dict take_postponed(self)
 

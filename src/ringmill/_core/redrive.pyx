@@ -15,7 +15,7 @@
 # Nothing is dropped, and nothing that the collector tracks is made, under the lock: a finalizer may call the pool.
 
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
@@ -31,6 +31,8 @@ from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
 cdef extern from "Python.h":
     int PyList_SetSlice(PyObject* list, Py_ssize_t low, Py_ssize_t high, PyObject* items) noexcept
     int PyList_Append(PyObject* list, PyObject* item) noexcept
+    PyObject* PyTuple_Pack(Py_ssize_t n, ...) noexcept
+    PyObject* PyLong_FromUnsignedLongLong(uint64_t value) noexcept
     void PyErr_Clear()
     ctypedef struct PyListObject:
         PyObject** ob_item
@@ -167,10 +169,11 @@ cdef class Redrives(Books):
         if phase == ENDING:
             self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
         elif phase == BROKEN:
-            self.end_one(record.operation, record.feed, record.position, FAILED, self.stopped_error(), None)
+            note = seen_note(self.stopped_error())
+            self.end_one(record.operation, record.feed, record.position, FAILED, note, None)
         else:
             error = Unroutable(f"every worker that is left has rejected {describe(record.operation)}")
-            self.end_one(record.operation, record.feed, record.position, FAILED, error, None)
+            self.end_one(record.operation, record.feed, record.position, FAILED, seen_note(error), None)
         self.wake_for_the_end()
         return 0
 
@@ -260,16 +263,24 @@ cdef class Redrives(Books):
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1:
         # The place of an operation that was cancelled is claimed. Takes the caller's reference.
         cdef bint ended
+        cdef PyObject* orphan = NULL
+        cdef PyObject* number
         if (<OperationBase>op).context is not None:
             (<OperationBase>op).set_context(None)  # it was cancelled before its submitter had set that
-        orphan = (<object>op, feed, position)
+        # No except, here and below: see RingBuffer._take. The claim is ours alone, so nothing may be raised before it
+        # has come out of its stream.
+        number = PyLong_FromUnsignedLongLong(position)
+        if number:
+            orphan = PyTuple_Pack(3, op, <PyObject*>feed, number)
+            Py_DECREF(<object>number)  # the tuple's now
         acquire(&self.lock)
         ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
         if not ended:
-            if PyList_Append(<PyObject*>self.orphans, <PyObject*>orphan):
-                PyErr_Clear()  # no except: see RingBuffer._take
-                ended = True  # no memory: comes out of its stream a moment before its done()
+            ended = not orphan or PyList_Append(<PyObject*>self.orphans, orphan)
+            # no memory: comes out of its stream a moment before its done()
         release(&self.lock)
+        PyErr_Clear()
+        Py_XDECREF(orphan)  # the list's, if it got there
         if ended:
             unplace(<OperationBase>op)
             emit(feed, op, position)
@@ -280,10 +291,10 @@ cdef class Redrives(Books):
     # -----------------------------------------------------------------------------------------------------------
     # ended
 
-    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, object error,
+    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, Note note,
                      list ended) except -1:
+        # Ends one that the caller has claimed. Returns how many did not get into `ended`, for want of memory.
         cdef bint mine
-        cdef Note note = new_note(error, op, True) if error is not None else None
         Py_INCREF(op)  # the stream's
         acquire(&self.lock)
         mine = begin(op)
@@ -299,22 +310,24 @@ cdef class Redrives(Books):
         if note is not None:
             op.set_note(note)
         end(op, phase, type(op).done is not done_of_base)
-        if ended is not None:
-            ended.append(op)
         emit(feed, <PyObject*>op, position)
+        if ended is not None and PyList_Append(<PyObject*>ended, <PyObject*>op):
+            PyErr_Clear()  # those that come after it must be ended all the same
+            return 1
         return 0
 
-    cdef int end_unbegun(self, Feed feed, uint32_t phase, object error, list ended) except -1:
-        # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`.
+    cdef int end_unbegun(self, Feed feed, uint32_t phase, Note note, list ended) except -1:
+        # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`. Returns as end_one.
         cdef PyObject* raw = NULL
         cdef uint64_t position = 0
         cdef bint reset = False
+        cdef int unlisted = 0
         if feed.foreign:
             return 0
         while feed.claim(&raw, &position, self.number, &reset) == DONE:
             op = <OperationBase>steal(raw)
-            self.end_one(op, feed, position, phase, error, ended)
-        return 0
+            unlisted += self.end_one(op, feed, position, phase, note, ended)
+        return unlisted
 
     def drain(self):
         """Accepts nothing from now on. Workers finish what was accepted, then leave. Idempotent."""
@@ -340,26 +353,31 @@ cdef class Redrives(Books):
         notify_all(&self.leaving)
 
     def cancel_pending(self):
-        """Ends what has not begun as CANCELLED and returns it. After drain()."""
-        ended = []
-        self._end_pending(CANCELLED, None, ended)
+        """Ends what has not begun as CANCELLED and returns it. After drain(). MemoryError if not all could be listed."""
+        cdef list ended = []
+        cdef int unlisted = self.end_pending(CANCELLED, None, ended)
         self.wake_for_the_end()
+        if unlisted:
+            raise MemoryError(f"{unlisted} of the operations that were cancelled")
         return ended
 
-    def _end_pending(self, uint32_t phase, error, list ended):
+    cdef int end_pending(self, uint32_t phase, Note note, list ended) except -1:
+        # One note for all, made before any is claimed. Returns as end_one.
         cdef Feed feed
         cdef Redrive record
+        cdef int unlisted = 0
         for feed in self._feeds():
-            self.end_unbegun(feed, phase, error, ended)
+            unlisted += self.end_unbegun(feed, phase, note, ended)
         while True:
             record = self.take_any()
             if record is None:
                 break
-            self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+            unlisted += self.end_one(record.operation, record.feed, record.position, phase, note, ended)
         for record in self.take_postponed().values():
-            self.end_one(record.operation, record.feed, record.position, phase, error, ended)
+            unlisted += self.end_one(record.operation, record.feed, record.position, phase, note, ended)
             record.operation = None  # as in cancel
             record.feed = None
+        return unlisted
 
     cdef Redrive take_any(self):
         # The first redrive that waits for a worker, for its end. Nothing is dropped under the lock.
@@ -397,13 +415,14 @@ cdef class Redrives(Books):
     def break_down(self):
         """The last worker is lost: everything pending fails, streams end with the error, nothing is accepted."""
         error = BrokenPool(f"{self.policy!r} has lost its last worker")
+        note = seen_note(error)
         self._close(BROKEN, error)
-        self._end_pending(FAILED, error, None)
+        self.end_pending(FAILED, note, None)
 
     def end_now(self):
         """Workers leave as soon as they are between two operations. What is pending is cancelled."""
         self._close(ENDING, None)
-        self._end_pending(CANCELLED, None, None)
+        self.end_pending(CANCELLED, None, None)
 
     def abort_streams(self):
         """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
@@ -412,8 +431,16 @@ cdef class Redrives(Books):
             feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
 
     def finish(self):
-        """The last thread has ended: nothing is pending. Lets go of the feeds, and of the rings that have bells in them."""
+        """The last thread has ended. Lets go of the feeds, and of the rings that have bells in them.
+
+        Nothing is pending, unless a worker had no memory to say that it was the last: then it ends here.
+        """
         cdef Feed feed
+        cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
+        if phase < DRAINING or phase == BROKEN:
+            self.break_down()
+        else:
+            self.end_now()
         for feed in list(self.kept):
             feed.end(self.stopped_error())
             self.remove(feed)
@@ -430,4 +457,11 @@ cdef str describe(object o):
 cdef Note new_note(object error, OperationBase op, bint seen):
     cdef Note note = Note(error, type(op).__qualname__)
     note.seen = seen
+    return note
+
+
+cdef Note seen_note(object error):
+    # Of an error that nobody needs to look at: may be that of many operations.
+    cdef Note note = Note(error, None)
+    note.seen = True
     return note

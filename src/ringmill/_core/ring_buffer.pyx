@@ -57,6 +57,7 @@ cdef object Empty = queue.Empty
 
 cdef extern from "Python.h":
     PyObject* PyList_New(Py_ssize_t size)
+    tuple PyTuple_New(Py_ssize_t size)
     void PyErr_Clear()
     void PyObject_GC_UnTrack(object)
     ctypedef struct PyTupleObject:
@@ -296,7 +297,7 @@ cdef class RingBuffer:
         if type(iterable) is list:
             return self._put_tuple(tuple(iterable), deadline)
         if type(iterable) is tuple:
-            return self._put_tuple(tuple([*iterable]), deadline)  # tuple() of a tuple makes no copy
+            return self._put_tuple(copy_of(iterable), deadline)
         for item in iterable:
             Py_INCREF(item)  # the slot's, if it gets there
             try:
@@ -536,6 +537,18 @@ cdef class RingBuffer:
 
     def __reduce__(self):
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: its waiters live in this process")
+
+
+cdef tuple copy_of(tuple items):
+    # tuple() of a tuple makes no copy; by way of a list, CPython 3.11 and 3.12 leak the tuple where memory is short.
+    cdef Py_ssize_t k, length = len(items)
+    cdef tuple copy = PyTuple_New(length)
+    cdef PyObject* item
+    for k in range(length):
+        item = (<PyTupleObject*>items).ob_item[k]
+        Py_INCREF(<object>item)  # the copy's
+        (<PyTupleObject*>copy).ob_item[k] = item
+    return copy
 
 
 # ---------------------------------------------------------------------------------------------------------------

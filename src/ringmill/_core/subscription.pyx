@@ -38,7 +38,7 @@ cdef dict policies = {
 
 
 cdef class SubscriptionBase:
-    def __cinit__(self, buffer, str overflow, *args, **kwargs):
+    def __cinit__(self, buffer, str overflow, hub):  # no *args: what Cython makes of them crashes without memory
         self.overflow = policies[overflow]
         self.buffer = RingBuffer(1 if self.overflow == LATEST else buffer)
         self.id = next(ids)

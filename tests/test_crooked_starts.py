@@ -1,0 +1,197 @@
+"""Threads that do not begin, that begin though their start raised, or end before they say so: nobody waits for them.
+
+That is what threading.py does where memory is short, and what happens then in our own code. Made here by hand, at each
+place in turn; test_memory_errors.py fails the allocations themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from ringmill import BrokenPool, Operation, Outcome, Worker, WorkerInitError, WorkerPool
+from ringmill.supervisor import Supervisor
+from tests.threads import wait_until
+
+LONG = 30.0  # seconds; reached only by a test that fails
+
+pytestmark = [
+    pytest.mark.watchdog(60),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),  # they die of what we raise
+]
+
+
+class Job(Operation):
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error_to_raise = error
+
+
+class Hand(Worker[Job]):
+    def __init__(self) -> None:
+        self.inits = 0
+        self.cleanups = 0
+
+    def init(self) -> None:
+        self.inits += 1
+
+    def process(self, op: Job) -> None:
+        if op.error_to_raise is not None:
+            raise op.error_to_raise
+
+    def cleanup(self) -> None:
+        self.cleanups += 1
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "SLICE", 0.02)
+
+
+def works_again(pool: WorkerPool[Job], crew: list[Hand]) -> None:
+    """After its failed start: it ends, every init was cleaned up, and it can be started and used."""
+    pool.shutdown()
+    assert [hand.cleanups for hand in crew] == [hand.inits for hand in crew]
+    with pool:
+        for op in [Job() for _ in range(10)]:
+            assert pool.do(op).wait(LONG)
+    assert pool.stats().succeeded == 10
+    assert [hand.cleanups for hand in crew] == [hand.inits for hand in crew]
+
+
+def fail_thread(monkeypatch: pytest.MonkeyPatch, which: int, begins: bool) -> None:
+    """The start of that thread of the pool raises, once; `begins`: the thread has been started all the same."""
+    started = 0
+    start = threading.Thread.start
+
+    def start_or_raise(thread: threading.Thread) -> None:
+        nonlocal started
+        if not thread.name.startswith("ringmill"):
+            start(thread)
+            return
+        started += 1
+        if started != which or begins:
+            start(thread)
+        if started == which:
+            raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_raise)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_a_thread_whose_start_raises(which: int, begins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = [Hand() for _ in range(3)]
+    pool = WorkerPool(crew)
+    fail_thread(monkeypatch, which, begins)
+    with pytest.raises(MemoryError):
+        pool.start()
+    works_again(pool, crew)
+
+
+def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_begin = threading.Event()
+    begun = []
+    main = Supervisor._main
+
+    def main_later(run: Supervisor, runner: Any) -> None:
+        if runner.index == 1:
+            may_begin.wait(LONG)
+        main(run, runner)
+        begun.append(runner.index)
+
+    monkeypatch.setattr(Supervisor, "_main", main_later)
+    crew = [Hand() for _ in range(2)]
+    pool = WorkerPool(crew)
+    fail_thread(monkeypatch, 2, True)
+    with pytest.raises(MemoryError):
+        pool.start()
+    waiter = threading.Timer(0.1, may_begin.set)  # the shutdown joins it
+    waiter.start()
+    pool.shutdown()
+    waiter.join()
+    assert sorted(begun) == [0, 1]
+    assert crew[1].inits == 0  # nobody would have cleaned it up
+    works_again(pool, crew)
+
+
+@pytest.mark.parametrize("method", ["_main", "_live", "_init"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_thread_that_ends_before_it_reports(which: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = [Hand() for _ in range(2)]
+    pool = WorkerPool(crew)
+    with monkeypatch.context() as patch:
+        whole = getattr(Supervisor, method)
+
+        def broken(run: Supervisor, of: Any) -> Any:
+            if (of if method == "_init" else of.worker) is crew[which]:
+                raise MemoryError
+            return whole(run, of)
+
+        patch.setattr(Supervisor, method, broken)
+        with pytest.raises(WorkerInitError) as raised:
+            pool.start()
+    assert [worker for worker, _ in raised.value.causes] == [crew[which]]
+    works_again(pool, crew)
+
+
+def test_a_start_that_could_not_say_that_it_had_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = [Hand() for _ in range(2)]
+    pool = WorkerPool(crew)
+    announce = Supervisor._announce
+    announced = []
+
+    def announce_later(run: Supervisor, verdict: bool) -> None:
+        announced.append(verdict)
+        if len(announced) == 1:
+            raise MemoryError
+        announce(run, verdict)
+
+    monkeypatch.setattr(Supervisor, "_announce", announce_later)
+    fail_thread(monkeypatch, 2, False)
+    with pytest.raises(MemoryError):
+        pool.start()
+    assert announced == [False]
+    pool.start()  # the run that could not begin is not taken for one that has
+    assert pool.do(Job()).wait(LONG)
+    works_again(pool, crew)
+
+
+def test_a_last_worker_that_cannot_say_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def retire(run: Supervisor, runner: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Supervisor, "_retire", retire)
+    pool = WorkerPool([Hand()], max_restarts=0)
+    pool.start()
+    ops = [Job(KeyboardInterrupt("a crash")), *(Job() for _ in range(5))]
+    stream = pool.execute(ops)
+    assert [*stream] == ops
+    assert [op.outcome for op in ops] == [Outcome.FAILED] * 6
+    assert isinstance(ops[0].error, KeyboardInterrupt)
+    assert {type(op.error) for op in ops[1:]} == {BrokenPool}
+    with pytest.raises(BrokenPool):
+        pool.do(Job())
+    pool.shutdown()
+    assert pool.stats().failed == 6
+
+
+def test_a_last_thread_that_cannot_say_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = Supervisor._finish
+
+    def finish_elsewhere(run: Supervisor) -> None:
+        if threading.current_thread() in run.threads:
+            raise MemoryError
+        finish(run)
+
+    monkeypatch.setattr(Supervisor, "_finish", finish_elsewhere)
+    crew = [Hand() for _ in range(2)]
+    pool = WorkerPool(crew)
+    pool.start()
+    run = pool._run
+    assert run is not None
+    pool.shutdown(wait=False)
+    wait_until(lambda: not run.alive())
+    assert not run.ended.is_set()
+    works_again(pool, crew)
