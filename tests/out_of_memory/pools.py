@@ -250,6 +250,7 @@ def pool_breaks(trial: Trial) -> None:
             op.wait(20)
 
     trial(crash)
+    gate.opened.set()
     assert {*stream} == {*ops}
     for op in ops:
         assert op.outcome is not Outcome.PENDING
@@ -263,6 +264,14 @@ def pool_shutdown(trial: Trial) -> None:
     op = Job(trial.thing())
     pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()])
     pool.start()
+    gates = [Gate(), Gate()]  # as in pool_work
+    for gate in gates:
+        pool.do(gate)
+    for gate in gates:
+        gate.reached.wait()
+    for gate in gates:
+        gate.opened.set()
+        gate.wait()
     pool.do(op)
     with contextlib.suppress(BrokenPool, RuntimeError):  # threading's own: "can't allocate lock"
         trial(pool.shutdown)
