@@ -1,4 +1,4 @@
-# What Cython cannot say: a pause instruction, a yield, the steady clock (PyTime_Monotonic is new in 3.13), and which
+# What Cython cannot say: a pause instruction, a yield, a short sleep, the steady clock (PyTime_Monotonic is new in 3.13), and which
 # build this is. All may be called detached.
 
 from cpython.object cimport PyObject
@@ -26,6 +26,9 @@ cdef extern from *:
     #endif
     }
     [[maybe_unused]] static inline void ringmill_yield(void) { std::this_thread::yield(); }
+    [[maybe_unused]] static inline void ringmill_sleep(std::int64_t ns) {
+        std::this_thread::sleep_for(std::chrono::nanoseconds(ns));
+    }
     [[maybe_unused]] static inline std::int64_t ringmill_now(void) {
         using namespace std::chrono;
         return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
@@ -41,6 +44,7 @@ cdef extern from *:
     """
     void pause "ringmill_pause"() noexcept nogil
     void yield_processor "ringmill_yield"() noexcept nogil
+    void sleep_ns "ringmill_sleep"(int64_t) noexcept nogil
     int64_t now_ns "ringmill_now"() noexcept nogil
     object steal "ringmill_steal"(PyObject*)
     const bint FREE_THREADED "RINGMILL_FREE_THREADED"

@@ -39,7 +39,7 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from ringmill._core.attached cimport fetch_or64, swap64
 from ringmill._core.loop cimport LoopSleeper, checkpoint, settle_in
 from ringmill._core.machine cimport FREE_THREADED, now_ns
-from ringmill._core.spin cimport init_spin, spin_until
+from ringmill._core.spin cimport FOUND_HINT, init_spin, spin_until
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_acquire_lock,
@@ -260,7 +260,7 @@ cdef class OperationBase:
             raise home.stopped_error()
         if deadline != NEVER and now_ns() >= deadline:
             return False  # only a look
-        if spin_until(&self.state, RELEASED, &home.spin, 0, deadline):
+        if spin_until(&self.state, RELEASED, &home.spin, 0, deadline) == FOUND_HINT:
             return True
         waiter = home.enter_wait(self, None)
         if waiter is None:

@@ -14,6 +14,13 @@
 # Lingering. Where items come one by one, two threads in step fight for each cache line. A spin that has found something may
 # go on for a while, to let some gather; waiter.pyx knows when that pays. On a GIL build it does by itself, see next.
 #
+# Napping. Where more threads look than there are processors, spinning only keeps those from running that would publish
+# something; and if all of them slept, a publisher would pay for a wake-up with each item. So on a free-threaded build no
+# more spin than there are processors, and who comes on top naps, still a searcher, so that nobody need wake him: once,
+# for the longer the more do so, that the clock may not wake more than the processors can run. A nap has paid if more than
+# one item has gathered by the end of the wait; if not, naps are left out for a while, since whoever sends one item at a
+# time waits for the answer. On a GIL build items gather while the GIL is elsewhere.
+#
 # Taking the GIL. Who asks for the GIL while another has it sleeps in the kernel, even if the holder is just about to let
 # go. So who has found what it spun for spins on until the holder has detached (to search, or to park, most likely):
 # `attached` says whether the thread of ringmill's that passed here last went in or out. Who is misled by it, because
@@ -24,22 +31,29 @@ import os
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed
 
-from ringmill._core.machine cimport FREE_THREADED, now_ns, pause, yield_processor
+from ringmill._core.machine cimport FREE_THREADED, now_ns, pause, sleep_ns, yield_processor
 
-cdef bint MAY_SPIN = (os.cpu_count() or 1) > 1
+cdef uint32_t PROCESSORS = os.cpu_count() or 1
+cdef bint MAY_SPIN = PROCESSORS > 1
 cdef int64_t MAX_SPIN_NS = 20_000
 cdef int64_t MIN_SPIN_NS = 500
 cdef int64_t LONG_SPIN_NS = 40_000  # longer than it takes to wake a thread on another processor
 cdef int64_t YIELD_AFTER_NS = 1_000
 cdef int64_t CROWDED_NS = 50_000  # a yield that took so long gave the processor to somebody else
+cdef int64_t NAP_NS = 50_000        # and about as much again that Linux's timers take, if not told otherwise
+cdef int64_t NAP_FOR_EACH_NS = 25_000  # of the others that look
+cdef int64_t MAX_NAP_NS = 800_000
 cdef enum:
     MAX_CROWD = 4096
+    FIRST_SKIPS = 16
+    MAX_SKIPS = 1024
 
 # relaxed, all of these, wherever they are read and written: guesses, on which nothing depends
 cdef atomic[uint32_t] attached  # 1: a thread of ringmill's took the GIL last; 0: one gave it up last
 cdef Spin patience              # of those who wait for the GIL
 cdef atomic[uint32_t] crowd_left  # so many yields are left out yet,
 cdef atomic[uint32_t] crowd_size  # of so many
+cdef atomic[uint32_t] looking   # threads that spin or nap; free-threaded builds only
 
 
 cdef bint may_spin() noexcept nogil:
@@ -50,6 +64,8 @@ cdef bint may_spin() noexcept nogil:
 cdef void init_spin(Spin* spin) noexcept nogil:
     spin.span_ns.store(MAX_SPIN_NS, memory_order_relaxed)
     spin.count.store(0, memory_order_relaxed)
+    spin.nap_skips.store(0, memory_order_relaxed)
+    spin.nap_left.store(0, memory_order_relaxed)
 
 
 cdef int64_t _span(Spin* spin) noexcept nogil:
@@ -149,16 +165,21 @@ cdef void came_in() noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the spin
+# looking
 
-cdef bint spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept:
-    # Called attached. Spins until the word has one of the bits, and then for `linger` nanoseconds more: True. Or until
-    # the deadline, or for as long as has been worth it.
+cdef Looked spin_until(
+    atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline
+) noexcept:
+    # Called attached. Spins until the word has one of the bits, and then for `linger` nanoseconds more. Or until the
+    # deadline, or for as long as has been worth it.
     cdef int64_t span
     cdef Spell spell
     cdef bint found
     if not MAY_SPIN:
-        return False
+        return NOT_AT_ALL
+    if FREE_THREADED and looking.fetch_add(1, memory_order_relaxed) >= PROCESSORS:
+        looking.fetch_sub(1, memory_order_relaxed)
+        return NOT_AT_ALL
     span = _span(spin)
     _begin(&spell, span, deadline)
     with nogil:  # waits for another thread to set a bit
@@ -174,5 +195,35 @@ cdef bint spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t 
                 pass
         come_in()
     came_in()
+    if FREE_THREADED:
+        looking.fetch_sub(1, memory_order_relaxed)
     _learn(spin, span, found)
-    return found
+    return FOUND_HINT if found else IN_VAIN
+
+
+cdef Looked nap(Spin* spin, int64_t deadline) noexcept:
+    # Called attached. Sleeps for a moment, detached, unless that has not paid of late. NAPPED: learn_nap must follow.
+    cdef uint32_t left = spin.nap_left.load(memory_order_relaxed)
+    cdef int64_t span
+    if not FREE_THREADED or left:
+        if left:
+            spin.nap_left.store(left - 1, memory_order_relaxed)
+        return NOT_AT_ALL
+    span = NAP_NS + NAP_FOR_EACH_NS * <int64_t>looking.fetch_add(1, memory_order_relaxed)
+    span = min(span, MAX_NAP_NS)
+    if deadline >= 0:
+        span = min(span, deadline - now_ns())
+    if span > 0:
+        with nogil:  # waits for more to be published
+            sleep_ns(span)
+    looking.fetch_sub(1, memory_order_relaxed)
+    return NAPPED
+
+
+cdef void learn_nap(Spin* spin, bint paid) noexcept:
+    # Whether more than one had gathered.
+    cdef uint32_t skips = 0
+    if not paid:
+        skips = min(MAX_SKIPS, FIRST_SKIPS + 2 * spin.nap_skips.load(memory_order_relaxed))
+    spin.nap_skips.store(skips, memory_order_relaxed)
+    spin.nap_left.store(skips, memory_order_relaxed)

@@ -12,7 +12,7 @@ from libcpp.atomic cimport (
 
 from ringmill._core.attached cimport exchange32
 from ringmill._core.machine cimport relax
-from ringmill._core.spin cimport Spin
+from ringmill._core.spin cimport Looked, Spin
 
 cdef extern from "pythread.h" nogil:
     ctypedef void* PyThread_type_lock
@@ -86,7 +86,7 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
 cdef bint wake_node(WaitNode* node) noexcept
 cdef int park(WaitNode* node, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
-cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
+cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
 
 # What a waiter waits for. An attempt that is over (done, or in vain for good) returns non-zero; it is also the last
 # look before sleep. `more` tells whether another waiter of the same queue would find something.

@@ -27,7 +27,8 @@
 # leaver is a searcher with the duty above: so the baton is passed on.
 #
 # Spinning (spin.pyx) is a search that was not preceded by sleep: at most one thread per queue; a waker that sees it sets
-# `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the search.
+# `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the search. A nap
+# (spin.pyx) is a spin that does not look at the hint.
 #
 # A Sleeper, somebody who sleeps otherwise than on a lock, is granted like a thread and is no searcher: each notify wakes
 # the next in the list, one for each publication. What it owes is the same: whoever was granted, and takes one and sees
@@ -47,7 +48,21 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from ringmill._core.attached cimport put64
 from ringmill._core.machine cimport FREE_THREADED, now_ns, yield_processor
-from ringmill._core.spin cimport LONG_EVERY, came_in, come_in, init_spin, may_spin, spin_until, went_out
+from ringmill._core.spin cimport (
+    IN_VAIN,
+    LONG_EVERY,
+    NAPPED,
+    NOT_AT_ALL,
+    Looked,
+    came_in,
+    come_in,
+    init_spin,
+    learn_nap,
+    may_spin,
+    nap,
+    spin_until,
+    went_out,
+)
 
 cdef extern from *:
     """
@@ -313,22 +328,25 @@ cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
     return linger
 
 
-cdef bint search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
-    # Spins, detached, if nobody searches yet. True: the caller is a searcher now, and must look; whether or not it finds
-    # anything, begin_sleep or end_search follow.
+cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
+    # Spins, or naps, detached, if nobody searches yet. Unless that is NOT_AT_ALL, the caller is a searcher now, and must
+    # look; whether or not it finds anything, begin_sleep or end_search follow.
     cdef int64_t linger
+    cdef Looked looked
     if not may_spin() or _word(q) & SEARCHERS:
-        return False
+        return NOT_AT_ALL
     _lock(q)
     if _word(q) & SEARCHERS:
         release(&q.lock)
-        return False
+        return NOT_AT_ALL
     _set_word(q, _word(q) + SEARCHER)
     q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
     linger = _linger(q, moved) if FREE_THREADED else 0
     release(&q.lock)
-    spin_until(&q.hint, 1, &q.spin, linger, deadline)
-    return True
+    looked = spin_until(&q.hint, 1, &q.spin, linger, deadline)
+    if looked == NOT_AT_ALL:
+        looked = nap(&q.spin, deadline)
+    return IN_VAIN if looked == NOT_AT_ALL else looked
 
 
 cdef int park(WaitNode* node, int64_t deadline) except -1:
@@ -364,8 +382,10 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
     # The whole of the sleeper's side. Returns what the attempt returned, or 0 when the deadline passed. Raises what a
     # signal handler raises, and MemoryError; nothing was taken then.
     cdef int result = 0
-    cdef bint searching = search(q, moved, deadline)
+    cdef Looked looked = search(q, moved, deadline)
+    cdef bint searching = looked != NOT_AT_ALL
     cdef bint owes = searching  # a waker may have counted on us since we last looked and found nothing
+    cdef bint rest
     cdef WaitNode* node = NULL
     cdef bint settles = FREE_THREADED and owner != NULL
     cdef int64_t until
@@ -405,8 +425,11 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
             give_node(node)
         if searching:
             end_search(q)
-        if (searching or owes) and more(context):
+        rest = (searching or owes) and more(context)
+        if rest:
             notify(q)
+        if looked == NAPPED:
+            learn_nap(&q.spin, rest)
 
 
 # ---------------------------------------------------------------------------------------------------------------
