@@ -23,6 +23,7 @@ cdef bint may_spin() noexcept nogil
 cdef Looked spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept
 cdef Looked nap(Spin* spin, int64_t deadline) noexcept
 cdef void learn_nap(Spin* spin, bint paid) noexcept
+cdef void forget_lookers() noexcept  # in the child of a fork, which has none
 
 cdef void went_out() noexcept nogil
 cdef void come_in() noexcept nogil

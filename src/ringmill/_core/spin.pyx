@@ -227,3 +227,7 @@ cdef void learn_nap(Spin* spin, bint paid) noexcept:
         skips = min(MAX_SKIPS, FIRST_SKIPS + 2 * spin.nap_skips.load(memory_order_relaxed))
     spin.nap_skips.store(skips, memory_order_relaxed)
     spin.nap_left.store(skips, memory_order_relaxed)
+
+
+cdef void forget_lookers() noexcept:
+    looking.store(0, memory_order_relaxed)

@@ -56,6 +56,7 @@ from ringmill._core.spin cimport (
     Looked,
     came_in,
     come_in,
+    forget_lookers,
     init_spin,
     learn_nap,
     may_spin,
@@ -103,6 +104,7 @@ cdef void _after_fork_in_child() noexcept:
     free_lock.held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
     free_nodes = NULL                              # maybe torn; leaked, a few bytes for each fork
     main_thread = PyThread_get_thread_ident()
+    forget_lookers()
 
 
 def _forked():
