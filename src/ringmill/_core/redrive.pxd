@@ -23,7 +23,7 @@ cdef class Redrives(Books):
 
     cdef int push_aside(self, Redrive record, bint from_delay) except -1
     cdef int put_in_side(self, Redrive record) except -1
-    cdef Redrive take_from_side(self, Py_ssize_t k) noexcept
+    cdef Redrive take_from_side(self, Py_ssize_t k)
     cdef Redrive take_aside(self, Tally runner)
     cdef bint may_take(self, Redrive record, Tally runner) noexcept
     cdef bint routable(self, Redrive record) noexcept

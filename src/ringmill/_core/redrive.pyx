@@ -94,7 +94,7 @@ cdef class Redrives(Books):
         self.side_count.store(len(self.side) - self.side_head, memory_order_seq_cst)  # seq_cst: pairs with take's look
         return 0
 
-    cdef Redrive take_from_side(self, Py_ssize_t k) noexcept:
+    cdef Redrive take_from_side(self, Py_ssize_t k):
         # Under the lock. What is taken at the head leaves a None, so that a list of any length costs no more; the Nones
         # go when they are many, and as many as what is left.
         cdef Redrive record = <Redrive>(<PyListObject*>self.side).ob_item[k]
