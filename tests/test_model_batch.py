@@ -174,12 +174,17 @@ def get_many(ring: Batching, count: int) -> Thread:
     return "done", taken
 
 
+def named(call: str, count: int) -> tuple[str, ...]:
+    """The items of a call."""
+    return tuple(f"{call}{k}" for k in range(count))
+
+
 def caller(ring: Batching, me: str, calls: tuple[str, ...]) -> Thread:
     """Makes the calls, and notes when each began and what it returned."""
     i = 0
     while i < len(calls):
         kind, count = calls[i][0], int(calls[i][1:] or 1)
-        items = tuple(f"{me}{i}{k}" for k in range(count))
+        items = named(f"{me}{i}", count)
         if kind == "P":
             yield Note(("call", me, kind, items), with_next=True)
             result = yield from put_many(ring, items)
