@@ -30,7 +30,7 @@ if command -v setarch >/dev/null && setarch -R true 2>/dev/null; then
     still=(setarch -R)
 fi
 
-cp -R "$root"/{pyproject.toml,setup.py,README.md,LICENSE,src,tests,examples} "$work"
+cp -R "$root"/{pyproject.toml,setup.py,README.md,LICENSE,src,tests,examples,benchmarks,docs} "$work"
 find "$work/src" \( -name '*.so' -o -name '*.cpp' \) -delete
 cd "$work"
 
