@@ -1,5 +1,5 @@
-# What Cython cannot say: a pause instruction, a yield, a short sleep, the steady clock (PyTime_Monotonic is new in 3.13), and which
-# build this is. All may be called detached.
+# What Cython cannot say: a pause instruction, a yield, a short sleep, the steady clock (PyTime_Monotonic is new in 3.13),
+# and which build this is. All may be called detached.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t

@@ -167,9 +167,7 @@ cdef void came_in() noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------
 # looking
 
-cdef Looked spin_until(
-    atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline
-) noexcept:
+cdef Looked spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept:
     # Called attached. Spins until the word has one of the bits, and then for `linger` nanoseconds more. Or until the
     # deadline, or for as long as has been worth it.
     cdef int64_t span
@@ -205,9 +203,10 @@ cdef Looked nap(Spin* spin, int64_t deadline) noexcept:
     # Called attached. Sleeps for a moment, detached, unless that has not paid of late. NAPPED: learn_nap must follow.
     cdef uint32_t left = spin.nap_left.load(memory_order_relaxed)
     cdef int64_t span
-    if not FREE_THREADED or left:
-        if left:
-            spin.nap_left.store(left - 1, memory_order_relaxed)
+    if not FREE_THREADED:
+        return NOT_AT_ALL
+    if left:
+        spin.nap_left.store(left - 1, memory_order_relaxed)
         return NOT_AT_ALL
     span = NAP_NS + NAP_FOR_EACH_NS * <int64_t>looking.fetch_add(1, memory_order_relaxed)
     span = min(span, MAX_NAP_NS)
