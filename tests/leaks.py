@@ -30,8 +30,10 @@ def references() -> list[int]:
     return [sys.gettotalrefcount() - sum(sys.getrefcount(each) for module in cythons for each in vars(module).values())]
 
 
-def keeps_examples(item: pytest.Item) -> bool:
-    """Hypothesis remembers what it has drawn."""
+def keeps_something(item: pytest.Item) -> bool:
+    """Hypothesis remembers what it has drawn, and pytest each temporary folder."""
+    if "tmp_path" in getattr(item, "fixturenames", ()):
+        return True
     test = getattr(item, "obj", None)
     return hasattr(test, "is_hypothesis_test") or hasattr(getattr(test, "__self__", None), "settings")
 
@@ -72,7 +74,7 @@ class Leaks:
         self.tests += 1
         growth = array("q", [0] * (SURE * self.width))  # made beforehand: what is counted must not grow by the counting
         done = 0
-        if all(report.passed for report in reports) and not keeps_examples(item):
+        if all(report.passed for report in reports) and not keeps_something(item):
             kept = list(reports)
             del item._report_sections[:], reports[:]  # pytest's own memory of each run
             before = counts()

@@ -1,8 +1,15 @@
 """Breaks the core in one place at a time, and runs checks that should see it.
 
-`python tests/mutate.py [--what orders|checks] [--sample N] [--seed S] [--list]` in an environment that has ringmill's
-test requirements, setuptools and Cython; `--copy FOLDER` keeps the private copy and what is built there. A mutant is a memory order made relaxed, each use of one that is not, or one
-of the re-checks below dropped. It is built in a private copy, only what changed, without optimization, and runs the tests named below.
+`python tests/mutate.py [--what orders|checks] [--tsan PYTHON] [--only TEXT] [--sample N] [--seed S] [--list]` in an
+environment that has ringmill's test requirements, setuptools and Cython; `--copy FOLDER` keeps the private copy and what
+is built there. A mutant is a memory order made relaxed, each use of one that is not, or one of the re-checks below
+dropped. It is built in a private copy, only what changed, and runs the tests named below.
+
+A mutant that compiles to the same machine code as the core itself cannot be seen by any run on this machine, and is not
+run. With `--tsan` the tests run under that interpreter, of the same version, built with ThreadSanitizer, in an
+environment with the same requirements: the sanitizer knows the orders as they are written, and what it reports of
+ringmill kills the mutant too.
+
 Prints killed / made and the survivors, which docs/correctness.md explains.
 """
 
@@ -12,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import random
 import re
@@ -28,6 +36,7 @@ CORE = Path("src/ringmill/_core")
 ORDER = re.compile(r"memory_order_(?:seq_cst|acq_rel|acquire|release)\b")
 IMPORT = "\nfrom libcpp.atomic cimport memory_order_relaxed\n"
 LIMIT = 150.0  # seconds for the checks of one mutant; a hang is a kill
+SLOWER = 4  # and so many times that under ThreadSanitizer
 
 RING = [
     "tests/test_ring_buffer.py",
@@ -44,7 +53,20 @@ POOL = [
     "tests/test_shutdown.py",
     "tests/test_ends.py",
 ]
-CHECKS = {"ring.pxd": RING, "waiter.pxd": RING, "waiter.pyx": RING, "ring_buffer.pyx": RING}  # others: POOL
+HUB = ["tests/test_hub.py", "tests/test_hub_concurrent.py", "tests/test_subscription_ring_concurrent.py"]
+CHECKS = {
+    "ring.pxd": RING,
+    "waiter.pxd": RING,
+    "waiter.pyx": RING,
+    "ring_buffer.pyx": RING,
+    "subscription.pyx": HUB,
+    "subscription_ring.pyx": HUB,
+}  # others: POOL
+
+# Under ThreadSanitizer: those of their tests that are marked `stress`.
+TSAN_RING = ["tests/test_ring_buffer_concurrent.py", "tests/test_ring_buffer_tasks.py"]
+TSAN_POOL = ["tests/test_lives.py", "tests/test_pool_laws.py", "tests/test_redrive_routing.py", "tests/test_wrap_ring.py"]
+TSAN_CHECKS = {name: TSAN_RING if tests is RING else HUB for name, tests in CHECKS.items()}  # others: TSAN_POOL
 
 # What is dropped: file, text, what stands there instead. Each text must be there once.
 DROPPED = {
@@ -154,49 +176,91 @@ def checks() -> list[Mutant]:
     for name, (file, old, new) in DROPPED.items():
         text = (ROOT / CORE / file).read_text()
         assert text.count(old) == 1, f"{name}: its text stands {text.count(old)} times in {file}"
-        found.append(Mutant(name, file, text.replace(old, new)))
+        found.append(Mutant(name, file, text.replace(old, new) + IMPORT))
     return found
 
 
-def build(copy: Path) -> bool:
-    environment = os.environ | {"RINGMILL_CXXFLAGS": "-O0", "CFLAGS": "-g0"}
-    done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        cwd=copy, env=environment, capture_output=True, text=True, check=False,
-    )
-    if done.returncode:
-        print(done.stdout[-2000:], done.stderr[-2000:], sep="\n")
-    return done.returncode == 0
+@dataclass(frozen=True)
+class Bench:
+    """Where mutants are built and run."""
 
+    copy: Path
+    tsan: str | None  # the interpreter with ThreadSanitizer
 
-def passes(copy: Path, tests: list[str]) -> str:
-    """Whether the checks pass: "" if so, otherwise what killed it."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-    process = subprocess.Popen(
-        command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
-    )
-    try:
-        out, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        return "hangs"
-    if process.returncode == 0:
+    def build(self) -> bool:
+        # Optimized, so that a change that means nothing on this machine makes no difference.
+        flags = "-fsanitize=thread -O1" if self.tsan else "-O1"
+        done = subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+            cwd=self.copy, env=os.environ | {"RINGMILL_CXXFLAGS": flags, "CFLAGS": "-g0"},
+            capture_output=True, text=True, check=False,
+        )
+        if done.returncode:
+            print(done.stdout[-2000:], done.stderr[-2000:], sep="\n")
+        return done.returncode == 0
+
+    def code(self) -> list[str]:
+        """What was built."""
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((self.copy / CORE).glob("*.so"))]
+
+    def checks(self, file: str) -> list[str]:
+        return TSAN_CHECKS.get(file, TSAN_POOL) if self.tsan else CHECKS.get(file, POOL)
+
+    def all_checks(self) -> list[str]:
+        return [*TSAN_RING, *TSAN_POOL, *HUB] if self.tsan else [*RING, *POOL, *HUB]
+
+    def complaint(self, tests: list[str]) -> str:
+        """What the checks have to say: "" if they pass."""
+        command = [self.tsan or sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+        environment = os.environ | {"PYTHONPATH": str(self.copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        reports = self.copy / "reports"
+        if self.tsan:
+            shutil.rmtree(reports, ignore_errors=True)
+            reports.mkdir()
+            options = f"log_path={reports}/report suppressions={ROOT}/tests/tsan.supp exitcode=0 history_size=7"
+            environment |= {"TSAN_OPTIONS": options}
+            command = ["setarch", "-R", *command, "-m", "stress"]  # older sanitizers start only with fixed addresses
+        process = subprocess.Popen(
+            [*command, *tests], cwd=self.copy, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+        )
+        try:
+            out, _ = process.communicate(timeout=LIMIT * (SLOWER if self.tsan else 1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.communicate()
+            return "hangs"
+        if process.returncode:
+            failed = re.findall(r"^FAILED (\S+)", out, re.M)
+            return failed[0] if failed else f"status {process.returncode}"
+        for path in reports.glob("report.*"):
+            for report in path.read_text(errors="replace").split("==================\n"):
+                if "ringmill" in report:
+                    frames = re.findall(r"#0 (\S+)", report)
+                    return f"ThreadSanitizer: {', '.join(frames[:2])}"
         return ""
-    failed = re.findall(r"^FAILED (\S+)", out, re.M)
-    return failed[0] if failed else f"status {process.returncode}"
+
+    def judge(self, mutant: Mutant, original: list[str]) -> str:
+        if not self.build():
+            return "does not build"
+        return SAME if self.code() == original else self.complaint(self.checks(mutant.file))
+
+
+SAME = "the same code"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=["orders", "checks", "all"], default="all")
+    parser.add_argument("--tsan", metavar="PYTHON", help="an interpreter with ThreadSanitizer, which runs the tests")
+    parser.add_argument("--only", default="", help="those that have this in their names; several: TEXT|TEXT")
     parser.add_argument("--sample", type=int, help="so many of them, by lot")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--list", action="store_true", help="only names them")
     parser.add_argument("--copy", help="a folder for the private copy, which stays; builds again only what changed")
     given = parser.parse_args()
     mutants = (checks() if given.what != "orders" else []) + (orders() if given.what != "checks" else [])
+    mutants = [mutant for mutant in mutants if any(text in mutant.name for text in given.only.split("|"))]
     if given.sample:
         mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
     if given.list:
@@ -210,21 +274,26 @@ def main() -> None:
             shutil.copytree(ROOT / name, copy / name, ignore=ignored, dirs_exist_ok=True)
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy2(ROOT / name, copy / name)
+        bench = Bench(copy, given.tsan)
         started = time.monotonic()
-        assert build(copy), "the core itself does not build"
-        complaint = passes(copy, RING + POOL)
+        for name in {mutant.file for mutant in mutants}:  # as each mutant has it, which makes a difference to Cython
+            path = copy / CORE / name
+            path.write_text(path.read_text() + IMPORT)
+        assert bench.build(), "the core itself does not build"
+        original = bench.code()
+        complaint = bench.complaint(bench.all_checks())
         assert not complaint, f"the checks fail without any mutation: {complaint}"
         print(f"[{time.monotonic() - started:.0f} s] built, and the checks pass", flush=True)
-        survivors = []
+        verdicts = {}
         for mutant in mutants:
-            original = (copy / CORE / mutant.file).read_text()
+            unchanged = (copy / CORE / mutant.file).read_text()
             mutant.write(copy)
-            killed = passes(copy, CHECKS.get(mutant.file, POOL)) if build(copy) else "does not build"
-            if not killed:
-                survivors.append(mutant.name)
-            print(f"[{time.monotonic() - started:.0f} s] {mutant.name}: {killed or 'SURVIVES'}", flush=True)
-            (copy / CORE / mutant.file).write_text(original)
-    print(f"killed {len(mutants) - len(survivors)} of {len(mutants)}")
+            verdicts[mutant.name] = verdict = bench.judge(mutant, original)
+            print(f"[{time.monotonic() - started:.0f} s] {mutant.name}: {verdict or 'SURVIVES'}", flush=True)
+            (copy / CORE / mutant.file).write_text(unchanged)
+    same = sum(verdict == SAME for verdict in verdicts.values())
+    survivors = [name for name, verdict in verdicts.items() if not verdict]
+    print(f"killed {len(mutants) - same - len(survivors)} of {len(mutants)}; {same} are the same code")
     for name in survivors:
         print(f"survives: {name}")
 

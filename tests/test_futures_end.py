@@ -46,8 +46,11 @@ def test_each_thread_calls_the_initializer_before_its_first_call() -> None:
     assert len({call[0] for call in calls}) == 3
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit()])
-def test_an_initializer_that_raises_breaks_the_executor(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_initializer_that_raises_breaks_the_executor(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    error = kind("no")
     gate = threading.Event()
 
     def initialize() -> None:
