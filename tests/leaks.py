@@ -30,11 +30,16 @@ def references() -> list[int]:
     return [sys.gettotalrefcount() - sum(sys.getrefcount(each) for module in cythons for each in vars(module).values())]
 
 
+def names_in(test: object) -> tuple[str, ...]:
+    code = getattr(test, "__code__", None)
+    return code.co_names if code else ()
+
+
 def keeps_something(item: pytest.Item) -> bool:
-    """Hypothesis remembers what it has drawn, and pytest each temporary folder."""
-    if "tmp_path" in getattr(item, "fixturenames", ()):
-        return True
+    """Hypothesis remembers what it has drawn, pytest each temporary folder and each report of a `subTest`."""
     test = getattr(item, "obj", None)
+    if "tmp_path" in getattr(item, "fixturenames", ()) or "subTest" in names_in(test):
+        return True
     return hasattr(test, "is_hypothesis_test") or hasattr(getattr(test, "__self__", None), "settings")
 
 
