@@ -605,7 +605,6 @@ cdef class Runner(Tally):
         cdef Redrive record = self.record
         cdef Core core = self.core
         cdef bint ends = False
-        key = id(<object>raw)
         if record is None:
             record = Redrive(<OperationBase>raw, self.came_from)
             record.position = self.position
@@ -617,7 +616,7 @@ cdef class Runner(Tally):
                 # relaxed: written under the lock
                 ends = core.undelayed or core.phase.load(memory_order_relaxed) >= ENDING
                 if not ends:
-                    core.postponed[key] = record
+                    core.postponed[record.key] = record
             self.redriven += 1
             # relaxed load and release: as in run_one
             self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)

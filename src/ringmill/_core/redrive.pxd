@@ -9,7 +9,8 @@ from ringmill._core.operation cimport Note, OperationBase
 
 cdef class Redrive:
     # An operation that was put back, and what is known of its way.
-    cdef readonly OperationBase operation
+    cdef readonly OperationBase operation  # None once it has ended while its delay ran
+    cdef object key             # what postponed holds it by; fixed: `due` may come late, and must not touch the operation
     cdef Feed feed
     cdef uint64_t position
     # by worker's index, 1 or 0; None: nobody. Written under the pool's lock, by the worker that has the operation

@@ -45,6 +45,7 @@ cdef object done_of_base = OperationBase.done
 cdef class Redrive:
     def __cinit__(self, OperationBase operation, Feed feed):
         self.operation = operation
+        self.key = id(operation)
         self.feed = feed
 
 
@@ -61,13 +62,12 @@ cdef class Redrives(Books):
         # Puts a redrive where workers find it, and wakes one that may take it, by name. Ends it where nobody may.
         cdef Tally runner
         cdef bint eligible, kept
-        key = id(record.operation)
         acquire(&self.lock)
         try:
             if from_delay:
-                if self.postponed.get(key) is not record:
+                if self.postponed.get(record.key) is not record:
                     return 0  # cancelled meanwhile
-                del self.postponed[key]
+                del self.postponed[record.key]
             # relaxed: written under the lock. Who ends what is pending does that after this phase is set.
             kept = self.phase.load(memory_order_relaxed) < ENDING and self.routable(record)
             if kept:
