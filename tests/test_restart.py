@@ -472,4 +472,9 @@ def test_a_pool_breaks_while_it_drains() -> None:
     opened.set()
     assert drainer.join() == [[]]
     assert [type(op.error) for op in jobs] == [Boom, BrokenPool, BrokenPool]
+    with pytest.raises(BrokenPool) as first:
+        jobs[1].check()
+    with pytest.raises(BrokenPool) as second:
+        jobs[2].check()
+    assert first.value is not second.value  # each caller's own: see once_more
     assert len(list(stream)) == 3

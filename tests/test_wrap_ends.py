@@ -202,6 +202,23 @@ def test_a_pool_that_stops_first_never_looks_like_the_end(feed: str, how: dict[s
             call()
 
 
+def test_each_reader_is_told_by_an_error_of_his_own() -> None:
+    """Free-threaded CPython does not guard an exception that two threads raise at once."""
+    pool = WorkerPool([Gated()])
+    pool.start()
+    streams = [pool.wrap(Source(), buffer=1) for _ in range(2)]
+    pool.shutdown(wait=False, cancel_pending=True)
+
+    def told(stream: Stream[Number]) -> PoolNotRunning:
+        with pytest.raises(PoolNotRunning) as raised:
+            stream.get(LONG)
+        return raised.value
+
+    errors = run_threads(*[lambda stream=stream: told(stream) for stream in streams * 2])
+    assert len(set(map(id, errors))) == len(errors)
+    assert len({str(error) for error in errors}) == 1
+
+
 # Threads that feed
 
 

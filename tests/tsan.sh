@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the stress tests under ThreadSanitizer and fails if a report names ringmill.
+# Runs the stress tests and the soaks under ThreadSanitizer and fails if a report names ringmill.
 #
 #   tests/tsan.sh PYTHON [ARGUMENT FOR PYTEST]...      for example  tests/tsan.sh python3.13t tests/test_wrap_ring.py
 #
@@ -50,6 +50,8 @@ RINGMILL_CXXFLAGS="-fsanitize=thread -O1 -g" "${still[@]}" venv/bin/python -m pi
 export TSAN_OPTIONS="log_path=$work/report suppressions=$root/tests/tsan.supp exitcode=0 history_size=7"
 status=0
 "${still[@]}" venv/bin/python -m pytest -m stress -x -p no:cacheprovider "$@" || status=$?
+"${still[@]}" venv/bin/python tests/soak.py 30 || status=$?
+"${still[@]}" venv/bin/python tests/soak_pool.py 60 || status=$?
 
 # A report is a paragraph block between two lines of "=".
 count=0

@@ -55,7 +55,7 @@ from ringmill._core.waiter cimport (
     wake_node,
 )
 
-from ringmill.errors import OperationReused, PoolNotRunning
+from ringmill.errors import BrokenPool, OperationReused, PoolNotRunning
 
 # C globals, which outlive the module's dictionary: a Note may go while the interpreter ends.
 cdef object logger = logging.getLogger("ringmill")
@@ -507,8 +507,15 @@ operation_type.tp_traverse = operation_traverse
 
 
 cdef object once_more(object error, object traceback):
-    # For raising: with the traceback that it had at first, since each raiser's own way is not the next one's. Not on
-    # free-threaded builds: CPython frees the longer one, though another thread may be adding to it.
+    # For raising. That a pool has ended is one error for all its streams and operations, and their readers are told at
+    # the same moment: each gets one of his own, since free-threaded CPython does not guard the traceback of an exception
+    # that two threads raise at once. Another error is raised as it is, with the traceback that it had at first, since
+    # each raiser's own way is not the next one's; but not on free-threaded builds, where the longer one would be freed
+    # though another thread may be adding to it.
+    if type(error) is PoolNotRunning or type(error) is BrokenPool:
+        own = type(error)(*error.args)
+        own.__cause__ = error.__cause__
+        return own.with_traceback(traceback)
     return error if FREE_THREADED else error.with_traceback(traceback)
 
 
