@@ -48,6 +48,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--leaks", action="store_true", help="each test three times more: does memory grow? (leaks.py)")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith("test_model"):
+            item.add_marker("model")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--leaks"):
         from tests.leaks import Leaks
@@ -61,3 +68,4 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[real_stderr] = os.dup(2)
     config.addinivalue_line("markers", "watchdog(seconds): a limit of this test's own for the stack-dumping watchdog")
     config.addinivalue_line("markers", "stress: long concurrent runs; also run under ThreadSanitizer (CONTRIBUTING.md)")
+    config.addinivalue_line("markers", "model: searches a model, which is plain Python: the same on every interpreter")

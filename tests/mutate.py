@@ -66,7 +66,7 @@ CHECKS = {
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
 # Under ThreadSanitizer pytest alone takes long to start.
 TSAN_RING = ["tests/soak.py", "10"]
-TSAN_POOL = ["tests/soak_pool.py", "10"]
+TSAN_POOL = ["tests/soak_pool.py", "8"]
 TSAN_HUB = [*PYTEST, "-m", "stress", *HUB]
 TSAN_CHECKS = {name: TSAN_RING if tests is RING else TSAN_HUB for name, tests in CHECKS.items()}  # others: TSAN_POOL
 
