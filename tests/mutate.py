@@ -64,11 +64,8 @@ CHECKS = {
 }  # others: POOL
 
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-# Under ThreadSanitizer pytest alone takes long to start.
-TSAN_RING = ["tests/soak.py", "10"]
-TSAN_POOL = ["tests/soak_pool.py", "8"]
-TSAN_HUB = [*PYTEST, "-m", "stress", *HUB]
-TSAN_CHECKS = {name: TSAN_RING if tests is RING else TSAN_HUB for name, tests in CHECKS.items()}  # others: TSAN_POOL
+SOAK_RING = ["tests/soak.py", "10"]
+SOAK_POOL = ["tests/soak_pool.py", "10"]
 
 # What is inlined everywhere, and built anew only where those checks use it.
 BUILT = {"ring.pxd": ["ring_buffer"]}
@@ -208,14 +205,18 @@ class Bench:
         """What was built."""
         return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((self.copy / CORE).glob("*.so"))]
 
-    def checks(self, file: str) -> list[str]:
-        return TSAN_CHECKS.get(file, TSAN_POOL) if self.tsan else [*PYTEST, *CHECKS.get(file, POOL)]
+    def checks(self, tests: list[str]) -> list[list[str]]:
+        """The commands: those tests, and a soak; under ThreadSanitizer, where pytest takes long to start, one of them."""
+        if tests is HUB:
+            return [[*PYTEST, *(["-m", "stress"] if self.tsan else []), *tests]]
+        soak = SOAK_RING if tests is RING else SOAK_POOL
+        return [soak] if self.tsan else [[*PYTEST, *tests], soak]
 
-    def all_checks(self) -> list[list[str]]:
-        return [TSAN_RING, TSAN_POOL, TSAN_HUB] if self.tsan else [[*PYTEST, *RING, *POOL, *HUB]]
+    def complaint(self, checks: list[list[str]]) -> str:
+        """What the checks have to say: "" if they pass."""
+        return next(filter(None, map(self.complains, checks)), "")
 
-    def complaint(self, check: list[str]) -> str:
-        """What a check has to say: "" if it passes."""
+    def complains(self, check: list[str]) -> str:
         command = [self.tsan or sys.executable, *check]
         environment = os.environ | {"PYTHONPATH": str(self.copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
         reports = self.copy / "reports"
@@ -253,7 +254,7 @@ class Bench:
                     path.touch()
         if not self.build():
             return "does not build"
-        return SAME if self.code() == original else self.complaint(self.checks(mutant.file))
+        return SAME if self.code() == original else self.complaint(self.checks(CHECKS.get(mutant.file, POOL)))
 
 
 SAME = "the same code"
@@ -291,9 +292,8 @@ def main() -> None:
             path.write_text(path.read_text() + IMPORT)
         assert bench.build(), "the core itself does not build"
         original = bench.code()
-        for check in bench.all_checks():
-            complaint = bench.complaint(check)
-            assert not complaint, f"{check} fails without any mutation: {complaint}"
+        complaint = bench.complaint([check for tests in (RING, POOL, HUB) for check in bench.checks(tests)])
+        assert not complaint, f"the checks fail without any mutation: {complaint}"
         print(f"[{time.monotonic() - started:.0f} s] built, and the checks pass", flush=True)
         verdicts = {}
         for mutant in mutants:
