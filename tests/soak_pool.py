@@ -2,11 +2,11 @@
 
 `python tests/soak_pool.py SECONDS [SEED]` runs rounds, each a pool of other workers, limits and queue size, and three
 callers who hand over by `do`, `ado`, `execute` and `wrap`, of iterables, async iterables and rings, and cancel some.
-Operations succeed, fail, are retried, delayed, rejected, crash their worker or find it broken; `init` fails at times;
-readers leave early; the pool is shut down at a random moment, in a random manner, or breaks. A round accounts for
-every operation by what its caller saw: accepted or refused, done() once, out of its stream once, an outcome; and the
-sums against `stats()`. On a GIL build the switch interval is a microsecond. Prints the figures, and the seed of a round
-that differs.
+Operations succeed, fail, are retried, delayed, rejected, crash their worker or find it broken, hand over others from
+within and wait for them; `init` fails at times; readers share a stream, or leave early; the pool is shut down at a
+random moment, in a random manner, or breaks. A round accounts for every operation by what its caller saw: accepted or
+refused, done() once, out of its stream once, an outcome; and the sums against `stats()`. On a GIL build the switch
+interval is a microsecond. Prints the figures, and the seed of a round that differs.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from ringmill import (
     WorkerInitError,
     WorkerPool,
 )
-from tests.threads import start_threads
+from tests.threads import run_threads, start_threads
 
 CALLERS = 3
-WORDS = ["succeed"] * 8 + ["retry", "retry", "delay", "reject", "fail", "fail", "crash", "broken"]
+WORDS = ["succeed"] * 8 + ["retry", "retry", "delay", "reject", "fail", "fail", "crash", "broken", "more", "wait"]
 ENDED = (PoolNotRunning, BrokenPool)
 
 
@@ -59,6 +59,7 @@ class Job(Operation):
         self.script = script
         self.processed = 0
         self.told: list[Outcome] = []
+        self.children: list[Job] = []  # handed over, and accepted, while it was processed
 
     def done(self) -> None:
         self.told.append(self.outcome)
@@ -67,6 +68,8 @@ class Job(Operation):
 
 class Actor(Worker[Job]):
     """Does to an operation what its script says."""
+
+    pool: WorkerPool[Job]
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -93,6 +96,14 @@ class Actor(Worker[Job]):
                 raise LookupError("and the worker with it")
             case "crash":
                 raise Crash
+            case "more" | "wait" as word:
+                child = Job(self.rng.choices(["succeed", "retry", "fail", "more"], k=2))
+                with contextlib.suppress(*ENDED):
+                    self.pool.do(child)
+                    op.children.append(child)
+                    if word == "wait":
+                        with contextlib.suppress(RuntimeError):  # no worker would be left
+                            child.wait()
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         if isinstance(error, LookupError):
@@ -186,6 +197,15 @@ class Caller:
 
     def read(self, stream: Stream[Job], batch: Batch) -> None:
         leave_after = self.rng.randrange(20) if self.rng.random() < 0.2 else None
+        if leave_after is None and self.rng.random() < 0.2:
+            parts = [Batch([]), Batch([])]
+            run_threads(*[lambda part=part: self.read_alone(stream, part, None) for part in parts])
+            batch.came = parts[0].came + parts[1].came
+            batch.ended, batch.complete = parts[0].ended, parts[0].complete
+        else:
+            self.read_alone(stream, batch, leave_after)
+
+    def read_alone(self, stream: Stream[Job], batch: Batch, leave_after: int | None) -> None:
         many = self.rng.random() < 0.3
         try:
             while leave_after is None or len(batch.came) < leave_after:
@@ -244,7 +264,7 @@ def check(batch: Batch) -> list[Job]:
         assert len(accepted) == (len(batch.jobs) if batch.accepted else 0), "accepted, or refused"
     if batch.complete:
         assert len(accepted) == len(batch.jobs), "drawn to the end of the source, and not accepted"
-    for job in batch.jobs:
+    for job in family(batch.jobs):
         assert job.told == ([] if job.outcome is Outcome.PENDING else [job.outcome]), "done(), once, after the outcome"
         assert job.outcome is not Outcome.PENDING or not job.processed, "processed, and not accepted"
     came = Counter(map(id, batch.came))
@@ -252,7 +272,12 @@ def check(batch: Batch) -> list[Job]:
     assert came.keys() <= set(map(id, accepted)), "it came out, and has no outcome"
     if batch.ended:
         assert len(came) == len(accepted), "it did not come out"
-    return accepted
+    return family(accepted)
+
+
+def family(jobs: list[Job]) -> list[Job]:
+    """With those that were handed over from within."""
+    return [*jobs, *(each for job in jobs for each in family(job.children))]
 
 
 def one_round(seed: int) -> Counter[str]:
@@ -267,6 +292,8 @@ def one_round(seed: int) -> Counter[str]:
         max_restarts=restarts,
         restart_pause=0.0 if restarts is None else 1e-4,  # which doubles with each crash
     )
+    for worker in workers:
+        worker.pool = pool
     callers = [Caller(pool, random.Random(rng.random())) for _ in range(CALLERS)]
     how = rng.choice(["finish", "cancel", "timeout", "raise", "after them"])
     cancelled: list[Job] = []
@@ -317,7 +344,9 @@ def one_round(seed: int) -> Counter[str]:
         failed=stats.failed,
         cancelled=stats.cancelled,
         restarts=stats.restarts,
-        refused=sum(len(batch.jobs) for caller in callers for batch in caller.batches) - len(accepted),
+        refused=sum(
+            job.outcome is Outcome.PENDING for caller in callers for each in caller.batches for job in each.jobs
+        ),
     )
 
 
