@@ -157,7 +157,10 @@ cdef class HubBase:
         # no snapshot: the collector would take what a new object refers to for brought back to life.
         cdef SubscriptionBase subscription
         cdef PyObject* raw
-        cdef Py_ssize_t left = self.subscriptions.count.load(memory_order_relaxed)  # relaxed: a hint
+        cdef Py_ssize_t left
+        if self.subscriptions is None:  # __cinit__ had no memory for it
+            return
+        left = self.subscriptions.count.load(memory_order_relaxed)  # relaxed: a hint
         self.shut.store(1, memory_order_seq_cst)  # seq_cst: as _shut
         while left > 0:
             left -= 1
