@@ -1,16 +1,20 @@
 """What CPython and Cython do wrong themselves where memory is short, each without ringmill.
 
-`python tests/out_of_memory/faults.py NAME` prints which allocations show it, or crashes. What was found, and where:
+`python tests/out_of_memory/faults.py NAME` prints which allocations show it, or crashes. What was found, on CPython
+3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
 
 | name | fault | versions |
 |---|---|---|
-| spread | `[*t]`, `list(t)`, `list.extend(t)` leak a list or tuple t | CPython 3.11.7, 3.12.1; not 3.13.0 |
-| generator | the call of a generator for which there is no memory crashes, later | CPython 3.12.1, 3.13.0; not 3.11.7 |
-| start | Thread.start waits for ever: its thread died before it said that it runs | CPython 3.11.7, 3.12.1, 3.13.0 |
+| spread | `[*t]`, `list(t)`, `list.extend(t)` leak a list or tuple t | CPython 3.11.7, 3.12.1 |
+| generator | the call of a generator for which there is no memory crashes, later | CPython 3.12.1, 3.13.0 |
+| function | a function is made: where there is no memory, its code loses a reference | CPython 3.12.1, 3.13.0 |
+| hooks | a thread that frees without the GIL while `_testcapi` swaps the allocators crashes | CPython 3.11.7 |
+| start | Thread.start waits for ever: its thread died before it said that it runs | all |
 | keywords | an object of a Python subclass of an extension type, made with keywords, crashes | Cython 3.3.1 |
 
-The third is excused (__main__.py). The others are avoided: copies are made by hand, lists stand for generators, and
-setup.py turns that code of Cython's off. For the last, compile `cdef class Base: pass` as faults_base.pyx.
+`start` is excused, and `function` made harmless (__main__.py); the hooks are put in once (trial.py). The others are
+avoided: copies are made by hand, lists stand for generators, and setup.py turns that code of Cython's off. For the
+last, compile `cdef class Base: pass` as faults_base.pyx.
 """
 
 from __future__ import annotations
@@ -71,6 +75,34 @@ def generator(k: int) -> bool:
     return subprocess.run([sys.executable, "-c", GENERATOR.format(k=k)]).returncode != 0
 
 
+def function(k: int) -> bool:
+    def outer(x: object) -> Callable[[], object]:
+        return lambda: x
+
+    inner = outer(None).__code__
+    before = sys.getrefcount(inner)
+    fails(k, outer, None)
+    lost = sys.getrefcount(inner) < before
+    KEPT.append(inner if lost else None)
+    return lost
+
+
+KEPT: list[Any] = []
+HOOKS = """
+import _testcapi, faulthandler
+for _ in range(3000):
+    faulthandler.dump_traceback_later(60)  # a new thread: the first that it does is to free, without the GIL
+    for _ in range(200):
+        _testcapi.set_nomemory(1 << 30, 1 << 30)
+        _testcapi.remove_mem_hooks()
+"""
+
+
+def hooks(k: int) -> bool:
+    """Not by allocation: in thirty processes."""
+    return subprocess.run([sys.executable, "-c", HOOKS]).returncode != 0
+
+
 def start(k: int) -> bool:
     child = os.fork()
     if child == 0:
@@ -94,7 +126,10 @@ def keywords(k: int) -> bool:
 
 
 if __name__ == "__main__":
-    shows = {"spread": spread, "generator": generator, "start": start, "keywords": keywords}[sys.argv[1]]
+    shows = {
+        "spread": spread, "generator": generator, "function": function, "hooks": hooks, "start": start,
+        "keywords": keywords,
+    }[sys.argv[1]]
     for _ in range(2):
         shows(1 << 20)  # what is made once, is made
     print([k for k in range(LIMIT) if shows(k)])

@@ -18,6 +18,10 @@ SPELL = 100
 # What CPython itself raises, in Python code, where a frame object could not be made for a traceback.
 CPYTHONS_OWN = "error return without exception set"
 FAILED = object()  # what a call gives that raised MemoryError
+# Which allocations fail when none shall. The hooks of _testcapi are never taken out: a thread that starts or ends frees
+# without the GIL, and where the allocators are swapped meanwhile, it crashes (faults.py: hooks). A tuple, so that
+# `set_nomemory(*NONE)` itself allocates nothing.
+NONE = (1 << 30, 1 << 30)
 
 
 class Thing:
@@ -51,13 +55,13 @@ class Trial:
             self.failed = True
             return FAILED
         except SystemError as error:
-            _testcapi.remove_mem_hooks()
+            _testcapi.set_nomemory(*NONE)
             if str(error) != CPYTHONS_OWN:
                 raise
             self.failed = True
             return FAILED
         finally:
-            _testcapi.remove_mem_hooks()
+            _testcapi.set_nomemory(*NONE)
 
     def raising(self, *expected: type[BaseException], call: Callable[[], Any], or_not: bool = False) -> Any:
         """The same for a call that is to raise one of those (None then), if it has the memory to; or may, `or_not`."""
