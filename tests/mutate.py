@@ -93,9 +93,9 @@ DROPPED = {
     "wait: no last look": (
         "waiter.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
     ),
-    "wait: a searcher looks for no more": ("waiter.pyx", "if (searching or owes) and more(context):", "if False:"),
+    "wait: a searcher looks for no more": ("waiter.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
     "wait: the debt ends with the search": (
-        "waiter.pyx", "if (searching or owes) and more(context):", "if searching and more(context):",
+        "waiter.pyx", "rest = (searching or owes) and more(context)", "rest = searching and more(context)",
     ),
     "wait: a search does not end": (
         "waiter.pyx", "        if searching:\n            end_search(q)\n", "",
@@ -104,7 +104,7 @@ DROPPED = {
         "waiter.pyx", "        if q.first and not _word(q) & SEARCHERS:", "        if q.first:",
     ),
     "search: does not ask again under the lock": (
-        "waiter.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return False\n", "",
+        "waiter.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",
     ),
     "leave: a grant is not consumed": (
         "waiter.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
@@ -118,7 +118,9 @@ DROPPED = {
     "cancel: the orphan is not looked for": (
         "redrive.pyx", "            if (<tuple>self.orphans[k])[0] is op and ", "            if False and ",
     ),
-    "cancel: emitted before done()": ("redrive.pyx", "        if not ended:\n            if PyList_Append", "        if False:\n            if PyList_Append"),
+    "cancel: emitted before done()": (
+        "redrive.pyx", "        if not ended:\n            ended = not orphan", "        ended = True\n        if not ended:\n            ended = not orphan",
+    ),
     "redrive: wakes nobody": ("redrive.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
     "end: does not ask for the seal": (
         "books.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",

@@ -1,0 +1,14 @@
+"""What mutate.py changes stands in the core: a mutant whose text has gone would not be made, and nobody would see it."""
+
+from __future__ import annotations
+
+from tests import mutate
+
+
+def test_each_re_check_that_is_dropped_is_there() -> None:
+    assert len(mutate.checks()) == len(mutate.DROPPED)  # each asserts that its text is there, once
+
+
+def test_the_memory_orders_are_found() -> None:
+    found = {mutant.file for mutant in mutate.orders()}
+    assert {"ring.pxd", "waiter.pxd", "waiter.pyx", "operation.pxd", "books.pyx", "redrive.pyx"} <= found
