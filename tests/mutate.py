@@ -297,15 +297,16 @@ def main() -> None:
         complaint = bench.complaint([check for tests in (RING, POOL, HUB) for check in bench.checks(tests)])
         assert not complaint, f"the checks fail without any mutation: {complaint}"
         print(f"[{time.monotonic() - started:.0f} s] built, and the checks pass", flush=True)
-        verdicts = {}
+        verdicts = []
         for mutant in mutants:
             unchanged = (copy / CORE / mutant.file).read_text()
             mutant.write(copy)
-            verdicts[mutant.name] = verdict = bench.judge(mutant, original)
+            verdict = bench.judge(mutant, original)
+            verdicts.append((mutant.name, verdict))
             print(f"[{time.monotonic() - started:.0f} s] {mutant.name}: {verdict or 'SURVIVES'}", flush=True)
             (copy / CORE / mutant.file).write_text(unchanged)
-    same = sum(verdict == SAME for verdict in verdicts.values())
-    survivors = [name for name, verdict in verdicts.items() if not verdict]
+    same = sum(verdict == SAME for _, verdict in verdicts)
+    survivors = [name for name, verdict in verdicts if not verdict]
     print(f"killed {len(mutants) - same - len(survivors)} of {len(mutants)}; {same} are the same code")
     for name in survivors:
         print(f"survives: {name}")

@@ -28,8 +28,8 @@ SHELL = {
     'pip install ".[test]" && python -m pytest': ".ci/run, which looks for this very line",
     "python -m benchmarks --quick": "test_benchmarks.py",
     "python -m benchmarks.report": "test_benchmarks.py",
-    "python -m benchmarks ring_buffer pool hub --rounds 5 --json standard.json": "by hand, for the plots",
-    "python -m benchmarks ring_buffer pool hub --rounds 5 --json free-threaded.json": "by hand, for the plots",
+    "python -m benchmarks ring_buffer pool hub executor --rounds 5 --json standard.json": "by hand, for the plots",
+    "python -m benchmarks ring_buffer pool hub executor --rounds 5 --json free-threaded.json": "by hand, for the plots",
     "python -m benchmarks.report --from standard.json free-threaded.json --out docs/plots": "test_benchmarks.py",
     "python -m ringmill": "test_build.py",
 }

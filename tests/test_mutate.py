@@ -1,4 +1,4 @@
-"""What mutate.py changes stands in the core: a mutant whose text has gone would not be made, and nobody would see it."""
+"""What mutate.py changes stands in the core: a mutant whose text has gone would not be made, unnoticed."""
 
 from __future__ import annotations
 
