@@ -25,6 +25,7 @@ ALLOCATIONS = 200 if LONG_RUN else 40
 ROOT = Path(__file__).parent.parent
 
 pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="cases run in forks, and use the timers of POSIX"),
     pytest.mark.watchdog(600 if LONG_RUN else 100),
     pytest.mark.skipif(
         bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
