@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -122,8 +123,8 @@ async def get_by_tasks(ring: RingBuffer[Item], rng: random.Random, account: Acco
             account.got.append(item)
 
 
-def one_round(seed: int) -> tuple[int, int, int]:
-    """Returns the calls made, the items received, the awaits cancelled. Raises AssertionError on a difference."""
+def one_round(seed: int) -> Counter[str]:
+    """Returns figures. Raises AssertionError on a difference."""
     rng = random.Random(seed)
     producers, consumers = rng.choice([1, 2, 4, 8]), rng.choice([1, 2, 4, 8])
     ring = RingBuffer[Item](rng.choice([1, 2, 3, 64]))
@@ -158,30 +159,34 @@ def one_round(seed: int) -> tuple[int, int, int]:
         for who in range(producers):
             numbers = [number for producer, number in account.got if producer == who]
             assert all(a < b for a, b in pairwise(numbers)), f"not in the order of producer {who}"
-    return (
-        sum(account.calls for account in accounts),
-        received.total(),
-        sum(account.cancelled for account in accounts),
+    return Counter(
+        {
+            "rounds": 1,
+            "calls": sum(account.calls for account in accounts),
+            "items": received.total(),
+            "awaits cancelled": sum(account.cancelled for account in accounts),
+        }
     )
 
 
-def main(seconds: float, seed: int) -> None:
+def soak(one_round: Callable[[int], Counter[str]]) -> None:
+    """Rounds for so many seconds, each with a seed of its own, as the command line says."""
+    seconds = float(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
     if getattr(sys, "_is_gil_enabled", lambda: True)():
         sys.setswitchinterval(1e-6)
     until = time.monotonic() + seconds
-    rounds = calls = items = cancelled = 0
+    figures: Counter[str] = Counter()
     while time.monotonic() < until:
         faulthandler.dump_traceback_later(60, exit=True)
         try:
-            more = one_round(seed + rounds)
+            figures += one_round(seed + figures["rounds"])
         except BaseException:
-            print(f"the round of seed {seed + rounds} differs", file=sys.stderr)
+            print(f"the round of seed {seed + figures['rounds']} differs", file=sys.stderr)
             raise
-        rounds += 1
-        calls, items, cancelled = calls + more[0], items + more[1], cancelled + more[2]
     faulthandler.cancel_dump_traceback_later()
-    print(f"seed {seed}: {rounds} rounds, {calls} calls, {items} items, {cancelled} awaits cancelled; 0 differences")
+    print(f"seed {seed}: {', '.join(f'{count} {name}' for name, count in figures.items())}; 0 differences")
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32))
+    soak(one_round)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import logging
 import queue
 import random
@@ -41,6 +40,7 @@ from ringmill import (
     WorkerInitError,
     WorkerPool,
 )
+from tests.soak import soak
 from tests.threads import run_threads, start_threads
 
 CALLERS = 3
@@ -50,6 +50,10 @@ ENDED = (PoolNotRunning, BrokenPool)
 
 class Crash(BaseException):
     """Out of process: the worker restarts."""
+
+
+class Leave(Exception):
+    """Out of the body of `with`."""
 
 
 class Job(Operation):
@@ -305,7 +309,7 @@ def one_round(seed: int) -> Counter[str]:
     cancelled: list[Job] = []
     accepted: list[Job] = []
     try:
-        with contextlib.suppress(BrokenPool, RuntimeError), pool:
+        with contextlib.suppress(Leave), pool:
             calls = start_threads(*[caller.run for caller in callers])
             try:
                 if how == "after them":
@@ -319,7 +323,7 @@ def one_round(seed: int) -> Counter[str]:
                     case "timeout":
                         cancelled = pool.shutdown(timeout=0.001)
                     case "raise":
-                        raise RuntimeError("the body fails")
+                        raise Leave
             finally:
                 if how != "raise":
                     calls.join()
@@ -356,22 +360,6 @@ def one_round(seed: int) -> Counter[str]:
     )
 
 
-def main(seconds: float, seed: int) -> None:
-    logging.disable()
-    if getattr(sys, "_is_gil_enabled", lambda: True)():
-        sys.setswitchinterval(1e-6)
-    until = time.monotonic() + seconds
-    figures: Counter[str] = Counter()
-    while time.monotonic() < until:
-        faulthandler.dump_traceback_later(60, exit=True)
-        try:
-            figures += one_round(seed + figures["rounds"])
-        except BaseException:
-            print(f"the round of seed {seed + figures['rounds']} differs", file=sys.stderr)
-            raise
-    faulthandler.cancel_dump_traceback_later()
-    print(f"seed {seed}:", *[f"{count} {name}," for name, count in figures.items()], "0 differences")
-
-
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32))
+    logging.disable()
+    soak(one_round)
