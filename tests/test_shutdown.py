@@ -196,13 +196,16 @@ def test_a_put_back_operation_is_cancelled_and_comes_out(gate: Gate) -> None:
     class Picky(Hand):
         def process(self, op: Job) -> None:
             if op.gate is None:
+                rejected.set()
                 raise Reject
             super().process(op)
 
+    rejected = threading.Event()
     pool = start(Picky(), Picky())
     hold(pool, gate)
     stream = pool.execute([op := Job()])
-    wait_until(lambda: op.outcome is Outcome.PENDING and pool.stats().workers != () and pool.stats().queued == 1)
+    assert rejected.wait(LONG)  # before that it is queued as well, where the idle worker is about to take it
+    wait_until(lambda: pool.stats().queued == 1)
     assert op.cancel()
     assert stream.get(LONG) is op
     assert list(stream) == []
