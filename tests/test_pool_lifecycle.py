@@ -290,6 +290,20 @@ def test_start_without_timeout_waits_for_an_earlier_run() -> None:
     pool.shutdown()
 
 
+def test_a_start_beside_a_start_waits_for_it_no_longer_than_it_may() -> None:
+    worker = Hanging()
+    pool = WorkerPool([worker])
+    starting = start_threads(pool.start, pool.start)
+    assert worker.entered.wait(LONG)
+    for timeout in (0, SHORT):
+        with pytest.raises(TimeoutError, match="another thread"):
+            pool.start(timeout=timeout)
+    worker.gate.set()
+    starting.join()
+    assert worker.calls == ["init"]
+    pool.shutdown()
+
+
 # Shutdown
 
 

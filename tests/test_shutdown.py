@@ -292,6 +292,19 @@ def test_the_streams_of_a_stuck_operation_end_without_it(gate: Gate) -> None:
     assert pool.shutdown() == []
 
 
+def test_an_ordered_stream_shows_no_gap_where_the_stuck_operation_would_be(gate: Gate) -> None:
+    pool = start(Hand(), Hand())
+    jobs = [Job(), Job(gate), Job(), Job()]
+    stream = pool.wrap(jobs, ordered=True, feed="thread")
+    assert all(op.wait(LONG) for op in [jobs[0], *jobs[2:]])
+    assert pool.shutdown(timeout=SHORT) == []
+    assert read(stream) == jobs[:1]
+    assert [op.outcome is Outcome.SUCCEEDED for op in jobs] == [True, False, True, True]
+    gate.opened.set()
+    assert pool.shutdown() == []
+    assert read(stream) == []
+
+
 def read(stream: Stream[Job]) -> list[Job]:
     """All of a stream that may end with PoolNotRunning."""
     came = []

@@ -6,6 +6,7 @@ May import `operation`, `worker`, `supervisor` and the compiled core.
 from __future__ import annotations
 
 import atexit
+import functools
 import operator
 import os
 import sys
@@ -164,8 +165,14 @@ class WorkerPool(PoolBase, Generic[OpT]):
         runs = self._current(), self._starting
         if [run for run in runs if run is not None and run.core.is_own_thread()]:  # no generator: see stats
             raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
-        if not self._lifecycle.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
-            raise TimeoutError(f"{self!r} is being started or shut down by another thread, for {timeout} s by now")
+        left = Supervisor.SLICE  # a signal that comes just before a lock waits does not end that wait
+        while True:
+            if deadline is not None:
+                left = max(0.0, min(Supervisor.SLICE, deadline - time.monotonic()))
+            if self._lifecycle.acquire(timeout=left):
+                break
+            if left < Supervisor.SLICE:
+                raise TimeoutError(f"{self!r} is being started by another thread, for {timeout} s by now")
         try:
             earlier = self._current()
             if earlier is not None:
@@ -414,14 +421,10 @@ def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
                 raise ValueError(f"workers: {worker!r} is listed twice")
             seen.add(id(worker))
         for worker in crew:
-            _claims[id(worker)] = (weakref.ref(worker, _forget(id(worker))), weakref.ref(pool))
-
-
-def _forget(key: int) -> Callable[[Any], None]:
-    def forget(_: Any) -> None:
-        _claims.pop(key, None)
-
-    return forget
+            # Called with the dead reference, which pop takes for its default; no inner function: where one cannot be
+            # made for want of memory, 3.12 and 3.13 crash.
+            forget = functools.partial(_claims.pop, id(worker))
+            _claims[id(worker)] = (weakref.ref(worker, forget), weakref.ref(pool))
 
 
 def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
