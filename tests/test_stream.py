@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -320,6 +322,33 @@ def test_dropping_a_stream_of_a_batch_cancels_nothing(pool: WorkerPool[Number], 
     worker.permits.release(3)
     assert all(op.wait(LONG) for op in ops)
     assert [op.outcome for op in ops] == [Outcome.SUCCEEDED] * 3
+
+
+def test_reading_and_dropping_a_stream_runs_no_python_code_on_the_readers_thread() -> None:
+    """A KeyboardInterrupt that is raised in a callback, or a finalizer, is printed and lost."""
+
+    class Plain(Operation):
+        pass
+
+    class Idle(Worker[Plain]):
+        def process(self, op: Plain) -> None:
+            pass
+
+    def note(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    called: list[str] = []
+    with WorkerPool([Idle()]) as pool:
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            for _ in range(200):
+                for _op in pool.execute([Plain(), Plain()]):
+                    pass
+        finally:
+            sys.setprofile(before)
+    assert called == []
 
 
 def test_close_races_with_workers_and_readers(seed: int, switch_interval: float) -> None:

@@ -63,7 +63,7 @@ cdef class Books(Home):
     cdef readonly RingBuffer inbox  # what `do` hands over
     cdef Feed inbox_feed
     cdef dict kept              # owns the linked feeds, as its keys, in the order of their coming
-    cdef object streams         # a WeakSet of the feeds that somebody may read, spent ones too
+    cdef dict streams           # weak references to the feeds that somebody may read, spent ones too, by address
     cdef object policy          # the Supervisor: _judge(runner, operation, error, raised)
 
     cdef int check_open(self) except -1

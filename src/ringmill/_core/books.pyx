@@ -15,8 +15,6 @@
 # Waiting for one's own pool. A worker that waits for an operation or a stream of its pool takes no work meanwhile; the
 # last one must not. Whom the awaited has come for already, though it has not run yet, does not count as waiting.
 
-import weakref
-
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_tss_create, PyThread_tss_get, PyThread_tss_set
@@ -89,7 +87,7 @@ cdef class Books(Home):
         self.side = []
         self.postponed = {}
         self.kept = {}
-        self.streams = weakref.WeakSet()
+        self.streams = {}
         init_queue(&self.idle)
         init_queue(&self.leaving)
         self.phase.store(OPEN, memory_order_relaxed)  # relaxed: published with the object
@@ -149,7 +147,7 @@ cdef class Books(Home):
         self.kept[feed] = None
         if feed.ready is not None:
             try:
-                self.streams.add(feed)
+                feed.list_in(self.streams)
             except BaseException:
                 self.kept.pop(feed, None)
                 raise
@@ -171,7 +169,7 @@ cdef class Books(Home):
         release(&self.lock)
         if not open:
             self.kept.pop(feed, None)
-            self.streams.discard(feed)
+            feed.unlist()
             raise self.stopped_error()
         notify(&self.idle)
         return 0

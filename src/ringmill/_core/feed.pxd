@@ -30,8 +30,12 @@ cdef class Feed:
     cdef PyObject* next
     cdef PyObject* prev
     cdef bint linked
+    cdef PyObject* streams          # the pool's dict that has a weak reference to it; owned, like the key there; or NULL
+    cdef PyObject* key
     cdef object __weakref__
 
+    cdef int list_in(self, dict streams) except -1
+    cdef void unlist(self) noexcept
     cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil
     cdef void emit_in_order(self, PyObject* op, uint64_t position) noexcept
     cdef bint end(self, object failure) except -1

@@ -19,6 +19,8 @@
 # Whoever emits compares the count with `total` after its put, whoever writes `total` compares it with the count after
 # that; both are sequentially consistent, so one of them sees that all came out, and closes `ready`.
 
+import weakref
+
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
@@ -51,6 +53,9 @@ from ringmill._core.waiter cimport acquire, begin_sleep, cancel_sleep, notify, r
 cdef extern from "Python.h":
     ctypedef struct PyListObject:
         PyObject** ob_item
+    object PyLong_FromVoidPtr(void*)
+
+cdef object ref = weakref.ref
 
 
 cdef bint _take_over(OperationBase op) noexcept nogil:
@@ -80,6 +85,26 @@ cdef class Feed:
     def __dealloc__(self):
         if self.culprit:
             Py_DECREF(<object>self.culprit)
+        self.unlist()
+
+    cdef int list_in(self, dict streams) except -1:
+        # A plain weak reference, which __dealloc__ takes out: a callback of weakref's, as a WeakSet's, would be Python code
+        # that runs as a stream is dropped, and a KeyboardInterrupt raised there is lost.
+        key = PyLong_FromVoidPtr(<void*>self)
+        streams[key] = ref(self)
+        Py_INCREF(streams)
+        Py_INCREF(key)
+        self.streams = <PyObject*>streams
+        self.key = <PyObject*>key
+        return 0
+
+    cdef void unlist(self) noexcept:
+        cdef PyObject* streams = self.streams
+        self.streams = NULL
+        if streams:
+            (<dict>streams).pop(<object>self.key, None)
+            Py_DECREF(<object>self.key)
+            Py_DECREF(<object>streams)
 
     cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil:
         # Takes the next operation, and the reference to it, for a worker (or for who cancels). SHUT: nothing is left

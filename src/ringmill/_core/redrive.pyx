@@ -427,8 +427,10 @@ cdef class Redrives(Books):
     def abort_streams(self):
         """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
         cdef Feed feed
-        for feed in list(self.streams):
-            feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
+        for reference in list(self.streams.values()):
+            feed = reference()
+            if feed is not None:
+                feed.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
 
     def finish(self):
         """The last thread has ended. Lets go of the feeds, and of the rings that have bells in them.
