@@ -109,6 +109,9 @@ DROPPED = {
     "leave: a grant is not consumed": (
         "waiter.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
     ),
+    "leave: counts as the spinner still": (
+        "waiter.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n", "",
+    ),
     "fork: the queue is not reset": ("waiter.pyx", "    while seen != epoch_now:", "    while False:"),
     "operation: who waits does not look again": (
         "operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",

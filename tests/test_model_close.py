@@ -53,6 +53,7 @@ def wake_all(rules: Rules, queue: str) -> Thread:
         ("G P P2 X", 1, 30_000),
         ("G? P? P X", 1, 10_000),
         ("G* P2 X", 2, 1_000),
+        ("G^* G^* P X", 1, 20_000),
     ],
 )
 def test_close_strands_nobody_and_loses_nothing(cast: str, capacity: int, at_least: int) -> None:

@@ -20,6 +20,10 @@ A task of an event loop (@) is granted without becoming a searcher, since its lo
 and each putter wakes the next in the list. It owes the look of whoever was granted, whether it takes something or
 leaves.
 
+With a GIL, a sleeper may spin before it blocks (^): one in a queue, which a waker grants before the first. Who sees its
+grant while it spins, takes the semaphore as if it had blocked. So nothing above changes, if only the one that counts as
+spinning is in the list.
+
 Putters that wait for room do the same on a second queue, with "room" for "item".
 
 The ring is its two counters here; test_models.py searches the slots, and shows that a try takes effect at one
@@ -70,6 +74,7 @@ class Rules:
     stops_search_before_looking: bool = True
     grant_asks_for_sleeper: bool = True  # again, under the lock
     grant_asks_for_searcher: bool = True
+    spinner_is_forgotten: bool = True  # when it leaves the list
     close_wakes_all: bool = True
     closes_before_waking: bool = True
     closed_bit_in_tail: bool = True
@@ -84,6 +89,17 @@ class Waiting(NamedTuple):
     sleepers: int = 0
     searchers: int = 0
     nodes: tuple[str, ...] = ()
+    spinner: str | None = None
+    awake: bool = False  # the spinner, still
+
+    def without(self, me: str, rules: Rules) -> Waiting:
+        forgotten = self.spinner == me and rules.spinner_is_forgotten
+        return self._replace(
+            sleepers=self.sleepers - 1,
+            nodes=tuple(node for node in self.nodes if node != me),
+            spinner=None if forgotten else self.spinner,
+            awake=self.awake and not forgotten,
+        )
 
 
 class Side(NamedTuple):
@@ -205,16 +221,21 @@ GO_ON = Step("time", lambda m: "goes on")
 # The edits under the lock.
 
 
-def begin_sleep(me: str, stop_searching: bool, w: Waiting) -> tuple[Waiting, None]:
+def begin_sleep(me: str, stop_searching: bool, w: Waiting) -> tuple[Waiting, bool]:
+    """True: it is the one that spins."""
     if me in w.nodes:
         raise ViolationError(f"{me} is on the list already")
-    return Waiting(w.sleepers + 1, w.searchers - stop_searching, (*w.nodes, me)), None
+    spins = "^" in me and not w.awake
+    spinner = me if spins else w.spinner
+    return Waiting(w.sleepers + 1, w.searchers - stop_searching, (*w.nodes, me), spinner, w.awake or spins), spins
 
 
-def leave(me: str, w: Waiting) -> tuple[Waiting, bool]:
-    if me not in w.nodes:
-        return w, False
-    return Waiting(w.sleepers - 1, w.searchers, tuple(node for node in w.nodes if node != me)), True
+def stop_spinning(me: str, w: Waiting) -> tuple[Waiting, None]:
+    return w._replace(awake=w.awake and w.spinner != me), None
+
+
+def leave(me: str, w: Waiting, rules: Rules = Rules()) -> tuple[Waiting, bool]:
+    return (w.without(me, rules), True) if me in w.nodes else (w, False)
 
 
 def start_search(w: Waiting) -> tuple[Waiting, bool]:
@@ -228,12 +249,14 @@ def stop_searching(w: Waiting) -> tuple[Waiting, None]:
 def grant(rules: Rules, w: Waiting) -> tuple[Waiting, str | None]:
     if (rules.grant_asks_for_sleeper and w.sleepers == 0) or (rules.grant_asks_for_searcher and w.searchers > 0):
         return w, None
-    first = w.nodes[0] if w.nodes else None
-    return Waiting(w.sleepers - 1, w.searchers + (not is_task(first)), w.nodes[1:]), first
+    granted = w.spinner if w.awake else w.nodes[0] if w.nodes else ""
+    if granted and granted not in w.nodes:
+        raise ViolationError(f"grants {granted}, which does not sleep")
+    return w.without(granted, rules)._replace(searchers=w.searchers + (not is_task(granted))), granted or None
 
 
-def is_task(me: str | None) -> bool:
-    return me is not None and "@" in me
+def is_task(me: str) -> bool:
+    return "@" in me
 
 
 # The threads.
@@ -264,9 +287,18 @@ def settle(rules: Rules, side: Side, searching: bool, owes: bool) -> Thread:
         yield from pass_on(rules, side)
 
 
+def sleep(side: Side, me: str, patient: bool, spins: bool) -> Thread:
+    """Until it is "woken"; or, where not patient, "out" of time."""
+    ends = (park(me),) if patient else (park(me), TIME_OUT)
+    got = None
+    if spins:
+        got = yield Choice((*ends, under_lock(side.waits, "stops spinning on", partial(stop_spinning, me))))
+    return got or (yield Choice(ends))
+
+
 def cancel_sleep(rules: Rules, side: Side, me: str) -> Thread:
     """Leaves the list; True if a wake-up was granted meanwhile: then the thread is a searcher."""
-    left = yield from section(rules, side.waits, "leave", partial(leave, me))
+    left = yield from section(rules, side.waits, "leave", partial(leave, me, rules=rules))
     if left:
         return False
     if rules.leaver_drains_semaphore:
@@ -288,7 +320,7 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
                 yield from wake(rules, side.wakes)
             return got
         looks = rules.looks_before_parking and (rules.searcher_looks_before_parking or not searching)
-        yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, searching))
+        asleep_spins = yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, searching))
         searching = False
         if looks and (yield from look(rules, side, closed_counts=rules.last_look_sees_closed)):
             searching = yield from cancel_sleep(rules, side, me)
@@ -297,7 +329,7 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
                 continue
         else:
             owes = False  # paid: it looked, and there was nothing
-            if (yield park(me) if patient else Choice((park(me), TIME_OUT))) == "woken":
+            if (yield from sleep(side, me, patient, asleep_spins)) == "woken":
                 searching = owes = True
                 continue
             searching = owes = yield from cancel_sleep(rules, side, me)
@@ -371,6 +403,8 @@ def invariant(m: Memory) -> str | None:
             return f"{queue} counts {w.sleepers} sleepers and lists {w.nodes}"
         if w.searchers < 0 or (w.searchers > 1 and not is_closed(m)):
             return f"{queue} has {w.searchers} searchers"
+        if w.spinner is not None and w.spinner not in w.nodes:
+            return f"{queue} takes {w.spinner} for a sleeper that spins"
     return None
 
 
@@ -412,15 +446,15 @@ MEMORY: dict[str, Any] = {
 
 @cache
 def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
-    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first; ? times out; @ a task;
-    X closes."""
+    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first, as a searcher; ^ as a
+    sleeper; ? times out; @ a task; X closes."""
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(cast.split()):
         me = f"{word}.{i}"
         if closer is not None and word == "X":
             threads[me] = partial(closer, rules)
         else:
-            rounds = None if "*" in word else int(word[1:].strip("~?@") or 1)
+            rounds = None if "*" in word else int(word[1:].strip("~^?@") or 1)
             side = Side(word[0] == "G", capacity)
             threads[me] = partial(caller, rules, side, me, "?" not in word, "~" in word, rounds)
     return explore(MEMORY | {"capacity": capacity}, threads, invariant=invariant, at_rest=at_rest)
@@ -441,6 +475,10 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
         ("G@? G P@? P", 1, 10_000),
         ("G@? G@ P2", 2, 3_000),
         ("G@ G~ P2", 2, 1_000),
+        ("G^ G^ P P", 1, 30_000),
+        ("G^ G^? P^2", 1, 10_000),
+        ("G^ G2 P3", 2, 10_000),
+        ("G^? G@ P2", 2, 3_000),
     ],
 )
 def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
@@ -490,6 +528,7 @@ LOST = "lost wake-up"
         pytest.param(
             "grant_asks_for_searcher", "G G P P", 2, "2 searchers", id="grant-without-asking-again-two-searchers"
         ),
+        pytest.param("spinner_is_forgotten", "G^? G P2", 1, "for a sleeper that spins", id="spinner-left-and-counts"),
         pytest.param("word_seq_cst", "G P", 1, LOST, id="waiter-word-buffered-past-the-look"),
         pytest.param("claim_seq_cst", "G P", 1, LOST, id="claim-buffered-past-the-look-at-the-word"),
     ],

@@ -288,7 +288,7 @@ cdef class OperationBase:
                     return 1
                 granted = False
                 try:
-                    granted = park(node, deadline)
+                    granted = park(node, NULL, deadline)
                 finally:
                     if not granted:
                         granted = not self.unlink(node)

@@ -20,6 +20,7 @@ cdef enum Looked:               # how one has looked for something
 
 cdef void init_spin(Spin* spin) noexcept nogil
 cdef bint may_spin() noexcept nogil
+cdef bint spin_detached(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept nogil
 cdef Looked spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept
 cdef Looked nap(Spin* spin, int64_t deadline) noexcept
 cdef void learn_nap(Spin* spin, bint paid) noexcept

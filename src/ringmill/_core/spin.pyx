@@ -167,10 +167,22 @@ cdef void came_in() noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------
 # looking
 
+cdef bint spin_detached(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept nogil:
+    # Spins until the word has one of the bits: True. Or until the deadline, or for as long as has been worth it.
+    cdef int64_t span = _span(spin)
+    cdef Spell spell
+    cdef bint found
+    _begin(&spell, span, deadline)
+    while True:
+        found = word.load(memory_order_acquire) & bits != 0  # acquire: what was written before the bit
+        if found or not _goes_on(&spell):
+            break
+    _learn(spin, span, found)
+    return found
+
+
 cdef Looked spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept:
-    # Called attached. Spins until the word has one of the bits, and then for `linger` nanoseconds more. Or until the
-    # deadline, or for as long as has been worth it.
-    cdef int64_t span
+    # Called attached. The same, detached meanwhile, and then for `linger` nanoseconds more.
     cdef Spell spell
     cdef bint found
     if not MAY_SPIN:
@@ -178,14 +190,9 @@ cdef Looked spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_
     if FREE_THREADED and looking.fetch_add(1, memory_order_relaxed) >= PROCESSORS:
         looking.fetch_sub(1, memory_order_relaxed)
         return NOT_AT_ALL
-    span = _span(spin)
-    _begin(&spell, span, deadline)
     with nogil:  # waits for another thread to set a bit
         went_out()
-        while True:
-            found = word.load(memory_order_acquire) & bits != 0  # acquire: what was written before the bit
-            if found or not _goes_on(&spell):
-                break
+        found = spin_detached(word, bits, spin, deadline)
         if found and linger:
             _begin(&spell, linger, deadline)
             spell.yield_at = spell.limit  # whoever publishes is at it, on another processor
@@ -195,7 +202,6 @@ cdef Looked spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_
     came_in()
     if FREE_THREADED:
         looking.fetch_sub(1, memory_order_relaxed)
-    _learn(spin, span, found)
     return FOUND_HINT if found else IN_VAIN
 
 

@@ -56,6 +56,8 @@ cdef struct WaitNode:
     uint32_t epoch              # the fork epoch in which it was queued
     bint queued                 # guarded by the queue's lock: in the list, not granted
     void* owner                 # who it is, for wake-ups by name; whatever the queue's user wants
+    atomic[uint64_t] told       # 1: granted; for one that spins. GIL builds only, as the next
+    atomic[uint32_t] awake      # 1: it spins, or is about to
 
 cdef struct WaitQueue:
     atomic[uint64_t] word       # sleepers << 32 | searchers; written under the lock, read without
@@ -64,7 +66,8 @@ cdef struct WaitQueue:
     ShortLock lock
     WaitNode* first             # guarded by the lock
     WaitNode* last
-    Spin spin                   # of its searches
+    WaitNode* spinner           # one in the list that spins, or did; guarded by the lock; GIL builds only
+    Spin spin                   # of those who wait here
     int64_t linger_ns           # how long the next search goes on when it has been hinted; guarded by the lock, adapts
     uint32_t lingers            # guarded by the lock
 
@@ -84,7 +87,7 @@ cdef void give_node(WaitNode* node) noexcept
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
 cdef bint wake_node(WaitNode* node) noexcept
-cdef int park(WaitNode* node, int64_t deadline) except -1
+cdef int park(WaitNode* node, Spin* spin, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
 cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
 

@@ -26,9 +26,15 @@
 # on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the
 # leaver is a searcher with the duty above: so the baton is passed on.
 #
-# Spinning (spin.pyx) is a search that was not preceded by sleep: at most one thread per queue; a waker that sees it sets
-# `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the search. A nap
-# (spin.pyx) is a spin that does not look at the hint.
+# Spinning (spin.pyx), free-threaded, is a search that was not preceded by sleep: at most one thread per queue; a waker
+# that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the
+# search. A nap (spin.pyx) is a spin that does not look at the hint.
+#
+# With a GIL, such a search would give it up to look, and take it to learn that it has to be given up again, to sleep. So
+# there a thread spins when it is a sleeper already, detached, on its own node (`told`), before it blocks on the node's
+# lock: at most one per queue, the `spinner`. A waker grants that one before those who are first in the list, while it is
+# `awake`. Only time depends on these three: all in the list are owed the same, whoever is granted, and who was told takes
+# the lock like any other. But the spinner must be in the list; so whoever takes a node out of it forgets that it spun.
 #
 # A Sleeper, somebody who sleeps otherwise than on a lock, is granted like a thread and is no searcher: each notify wakes
 # the next in the list, one for each publication. What it owes is the same: whoever was granted, and takes one and sees
@@ -54,6 +60,7 @@ from ringmill._core.spin cimport (
     NAPPED,
     NOT_AT_ALL,
     Looked,
+    Spin,
     came_in,
     come_in,
     forget_lookers,
@@ -61,6 +68,7 @@ from ringmill._core.spin cimport (
     learn_nap,
     may_spin,
     nap,
+    spin_detached,
     spin_until,
     went_out,
 )
@@ -78,6 +86,7 @@ cdef extern from *:
 # A function of the interpreter's, not of ours: calling it lets the interpreter do what is due on this thread.
 cdef object breathe = eval("lambda: None")
 cdef int64_t SETTLE_NS = 20_000_000
+cdef int64_t FIRST_SLICE_NS = 10_000_000
 
 cdef enum:
     SEARCHER = 1
@@ -126,6 +135,7 @@ cdef void init_queue(WaitQueue* q) noexcept:
     q.lock.held.store(0, memory_order_relaxed)
     q.first = NULL
     q.last = NULL
+    q.spinner = NULL
     init_spin(&q.spin)
     q.linger_ns = 0
     q.lingers = 0
@@ -141,6 +151,7 @@ cdef void _lock(WaitQueue* q) noexcept:
             q.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
             q.first = NULL
             q.last = NULL
+            q.spinner = NULL
             q.epoch.store(epoch_now, memory_order_release)  # release: the queue is whole
             break
         yield_processor()
@@ -178,7 +189,22 @@ cdef inline void _unlink(WaitQueue* q, WaitNode* node) noexcept:
         node.next.prev = node.prev
     else:
         q.last = node.prev
+    if not FREE_THREADED and q.spinner == node:
+        q.spinner = NULL
     node.queued = False
+
+
+cdef inline bint _spins(WaitNode* node) noexcept:
+    return node != NULL and node.awake.load(memory_order_relaxed) != 0  # relaxed: a hint, as all of `awake` and `told`
+
+
+cdef inline void _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
+    # Unless there is one: where one spins, another would only be in the way of those who run.
+    cdef bint spins = may_spin() and not _spins(q.spinner)
+    node.told.store(0, memory_order_relaxed)
+    node.awake.store(spins, memory_order_relaxed)
+    if spins:
+        q.spinner = node
 
 
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
@@ -186,6 +212,8 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
     _lock(q)
     if node.sleeper:
         Py_INCREF(<object>node.sleeper)  # owned by the list, then by whoever grants or cancels
+    elif not FREE_THREADED:
+        _make_spinner(q, node)
     _append(q, node)
     # after a fork the search was forgotten with the rest of the word
     _set_word(q, _word(q) + SLEEPER - (SEARCHER if searching and _word(q) & SEARCHERS else 0))
@@ -230,6 +258,8 @@ cdef bint wake_node(WaitNode* node) noexcept:
         answers = (<Sleeper>sleeper).wake()
         Py_DECREF(<object>sleeper)  # the list's reference, ours since the grant
     else:
+        if not FREE_THREADED:
+            node.told.store(1, memory_order_relaxed)
         PyThread_release_lock(node.lock)
     return answers
 
@@ -247,7 +277,7 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
         node = NULL
         _lock(q)
         if q.first and not _word(q) & SEARCHERS:
-            node = q.first
+            node = q.spinner if _spins(q.spinner) else q.first
             _unlink(q, node)
             # A Sleeper is no searcher: its loop may be busy for long, and nobody is to be missed for that.
             _set_word(q, _word(q) - SLEEPER + (0 if node.sleeper else SEARCHER))
@@ -285,6 +315,7 @@ cdef void notify_all(WaitQueue* q) noexcept:
     node = q.first
     q.first = NULL
     q.last = NULL
+    q.spinner = NULL
     searchers = _word(q) & SEARCHERS
     following = node
     while following:
@@ -331,11 +362,11 @@ cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
 
 
 cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
-    # Spins, or naps, detached, if nobody searches yet. Unless that is NOT_AT_ALL, the caller is a searcher now, and must
-    # look; whether or not it finds anything, begin_sleep or end_search follow.
+    # Free-threaded: spins, or naps, detached, if nobody searches yet. Unless that is NOT_AT_ALL, the caller is a searcher
+    # now, and must look; whether or not it finds anything, begin_sleep or end_search follow.
     cdef int64_t linger
     cdef Looked looked
-    if not may_spin() or _word(q) & SEARCHERS:
+    if not FREE_THREADED or not may_spin() or _word(q) & SEARCHERS:
         return NOT_AT_ALL
     _lock(q)
     if _word(q) & SEARCHERS:
@@ -343,7 +374,7 @@ cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
         return NOT_AT_ALL
     _set_word(q, _word(q) + SEARCHER)
     q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
-    linger = _linger(q, moved) if FREE_THREADED else 0
+    linger = _linger(q, moved)
     release(&q.lock)
     looked = spin_until(&q.hint, 1, &q.spin, linger, deadline)
     if looked == NOT_AT_ALL:
@@ -351,12 +382,14 @@ cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
     return IN_VAIN if looked == NOT_AT_ALL else looked
 
 
-cdef int park(WaitNode* node, int64_t deadline) except -1:
+cdef int park(WaitNode* node, Spin* spin, int64_t deadline) except -1:
     # Sleeps until granted: 1; or until the deadline: 0. Raises what a signal handler raises. After 0 or a raise the
-    # caller must cancel_sleep. Uses no CPU and does not hold the GIL.
+    # caller must cancel_sleep. Uses no CPU, beyond the spin of a queue's spinner, and does not hold the GIL. `spin`: its
+    # queue's; or NULL.
     cdef int64_t now, span
     cdef PyLockStatus status
     cdef bint sliced = PyThread_get_thread_ident() == main_thread
+    cdef bint spins = spin != NULL and _spins(node)
     while True:
         PyErr_CheckSignals()  # one may have come while it spun
         if node.epoch != epoch_now:
@@ -368,9 +401,16 @@ cdef int park(WaitNode* node, int64_t deadline) except -1:
                 return 0
             span = min(span, deadline - now)
         if sliced:
-            span = min(span, SLICE_NS)
+            # A signal that comes during the spin ends no wait.
+            span = min(span, FIRST_SLICE_NS if spins else SLICE_NS)
         with nogil:  # waits for the grant
             went_out()
+            if spins:
+                spins = False
+                spin_detached(&node.told, 1, spin, deadline)
+                node.awake.store(0, memory_order_relaxed)
+                if deadline != NEVER:
+                    span = min(span, max(0, deadline - now_ns()))
             # in microseconds, rounded up; the flag: a signal ends the wait
             status = PyThread_acquire_lock_timed(node.lock, (span + 999) // 1000, 1)
             come_in()
@@ -410,12 +450,12 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
                     # What others drop of what this thread made is freed when it attaches again (rule 14): once, soon.
                     settles = False
                     until = now_ns() + SETTLE_NS
-                    searching = park(node, until if deadline == NEVER or until < deadline else deadline)
+                    searching = park(node, &q.spin, until if deadline == NEVER or until < deadline else deadline)
                     if not searching:
                         breathe()
-                        searching = park(node, deadline)
+                        searching = park(node, &q.spin, deadline)
                 else:
-                    searching = park(node, deadline)
+                    searching = park(node, &q.spin, deadline)
             except BaseException:
                 searching = cancel_sleep(q, node)
                 raise
