@@ -110,7 +110,8 @@ DROPPED = {
         "waiter.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
     ),
     "leave: counts as the spinner still": (
-        "waiter.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n", "",
+        "waiter.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
+        "    if not FREE_THREADED and q.spinner == node:\n        pass\n",
     ),
     "fork: the queue is not reset": ("waiter.pyx", "    while seen != epoch_now:", "    while False:"),
     "operation: who waits does not look again": (
