@@ -274,6 +274,81 @@ print("empty", len(seen) > 0)
     )
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a look for signals begins no collection")
+def test_who_runs_a_finalizer_in_its_wait_is_not_woken_before_who_sleeps() -> None:
+    """The finalizer puts, and waits for the answer of another getter, which has slept for longer."""
+    assert (
+        run_script("""
+import gc
+ring = RingBuffer(4)
+answered, ran_on, got = threading.Event(), [], []
+class Finalizer:
+    def __del__(self):
+        ran_on.append(threading.get_ident())
+        ring.put_nowait("question")
+        answered.wait(10)
+class Seconds:
+    def __float__(self):
+        # Makes a collection due, which begins at the next look for signals: in the wait that this is the time-out of.
+        cycle = Finalizer()
+        cycle.itself = cycle
+        del cycle
+        gc.set_threshold(1)
+        self.objects = [{}, {}, {}, {}, {}, {}]
+        return 60.0
+def second():
+    wait_until_parked()  # the first
+    got.append(ring.get(timeout=Seconds()))
+gc.collect()
+gc.freeze()
+thread = threading.Thread(target=second)
+thread.start()
+got.append(ring.get(timeout=30))
+answered.set()
+gc.disable()
+ring.put("end")
+thread.join()
+print(*got, ran_on == [thread.ident])
+""")
+        == "question end True"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process here")
+def test_ctrl_c_as_start_has_its_turn_leaves_no_lock_behind() -> None:
+    """The signal comes as another start ends, beside which this one waits."""
+    assert (
+        run_script("""
+class Slow(Worker):
+    def init(self):
+        coming_up.set()
+        wait_until_parked()
+    def process(self, op): pass
+def start_and_interrupt():
+    pool.start()
+    os.kill(os.getpid(), signal.SIGINT)
+sys.setswitchinterval(0.02)  # so late does the main thread get the GIL, when it has the lock
+for _ in range(5):
+    coming_up = threading.Event()
+    pool = WorkerPool([Slow()])
+    other = threading.Thread(target=start_and_interrupt)
+    other.start()
+    coming_up.wait()
+    try:
+        pool.start()
+        while True:
+            time.sleep(0.001)
+    except KeyboardInterrupt:
+        pass
+    other.join()
+    pool.start(timeout=10)
+    pool.shutdown()
+print("started")
+""")
+        == "started"
+    )
+
+
 # Signals at random moments. Each call goes through `results.extend(iterator)`, which is C all the way: what
 # a call returned is in `results` before a handler can run, so the test itself loses nothing between two bytecodes.
 TRAFFIC = """

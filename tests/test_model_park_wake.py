@@ -75,6 +75,7 @@ class Rules:
     grant_asks_for_sleeper: bool = True  # again, under the lock
     grant_asks_for_searcher: bool = True
     spinner_is_forgotten: bool = True  # when it leaves the list
+    spinner_is_queued: bool = True  # as it begins to spin: not granted before
     close_wakes_all: bool = True
     closes_before_waking: bool = True
     closed_bit_in_tail: bool = True
@@ -221,13 +222,16 @@ GO_ON = Step("time", lambda m: "goes on")
 # The edits under the lock.
 
 
-def begin_sleep(me: str, stop_searching: bool, w: Waiting) -> tuple[Waiting, bool]:
-    """True: it is the one that spins."""
+def begin_sleep(me: str, stop_searching: bool, w: Waiting) -> tuple[Waiting, None]:
     if me in w.nodes:
         raise ViolationError(f"{me} is on the list already")
-    spins = "^" in me and not w.awake
-    spinner = me if spins else w.spinner
-    return Waiting(w.sleepers + 1, w.searchers - stop_searching, (*w.nodes, me), spinner, w.awake or spins), spins
+    return w._replace(sleepers=w.sleepers + 1, searchers=w.searchers - stop_searching, nodes=(*w.nodes, me)), None
+
+
+def make_spinner(me: str, rules: Rules, w: Waiting) -> tuple[Waiting, bool]:
+    """Unless another spins, or it is granted already."""
+    spins = not w.awake and (me in w.nodes or not rules.spinner_is_queued)
+    return (w._replace(spinner=me, awake=True) if spins else w), spins
 
 
 def stop_spinning(me: str, w: Waiting) -> tuple[Waiting, None]:
@@ -287,11 +291,11 @@ def settle(rules: Rules, side: Side, searching: bool, owes: bool) -> Thread:
         yield from pass_on(rules, side)
 
 
-def sleep(side: Side, me: str, patient: bool, spins: bool) -> Thread:
+def sleep(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
     """Until it is "woken"; or, where not patient, "out" of time."""
     ends = (park(me),) if patient else (park(me), TIME_OUT)
     got = None
-    if spins:
+    if "^" in me and (yield under_lock(side.waits, "spins on", partial(make_spinner, me, rules))):
         got = yield Choice((*ends, under_lock(side.waits, "stops spinning on", partial(stop_spinning, me))))
     return got or (yield Choice(ends))
 
@@ -320,7 +324,7 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
                 yield from wake(rules, side.wakes)
             return got
         looks = rules.looks_before_parking and (rules.searcher_looks_before_parking or not searching)
-        asleep_spins = yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, searching))
+        yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, searching))
         searching = False
         if looks and (yield from look(rules, side, closed_counts=rules.last_look_sees_closed)):
             searching = yield from cancel_sleep(rules, side, me)
@@ -329,7 +333,7 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
                 continue
         else:
             owes = False  # paid: it looked, and there was nothing
-            if (yield from sleep(side, me, patient, asleep_spins)) == "woken":
+            if (yield from sleep(rules, side, me, patient)) == "woken":
                 searching = owes = True
                 continue
             searching = owes = yield from cancel_sleep(rules, side, me)
@@ -529,6 +533,7 @@ LOST = "lost wake-up"
             "grant_asks_for_searcher", "G G P P", 2, "2 searchers", id="grant-without-asking-again-two-searchers"
         ),
         pytest.param("spinner_is_forgotten", "G^? G P2", 1, "for a sleeper that spins", id="spinner-left-and-counts"),
+        pytest.param("spinner_is_queued", "G^ G P2", 1, "for a sleeper that spins", id="spinner-granted-before"),
         pytest.param("word_seq_cst", "G P", 1, LOST, id="waiter-word-buffered-past-the-look"),
         pytest.param("claim_seq_cst", "G P", 1, LOST, id="claim-buffered-past-the-look-at-the-word"),
     ],

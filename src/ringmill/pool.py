@@ -26,7 +26,7 @@ from ._core.stream import PoolBase, Stream, feed_from_thread
 from .errors import PoolNotRunning, WorkerInitError
 from .offload import Offloaded, shield
 from .operation import Operation
-from .supervisor import Settings, Supervisor
+from .supervisor import Settings, Started, Supervisor
 from .worker import Worker
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
@@ -131,7 +131,6 @@ class WorkerPool(PoolBase, Generic[OpT]):
             context=context,
         )
         self._name = name
-        self._lifecycle = threading.Lock()  # held by start(), so that one of several does it
         self._run: Supervisor | None = None
         self._starting: Supervisor | None = None
         _claim(crew, self)
@@ -165,50 +164,47 @@ class WorkerPool(PoolBase, Generic[OpT]):
         runs = self._current(), self._starting
         if [run for run in runs if run is not None and run.core.is_own_thread()]:  # no generator: see stats
             raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
-        left = Supervisor.SLICE  # a signal that comes just before a lock waits does not end that wait
-        while True:
-            if deadline is not None:
-                left = max(0.0, min(Supervisor.SLICE, deadline - time.monotonic()))
-            if self._lifecycle.acquire(timeout=left):
-                break
-            if left < Supervisor.SLICE:
-                raise TimeoutError(f"{self!r} is being started by another thread, for {timeout} s by now")
-        try:
-            earlier = self._current()
-            if earlier is not None:
-                if earlier.verdict and earlier.core.is_open:
-                    return
-                if not earlier.join(deadline):
-                    stuck = ", ".join([thread.name for thread in earlier.alive()])
-                    raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
-            run = self._starting = Supervisor(self._workers, self._settings)
-            try:
-                causes, late = run.start(deadline)
-            finally:
-                self._run = run  # a shutdown that runs beside comes before this start
-                self._starting = None
-            if not causes and not late:
-                try:
-                    _running.add(run)
-                    self._open(run.core)
-                except BaseException:  # no memory, or Ctrl-C: nobody can use it, so it ends
-                    run.core.end_now()
-                    raise
-                entering = Offloaded.running_for(self)
-                if entering is not None and not entering.keep():  # an `async with` that was cancelled
-                    run.end(False, True, None)  # under the lock: the next start begins a run of its own
-                return
-            if not late:
-                run.join(None)
-        finally:
-            self._lifecycle.release()
+        done = self._alone(self._start, deadline)
+        if done is None:
+            raise TimeoutError(f"{self!r} is being started by another thread, for {timeout} s by now")
+        causes, late = done
         if causes:
             worker, error = causes[0]
             raise WorkerInitError(
                 f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {worker!r}: {error!r}",
                 causes,
             ) from error
-        raise TimeoutError(f"{self!r} was not ready within {timeout} s")
+        if late:
+            raise TimeoutError(f"{self!r} was not ready within {timeout} s")
+
+    def _start(self, deadline: float | None) -> Started:
+        """What `start` does, by one thread at a time."""
+        earlier = self._current()
+        if earlier is not None:
+            if earlier.verdict and earlier.core.is_open:
+                return [], False
+            if not earlier.join(deadline):
+                stuck = ", ".join([thread.name for thread in earlier.alive()])
+                raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
+        run = self._starting = Supervisor(self._workers, self._settings)
+        try:
+            causes, late = run.start(deadline)
+        finally:
+            self._run = run  # a shutdown that runs beside comes before this start
+            self._starting = None
+        if not causes and not late:
+            try:
+                _running.add(run)
+                self._open(run.core)
+            except BaseException:  # no memory, or Ctrl-C: nobody can use it, so it ends
+                run.core.end_now()
+                raise
+            entering = Offloaded.running_for(self)
+            if entering is not None and not entering.keep():  # an `async with` that was cancelled
+                run.end(False, True, None)  # before the next start, which begins a run of its own
+        elif not late:
+            run.join(None)
+        return causes, late
 
     def shutdown(
         self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None
@@ -393,7 +389,6 @@ def _after_fork_in_child() -> None:
     global _claims_lock
     _claims_lock = threading.Lock()
     for pool in list(_pools):
-        pool._lifecycle = threading.Lock()
         pool._after_fork()
 
 

@@ -32,6 +32,8 @@ from .worker import Worker
 
 logger = logging.getLogger("ringmill")
 
+Started = tuple[list[tuple[Worker[Any], BaseException]], bool]  # who did not come up, and why; whether it took too long
+
 # A thread of a run: it has not begun and may; it runs; it has ended, or never will begin.
 EXPECTED, RUNNING, OVER = 2, 1, 0
 LONGEST_PAUSE = 30.0  # seconds between two restarts of one worker
@@ -82,11 +84,11 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------------------
     # start and end
 
-    def start(self, deadline: float | None) -> tuple[list[tuple[Worker[Any], BaseException]], bool]:
+    def start(self, deadline: float | None) -> Started:
         """Starts all threads and waits until each has reported.
 
-        Returns the workers that did not come up and why, and whether the deadline (of the monotonic clock) passed.
-        Unless that is ([], False), the run is over: threads clean up and end by themselves.
+        The deadline is of the monotonic clock. Unless the result is ([], False), the run is over: threads clean up and
+        end by themselves.
         """
         late = False
         lost: list[tuple[Worker[Any], BaseException]] = []

@@ -46,5 +46,7 @@ cdef class PoolBase:
     cdef object __weakref__
     cdef ShortLock _lock            # guards the next
     cdef Core _core                 # of the current or the last run
+    cdef object _lifecycle          # a lock, held by start(), so that one of several does it
+    cdef atomic[uint64_t] _starter  # the thread that holds it, or 0
 
     cdef Core _running(self)

@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Self, TypeVar, final
 
@@ -8,6 +8,7 @@ from .dispatch import Core
 from .feed import Feed
 
 OpT = TypeVar("OpT")
+T = TypeVar("T")
 
 @final
 class Stream(Generic[OpT]):
@@ -46,6 +47,7 @@ class PoolBase:
     def do(self, op: Any, timeout: float | None = None) -> Any: ...
     async def ado(self, op: Any) -> Any: ...
     def execute(self, ops: Iterable[Any]) -> Stream[Any]: ...
+    def _alone(self, call: Callable[[float | None], T], deadline: float | None) -> T | None: ...
     def _after_fork(self) -> None: ...
     def _open(self, core: Core) -> None: ...
     def _wrap(

@@ -19,8 +19,10 @@
 # turn: a binary lock whose waiters sleep in a WaitQueue, since it is held while the source runs and while the reader
 # waits, and must respect a timeout and KeyboardInterrupt.
 
+import _thread
 import operator
 import queue
+import time
 from types import GenericAlias
 
 from cpython.object cimport PyObject
@@ -68,6 +70,9 @@ from ringmill._core.waiter cimport (
 from ringmill.errors import Closed, OperationReused, PoolNotRunning
 
 cdef object Empty = queue.Empty
+cdef object allocate_lock = _thread.allocate_lock
+cdef object monotonic = time.monotonic
+cdef double LIFECYCLE_SLICE_S = 1.0
 
 cdef extern from "Python.h":
     PyObject* PyIter_Next(object iterator) except? NULL
@@ -603,6 +608,34 @@ def feed_from_thread(Core core, Feed feed, iterator, bint resets):
 cdef class PoolBase:
     """The compiled base of WorkerPool."""
 
+    def __cinit__(self, *args, **kwargs):
+        self._lifecycle = allocate_lock()
+
+    def _alone(self, call, deadline):
+        """Gives what `call(deadline)` gives, called by one thread at a time; None if the deadline passes before its turn.
+
+        Compiled, since Ctrl-C can come between any two bytecodes: as the lock is acquired, and it would stay locked.
+        """
+        cdef double left = LIFECYCLE_SLICE_S
+        cdef uint64_t me = PyThread_get_thread_ident()
+        lock = self._lifecycle  # ours to release, also in the child of a fork, which has another
+        if self._starter.load(memory_order_relaxed) == me:  # relaxed: equal only if this very thread wrote it
+            raise RuntimeError(f"{self!r} is being started by this very thread")
+        # In slices: a signal that comes just before a lock waits does not end that wait.
+        while True:
+            if deadline is not None:
+                left = max(0.0, min(LIFECYCLE_SLICE_S, <double>deadline - <double>monotonic()))
+            if lock.acquire(True, left):
+                break
+            if left < LIFECYCLE_SLICE_S:
+                return None
+        self._starter.store(me, memory_order_relaxed)  # relaxed: as above
+        try:
+            return call(deadline)
+        finally:
+            self._starter.store(0, memory_order_relaxed)  # relaxed: as above
+            lock.release()
+
     def _open(self, Core core):
         # A run begins: its core takes the calls from now on. It stays after the end, to say that.
         acquire(&self._lock)
@@ -611,7 +644,10 @@ cdef class PoolBase:
         release(&self._lock)
 
     def _after_fork(self):
-        self._lock.held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
+        # relaxed: the child has one thread yet
+        self._lock.held.store(0, memory_order_relaxed)
+        self._starter.store(0, memory_order_relaxed)
+        self._lifecycle = allocate_lock()
 
     cdef Core _running(self):
         acquire(&self._lock)

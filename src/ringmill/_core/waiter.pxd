@@ -57,7 +57,7 @@ cdef struct WaitNode:
     bint queued                 # guarded by the queue's lock: in the list, not granted
     void* owner                 # who it is, for wake-ups by name; whatever the queue's user wants
     atomic[uint64_t] told       # 1: granted; for one that spins. GIL builds only, as the next
-    atomic[uint32_t] awake      # 1: it spins, or is about to
+    atomic[uint32_t] awake      # 1: it spins
 
 cdef struct WaitQueue:
     atomic[uint64_t] word       # sleepers << 32 | searchers; written under the lock, read without
@@ -87,7 +87,7 @@ cdef void give_node(WaitNode* node) noexcept
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
 cdef bint wake_node(WaitNode* node) noexcept
-cdef int park(WaitNode* node, Spin* spin, int64_t deadline) except -1
+cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
 cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
 

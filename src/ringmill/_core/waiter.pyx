@@ -33,7 +33,8 @@
 # With a GIL, such a search would give it up to look, and take it to learn that it has to be given up again, to sleep. So
 # there a thread spins when it is a sleeper already, detached, on its own node (`told`), before it blocks on the node's
 # lock: at most one per queue, the `spinner`. A waker grants that one before those who are first in the list, while it is
-# `awake`. Only time depends on these three: all in the list are owed the same, whoever is granted, and who was told takes
+# `awake`: from the moment before it detaches, since what park does earlier may run a handler or a finalizer, for long.
+# Only time depends on these three: all in the list are owed the same, whoever is granted, and who was told takes
 # the lock like any other. But the spinner must be in the list; so whoever takes a node out of it forgets that it spun.
 #
 # A Sleeper, somebody who sleeps otherwise than on a lock, is granted like a thread and is no searcher: each notify wakes
@@ -60,7 +61,6 @@ from ringmill._core.spin cimport (
     NAPPED,
     NOT_AT_ALL,
     Looked,
-    Spin,
     came_in,
     come_in,
     forget_lookers,
@@ -198,13 +198,14 @@ cdef inline bint _spins(WaitNode* node) noexcept:
     return node != NULL and node.awake.load(memory_order_relaxed) != 0  # relaxed: a hint, as all of `awake` and `told`
 
 
-cdef inline void _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
-    # Unless there is one: where one spins, another would only be in the way of those who run.
-    cdef bint spins = may_spin() and not _spins(q.spinner)
-    node.told.store(0, memory_order_relaxed)
-    node.awake.store(spins, memory_order_relaxed)
-    if spins:
-        q.spinner = node
+cdef inline bint _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
+    # With a GIL, and without the lock: whoever has that is attached, and we are. Not where another spins, who would only
+    # be in the way of those who run, nor where it is granted already.
+    if FREE_THREADED or not may_spin() or not node.queued or _spins(q.spinner):
+        return False
+    node.awake.store(1, memory_order_relaxed)
+    q.spinner = node
+    return True
 
 
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
@@ -212,8 +213,7 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
     _lock(q)
     if node.sleeper:
         Py_INCREF(<object>node.sleeper)  # owned by the list, then by whoever grants or cancels
-    elif not FREE_THREADED:
-        _make_spinner(q, node)
+    node.told.store(0, memory_order_relaxed)
     _append(q, node)
     # after a fork the search was forgotten with the rest of the word
     _set_word(q, _word(q) + SLEEPER - (SEARCHER if searching and _word(q) & SEARCHERS else 0))
@@ -382,14 +382,14 @@ cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
     return IN_VAIN if looked == NOT_AT_ALL else looked
 
 
-cdef int park(WaitNode* node, Spin* spin, int64_t deadline) except -1:
+cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1:
     # Sleeps until granted: 1; or until the deadline: 0. Raises what a signal handler raises. After 0 or a raise the
-    # caller must cancel_sleep. Uses no CPU, beyond the spin of a queue's spinner, and does not hold the GIL. `spin`: its
-    # queue's; or NULL.
+    # caller must cancel_sleep. Uses no CPU, beyond the spin of a queue's spinner, and does not hold the GIL. `q`: in which
+    # it may spin; or NULL.
     cdef int64_t now, span
     cdef PyLockStatus status
     cdef bint sliced = PyThread_get_thread_ident() == main_thread
-    cdef bint spins = spin != NULL and _spins(node)
+    cdef bint first = True, spins
     while True:
         PyErr_CheckSignals()  # one may have come while it spun
         if node.epoch != epoch_now:
@@ -401,13 +401,14 @@ cdef int park(WaitNode* node, Spin* spin, int64_t deadline) except -1:
                 return 0
             span = min(span, deadline - now)
         if sliced:
-            # A signal that comes during the spin ends no wait.
-            span = min(span, FIRST_SLICE_NS if spins else SLICE_NS)
+            # A signal that comes before the lock waits ends no wait; giving the GIL up may take a while, and so may a spin.
+            span = min(span, FIRST_SLICE_NS if first else SLICE_NS)
+        spins = first and q != NULL and _make_spinner(q, node)
+        first = False
         with nogil:  # waits for the grant
             went_out()
             if spins:
-                spins = False
-                spin_detached(&node.told, 1, spin, deadline)
+                spin_detached(&node.told, 1, &q.spin, deadline)
                 node.awake.store(0, memory_order_relaxed)
                 if deadline != NEVER:
                     span = min(span, max(0, deadline - now_ns()))
@@ -450,12 +451,12 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
                     # What others drop of what this thread made is freed when it attaches again (rule 14): once, soon.
                     settles = False
                     until = now_ns() + SETTLE_NS
-                    searching = park(node, &q.spin, until if deadline == NEVER or until < deadline else deadline)
+                    searching = park(node, q, until if deadline == NEVER or until < deadline else deadline)
                     if not searching:
                         breathe()
-                        searching = park(node, &q.spin, deadline)
+                        searching = park(node, q, deadline)
                 else:
-                    searching = park(node, &q.spin, deadline)
+                    searching = park(node, q, deadline)
             except BaseException:
                 searching = cancel_sleep(q, node)
                 raise
