@@ -1,6 +1,6 @@
 """Breaks the core in one place at a time, and runs checks that should see it.
 
-`python tests/mutate.py [--what orders|checks] [--tsan PYTHON] [--only TEXT] [--sample N] [--seed S] [--list]` in an
+`python tests/mutate.py [--what orders|checks] [--tsan PYTHON | --weak] [--only TEXT] [--sample N] [--seed S] [--list]` in an
 environment that has ringmill's test requirements, setuptools and Cython; `--copy FOLDER` keeps the private copy and what
 is built there. A mutant is a memory order made relaxed, each use of one that is not, or one of the re-checks below
 dropped. It is built in a private copy, only what changed, and runs the tests named below.
@@ -8,7 +8,8 @@ dropped. It is built in a private copy, only what changed, and runs the tests na
 A mutant that compiles to the same machine code as the core itself cannot be seen by any run on this machine, and is not
 run. With `--tsan` the tests run under that interpreter, of the same version, built with ThreadSanitizer, in an
 environment with the same requirements: the sanitizer knows the orders as they are written, and what it reports of
-ringmill kills the mutant too.
+ringmill kills the mutant too. With `--weak` it is compiled for the machine of tests/weak_memory instead, which orders
+nothing more than is written, and runs there.
 
 Prints killed / made and the survivors, which docs/correctness.md explains.
 """
@@ -28,8 +29,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a script
+
+from tests.weak_memory import casts
+from tests.weak_memory.build import BuildError, build
+from tests.weak_memory.runner import Cast, run
 
 ROOT = Path(__file__).parent.parent
 CORE = Path("src/ringmill/_core")
@@ -66,6 +73,19 @@ CHECKS = {
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
 SOAK_RING = ["tests/soak.py", "10"]
 SOAK_POOL = ["tests/soak_pool.py", "10"]
+
+# What the machine of tests/weak_memory runs: the casts; and of what is inlined everywhere, the modules in which it is
+# changed.
+WEAK: dict[str, tuple[list[Cast], list[str] | None]] = {
+    "ring.pxd": (casts.RING + casts.WAITING, ["ring_buffer", "ring_calls"]),
+    "waiter.pxd": (casts.LOCK + casts.WAITING, ["waiter", "ring_buffer", "ring_calls", "scenarios"]),
+    "operation.pxd": (casts.OPERATIONS + casts.POOLS, ["operation", "dispatch", "redrive", "stream", "pool_calls"]),
+    "feed.pxd": (casts.POOLS, ["feed", "dispatch", "redrive"]),
+    **dict.fromkeys(["waiter.pyx", "spin.pyx", "ring_buffer.pyx"], (casts.WAITING + casts.POOLS, None)),
+    "operation.pyx": (casts.OPERATIONS + casts.POOLS, None),
+    **dict.fromkeys(["feed.pyx", "books.pyx", "redrive.pyx", "dispatch.pyx", "stream.pyx"], (casts.POOLS, None)),
+    **dict.fromkeys(["subscription.pyx", "subscription_ring.pyx"], (casts.HUBS, None)),
+}
 
 # What is inlined everywhere, and built anew only where those checks use it.
 BUILT = {"ring.pxd": ["ring_buffer"]}
@@ -188,12 +208,13 @@ def checks() -> list[Mutant]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """Where mutants are built and run."""
 
     copy: Path
     tsan: str | None  # the interpreter with ThreadSanitizer
+    original: list[str] = field(default_factory=list)  # the code of the core itself
 
     def build(self) -> bool:
         # Optimized, so that a change that means nothing on this machine makes no difference.
@@ -252,7 +273,14 @@ class Bench:
                     return f"ThreadSanitizer: {', '.join(frames[:2])}"
         return ""
 
-    def judge(self, mutant: Mutant, original: list[str]) -> str:
+    def prepare(self, mutants: list[Mutant]) -> str:
+        """Builds the core itself; what its checks have to say."""
+        assert self.build(), "the core itself does not build"
+        self.original = self.code()
+        used = [tests for tests in (RING, POOL, HUB) if any(CHECKS.get(each.file, POOL) is tests for each in mutants)]
+        return self.complaint([check for tests in used for check in self.checks(tests)])
+
+    def judge(self, mutant: Mutant) -> str:
         if mutant.file in BUILT:
             built = [path for path in (self.copy / CORE).glob("*.cpp") if path.stem not in BUILT[mutant.file]]
             for path in [*built, *(self.copy / CORE).glob("*.so")]:  # after what they are made of
@@ -260,7 +288,34 @@ class Bench:
                     path.touch()
         if not self.build():
             return "does not build"
-        return SAME if self.code() == original else self.complaint(self.checks(CHECKS.get(mutant.file, POOL)))
+        return SAME if self.code() == self.original else self.complaint(self.checks(CHECKS.get(mutant.file, POOL)))
+
+
+@dataclass
+class WeakBench:
+    """The same, on a machine that orders memory no more than C++ promises: tests/weak_memory."""
+
+    copy: Path
+    built: Path
+    seconds: float = 20.0
+    changed: list[str] | None = None  # the modules that have the last mutant; None: all that use it
+
+    def prepare(self, mutants: list[Mutant]) -> str:
+        self.built.mkdir(exist_ok=True)
+        return self.complaint(casts.ALL, None)
+
+    def judge(self, mutant: Mutant) -> str:
+        seen_by, only = WEAK[mutant.file]
+        last, self.changed = self.changed, only
+        return self.complaint(seen_by, only + last if only and last else None)
+
+    def complaint(self, seen_by: list[Cast], only: list[str] | None) -> str:
+        try:
+            build(self.built, self.copy, only)
+        except BuildError as error:
+            print(error)
+            return "does not build"
+        return run(self.built, self.seconds, seen_by).complaint
 
 
 SAME = "the same code"
@@ -270,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=["orders", "checks", "all"], default="all")
     parser.add_argument("--tsan", metavar="PYTHON", help="an interpreter with ThreadSanitizer, which runs the tests")
+    parser.add_argument("--weak", action="store_true", help="on the machine of tests/weak_memory, what that runs")
     parser.add_argument("--only", default="", help="those that have this in their names; several: TEXT|TEXT")
     parser.add_argument("--sample", type=int, help="so many of them, by lot")
     parser.add_argument("--seed", type=int, default=0)
@@ -278,6 +334,8 @@ def main() -> None:
     given = parser.parse_args()
     mutants = (checks() if given.what != "orders" else []) + (orders() if given.what != "checks" else [])
     mutants = [mutant for mutant in mutants if any(text in mutant.name for text in given.only.split("|"))]
+    if given.weak:
+        mutants = [mutant for mutant in mutants if mutant.file in WEAK]
     if given.sample:
         mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
     if given.list:
@@ -291,22 +349,19 @@ def main() -> None:
             shutil.copytree(ROOT / name, copy / name, ignore=ignored, dirs_exist_ok=True)
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy2(ROOT / name, copy / name)
-        bench = Bench(copy, given.tsan)
+        bench: Bench | WeakBench = WeakBench(copy, copy / "weak") if given.weak else Bench(copy, given.tsan)
         started = time.monotonic()
         for name in {mutant.file for mutant in mutants}:  # as each mutant has it, which makes a difference to Cython
             path = copy / CORE / name
             path.write_text(path.read_text() + IMPORT)
-        assert bench.build(), "the core itself does not build"
-        original = bench.code()
-        used = [tests for tests in (RING, POOL, HUB) if any(CHECKS.get(each.file, POOL) is tests for each in mutants)]
-        complaint = bench.complaint([check for tests in used for check in bench.checks(tests)])
+        complaint = bench.prepare(mutants)
         assert not complaint, f"the checks fail without any mutation: {complaint}"
         print(f"[{time.monotonic() - started:.0f} s] built, and the checks pass", flush=True)
         verdicts = []
         for mutant in mutants:
             unchanged = (copy / CORE / mutant.file).read_text()
             mutant.write(copy)
-            verdict = bench.judge(mutant, original)
+            verdict = bench.judge(mutant)
             verdicts.append((mutant.name, verdict))
             print(f"[{time.monotonic() - started:.0f} s] {mutant.name}: {verdict or 'SURVIVES'}", flush=True)
             (copy / CORE / mutant.file).write_text(unchanged)

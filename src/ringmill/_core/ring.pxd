@@ -18,8 +18,9 @@
 #
 # A put takes effect at its claim of tail, a get at its claim of head, so the order of the positions is the order of
 # the queue. Empty: stamp == head and then tail == head (seq_cst load). Neither cursor goes back and head never passes
-# tail, so both had that value at one moment, in which the ring was empty. Full likewise: head + one_lap == tail. A
-# slot claimed but not published is neither: who meets one waits for it, a few instructions of another thread's.
+# tail, so both had that value at one moment, in which the ring was empty. Full likewise, at the moment in which tail was
+# read (seq_cst): a head that is found a lap behind it later was there already. A slot claimed but not published is
+# neither: who meets one waits for it, a few instructions of another thread's.
 #
 # Closing sets the bit in the tail word, so a claim of tail after it fails; a claim before it is an item that getters
 # drain. After the bit is set tail stands still, so a getter that finds closed and empty is right for ever.
@@ -120,7 +121,7 @@ cdef inline uint64_t position_of(Ring* ring, uint64_t word) noexcept nogil:
 
 cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexcept nogil:
     # The caller's reference goes to the slot if DONE. `position`, unless NULL, gets how many were put before.
-    cdef uint64_t tail = ring.tail.load(memory_order_acquire)  # acquire: not older than a close before us
+    cdef uint64_t tail = ring.tail.load(memory_order_seq_cst)  # seq_cst: full and closed are decided at this instant
     cdef uint64_t stamp
     cdef Slot* slot
     cdef int spins = 0
@@ -128,8 +129,8 @@ cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexc
         slot = &ring.slots[tail & (ring.one_lap - 1)]
         stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in try_get
         if stamp == tail:
-            # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); relaxed on failure: we look again
-            if swap64(ring.tail, tail, after(ring, tail, 1), memory_order_seq_cst, memory_order_relaxed):
+            # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); on failure: as the load above
+            if swap64(ring.tail, tail, after(ring, tail, 1), memory_order_seq_cst, memory_order_seq_cst):
                 slot.item = item  # the slot owns the reference now
                 slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with try_get
                 if position:
@@ -140,7 +141,7 @@ cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexc
         if stamp + ring.one_lap == tail + 1 and ring.head.load(memory_order_seq_cst) + ring.one_lap == tail:
             return NOT_NOW
         relax(&spins)
-        tail = ring.tail.load(memory_order_acquire)  # acquire: as above
+        tail = ring.tail.load(memory_order_seq_cst)  # seq_cst: as above
     return SHUT
 
 cdef inline Result try_get(Ring* ring, PyObject** item, uint64_t* position) noexcept nogil:
@@ -176,7 +177,7 @@ cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, 
     cdef int spins = 0
     done[0] = 0
     while done[0] < count:
-        tail = ring.tail.load(memory_order_acquire)  # acquire: as in try_put
+        tail = ring.tail.load(memory_order_seq_cst)  # seq_cst: as in try_put
         if says_closed(tail):
             return SHUT
         head = ring.head.load(memory_order_seq_cst)  # seq_cst: as in try_put, for full

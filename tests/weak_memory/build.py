@@ -1,0 +1,74 @@
+"""Compiles the core for the machine of machine.cc: a private copy of its sources, in which two lines are changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
+CORE = Path("src/ringmill/_core")
+MODULES = [
+    *("spin", "waiter", "loop", "ring_buffer", "operation", "feed", "books", "redrive", "dispatch", "stream"),
+    *("subscription_ring", "subscription", "stage", "ring_calls", "pool_calls", "hub_calls", "scenarios"),
+]
+
+# What is changed in the copy: file, text (once there), what stands there instead.
+CHANGED = [
+    # a slot's item is watched for races
+    (CORE / "ring.pxd", "        PyObject* item;\n", "        std::plain_variable<PyObject*> item;\n"),
+    # locked instructions, which a GIL build does without
+    (CORE / "attached.pxd", "    #ifdef Py_GIL_DISABLED\n", "    #if 1\n"),
+]
+
+
+class BuildError(Exception):
+    """The core does not compile."""
+
+
+def build(folder: Path, source: Path = ROOT, only: list[str] | None = None) -> None:
+    """Builds what is in `source` in `folder`; once more, only what has changed since, or those modules of it."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy2(source / name, folder / name)
+    (folder / CORE).mkdir(parents=True, exist_ok=True)
+    (folder / "src/ringmill/__init__.py").touch()  # empty: only the core's modules are wanted
+    shutil.copy2(source / "src/ringmill/errors.py", folder / "src/ringmill/errors.py")
+    sources = [*(source / CORE).glob("*.p[yx][xd]"), source / CORE / "__init__.py", *HERE.glob("*.p[yx][xd]")]
+    texts = {CORE / path.name: path.read_text() for path in sources}
+    for name, old, new in CHANGED:
+        if texts[name].count(old) != 1:
+            raise BuildError(f"{name}: {old.strip()!r} stands there {texts[name].count(old)} times")
+        texts[name] = texts[name].replace(old, new)
+    for name, text in texts.items():
+        if not (folder / name).exists() or (folder / name).read_text() != text:
+            (folder / name).write_text(text)
+    if only is not None:
+        for suffix in (".cpp", ".so"):  # after what they are made of
+            for path in (folder / CORE).glob(f"*{suffix}"):
+                if path.name.split(".")[0] not in only:
+                    path.touch()
+    setup = (folder / "setup.py").read_text()
+    (folder / "setup.py").write_text(re.sub(r"MODULES = \[.*?\]", f"MODULES = {MODULES}", setup, count=1, flags=re.S))
+    compile_shared(folder / "libmachine.so", HERE / "machine.cc")
+    ours = f"-include {HERE / 'machine.hpp'} -O1 -g0"
+    _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder, RINGMILL_CXXFLAGS=ours, CFLAGS="-g0")
+
+
+def compile_shared(output: Path, *sources: Path) -> None:
+    """A shared library, of C++."""
+    compiler = os.environ.get("CXX", "g++").split()
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    _run([*compiler, *flags, f"-I{sysconfig.get_path('include')}", "-o", str(output), *map(str, sources)], HERE)
+
+
+def _run(command: list[str], folder: Path, **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-5000:]}")

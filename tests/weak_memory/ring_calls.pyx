@@ -1,0 +1,129 @@
+# Calls of a ring: what RingBuffer's methods do, without what makes exceptions of results.
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+
+from ringmill._core.machine cimport now_ns
+from ringmill._core.ring cimport DONE, has_items, size, try_get, try_get_many, try_put, try_put_many
+from ringmill._core.ring_buffer cimport RingBuffer
+from ringmill._core.stage cimport BATCH, wm_find, wm_read_variable, wm_write_variable
+from ringmill._core.waiter cimport NEVER, notify
+
+cdef enum:
+    WHILE_NS = 10_000           # how long an impatient call waits
+
+
+cdef int number_of_item(Stage stage, PyObject* item) noexcept:
+    cdef int k
+    for k in range(len(stage.items)):
+        if <PyObject*>stage.items[k] == item:
+            return k
+    wm_find("an item is none that was put")
+    return -1
+
+
+cdef int took(Stage stage, PyObject* item) noexcept:
+    # Its reference was ours.
+    cdef int number = number_of_item(stage, item)
+    Py_DECREF(<object>item)
+    wm_read_variable(number)
+    return number
+
+
+cdef int64_t deadline_for(Call* call) noexcept:
+    return now_ns() + WHILE_NS if call.impatient else NEVER
+
+
+cdef int put_one(Stage stage, Call* call) noexcept:
+    cdef RingBuffer ring = stage.ring
+    cdef int result
+    item = stage.items[call.first_item]
+    Py_INCREF(item)
+    wm_write_variable(call.first_item)
+    if call.letter == b"b":
+        result = ring.put_item(<PyObject*>item, deadline_for(call), True)
+    else:
+        result = try_put(ring.ring, <PyObject*>item, NULL)
+        if result == DONE:
+            notify(&ring.not_empty)
+    if result != DONE:
+        Py_DECREF(item)
+    return result
+
+
+cdef int get_one(Stage stage, Call* call, PyObject** item) noexcept:
+    cdef RingBuffer ring = stage.ring
+    cdef int result
+    if call.letter == b"w":
+        return ring.get_item(item, deadline_for(call), True)
+    result = try_get(ring.ring, item, NULL)
+    if result == DONE:
+        notify(&ring.not_full)
+    return result
+
+
+cdef void put_some(Stage stage, Call* call, Entry* entry) noexcept:
+    cdef RingBuffer ring = stage.ring
+    cdef PyObject* owned[BATCH]
+    cdef Py_ssize_t done = 0
+    cdef int k
+    for k in range(call.number):
+        item = stage.items[call.first_item + k]
+        wm_write_variable(call.first_item + k)
+        Py_INCREF(item)
+        owned[k] = <PyObject*>item
+    entry.result = try_put_many(ring.ring, owned, call.number, &done)
+    if done:
+        notify(&ring.not_empty)
+    entry.count = <int>done
+    for k in range(entry.count, call.number):
+        Py_DECREF(<object>owned[k])
+
+
+cdef void get_some(Stage stage, Call* call, Entry* entry) noexcept:
+    cdef RingBuffer ring = stage.ring
+    cdef PyObject* owned[BATCH]
+    cdef Py_ssize_t done = 0
+    cdef int k
+    entry.result = try_get_many(ring.ring, owned, call.number, &done)
+    if done:
+        notify(&ring.not_full)
+    entry.count = <int>done
+    for k in range(entry.count):
+        entry.items[k] = took(stage, owned[k])
+
+
+cdef void call_ring(Stage stage, Call* call, Entry* entry) noexcept:
+    cdef RingBuffer ring = stage.ring
+    cdef PyObject* item = NULL
+    cdef int k
+    if call.letter == b"p" or call.letter == b"b":
+        entry.result = put_one(stage, call)
+    elif call.letter == b"g" or call.letter == b"w":
+        entry.result = get_one(stage, call, &item)
+        if entry.result == DONE:
+            entry.items[0] = took(stage, item)
+    elif call.letter == b"P":
+        put_some(stage, call, entry)
+    elif call.letter == b"G":
+        get_some(stage, call, entry)
+    elif call.letter == b"B":
+        for k in range(call.number):
+            wm_write_variable(call.first_item + k)
+        entry.count = <int>ring.put_many(tuple(stage.items[call.first_item : call.first_item + call.number]))
+        entry.result = DONE
+    elif call.letter == b"x":
+        ring.close_ring()
+        entry.result = DONE
+    elif call.letter == b"e":
+        entry.result = not has_items(ring.ring)
+    elif call.letter == b"f":
+        entry.result = size(ring.ring) == ring.capacity
+    elif call.letter == b"n":
+        entry.count = <int>size(ring.ring)
+    elif call.letter == b"t":
+        if not ring.finish():
+            wm_find("a task cannot be done")
+    elif call.letter == b"j":
+        ring.join()

@@ -1,0 +1,58 @@
+# What the threads of an execution share.
+
+from ringmill._core.operation cimport OperationBase
+
+
+class Operation(OperationBase):
+    pass
+
+
+cdef class Stage:
+    def __init__(self, list items, Py_ssize_t capacity, dict ways):
+        self.items = items
+        self.ring = RingBuffer(capacity)
+        self.operations = [Operation() for _ in range(OPERATIONS)]
+        self.ways = ways
+        self.retries = [0] * OPERATIONS
+        self.streams = {}
+        self.streamed = set()
+
+    cdef void name_all(self) noexcept:
+        cdef int k
+        cdef RingBuffer ring = self.ring
+        wm_name(&ring.ring.head, "head")
+        wm_name(&ring.ring.tail, "tail")
+        for k in range(<int>min(ring.capacity, 4)):
+            wm_name(&ring.ring.slots[k].stamp, [b"stamp 0", b"stamp 1", b"stamp 2", b"stamp 3"][k])
+            wm_name(&ring.ring.slots[k].item, [b"slot 0", b"slot 1", b"slot 2", b"slot 3"][k])
+        wm_name(&ring.not_empty.word, "not_empty.word")
+        wm_name(&ring.not_empty.lock, "not_empty.lock")
+        wm_name(&ring.not_empty.hint, "not_empty.hint")
+        wm_name(&ring.not_empty.epoch, "not_empty.epoch")
+        wm_name(&ring.not_full.word, "not_full.word")
+        wm_name(&ring.not_full.lock, "not_full.lock")
+        wm_name(&ring.not_full.hint, "not_full.hint")
+        wm_name(&ring.not_full.epoch, "not_full.epoch")
+        wm_name(&ring.finished, "finished")
+        wm_name(&self.lock, "lock")
+        for k in range(ITEMS):
+            wm_name(wm_variable(k), "what goes with an item")
+        for k in range(OPERATIONS):
+            wm_name(&(<OperationBase>self.operations[k]).state, "state")
+            wm_name(wm_variable(INPUT + k), "input")
+            wm_name(wm_variable(OUTPUT + k), "output")
+        wm_name(wm_variable(COUNTER), "counter")
+        if self.core is not None:
+            wm_name(&self.core.idle.word, "idle.word")
+            wm_name(&self.core.idle.lock, "idle.lock")
+            wm_name(&self.core.idle.hint, "idle.hint")
+            wm_name(&self.core.lock, "core.lock")
+            wm_name(&self.core.phase, "phase")
+            wm_name(&self.core.sealed, "sealed")
+            wm_name(&self.core.side_count, "side_count")
+            wm_name(&self.core.inbox.ring.head, "inbox.head")
+            wm_name(&self.core.inbox.ring.tail, "inbox.tail")
+        if self.hub is not None:
+            wm_name(&self.hub.shut, "shut")
+            wm_name(&self.hub.subscriptions.version, "version")
+            wm_name(&self.hub.subscriptions.lock, "subscriptions.lock")
