@@ -5,7 +5,17 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
 from ringmill._core.machine cimport now_ns
-from ringmill._core.ring cimport DONE, has_items, size, try_get, try_get_many, try_put, try_put_many
+from ringmill._core.ring cimport (
+    DONE,
+    get_at_once,
+    has_items,
+    put_at_once,
+    size,
+    try_get,
+    try_get_many,
+    try_put,
+    try_put_many,
+)
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.stage cimport BATCH, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.waiter cimport NEVER, notify
@@ -44,7 +54,7 @@ cdef int put_one(Stage stage, Call* call) noexcept:
     if call.letter == b"b":
         result = ring.put_item(<PyObject*>item, deadline_for(call), True)
     else:
-        result = try_put(ring.ring, <PyObject*>item, NULL)
+        result = DONE if put_at_once(ring.ring, <PyObject*>item) else try_put(ring.ring, <PyObject*>item, NULL)
         if result == DONE:
             notify(&ring.not_empty)
     if result != DONE:
@@ -57,7 +67,7 @@ cdef int get_one(Stage stage, Call* call, PyObject** item) noexcept:
     cdef int result
     if call.letter == b"w":
         return ring.get_item(item, deadline_for(call), True)
-    result = try_get(ring.ring, item, NULL)
+    result = DONE if get_at_once(ring.ring, item) else try_get(ring.ring, item, NULL)
     if result == DONE:
         notify(&ring.not_full)
     return result

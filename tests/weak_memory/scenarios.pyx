@@ -3,8 +3,8 @@
 # A cast is a line of text: the calls of each thread, the threads divided by |. A call is a letter, and a number if it
 # needs one:
 #
-#   p g      put and get one item, or say "full", "empty" or "closed"           try_put, try_get and notify
-#   P3 G3    put and get up to three at once, likewise                          try_put_many, try_get_many and notify
+#   p g      put and get one item, or say "full", "empty" or "closed"           RingBuffer.put_nowait, get_nowait
+#   P3 G3    put and get up to three at once, likewise                          try_put_many, try_get_many
 #   b w      put and get one, waiting for room or an item                       RingBuffer.put_item, get_item
 #   b? w?    the same, for a while                                              ... with a deadline
 #   B3       put three, waiting for room                                        RingBuffer.put_many

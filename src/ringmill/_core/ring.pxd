@@ -57,6 +57,7 @@ cdef extern from *:
     };
     struct RingmillRing {
         RingmillSlot* slots;
+        RingmillSlot* last;
         std::uint64_t capacity;
         std::uint64_t one_lap;
         int lap_bits;
@@ -73,7 +74,8 @@ cdef extern from *:
         atomic[uint64_t] stamp  # a head or tail word: whose turn the slot is
         PyObject* item          # owned, while the stamp says that it is filled
     cppclass Ring "RingmillRing":
-        Slot* slots             # written once, like the next three
+        Slot* slots             # written once, like the next four
+        Slot* last              # of them; after it comes the next lap
         uint64_t capacity
         uint64_t one_lap        # 1 << lap_bits, a power of two above the capacity
         int lap_bits
@@ -106,6 +108,10 @@ cdef inline uint64_t after(Ring* ring, uint64_t word, uint64_t count) noexcept n
     cdef uint64_t index = (word & (ring.one_lap - 1)) + count
     return word + count if index < ring.capacity else word + count + ring.one_lap - ring.capacity
 
+cdef inline uint64_t next_word(Ring* ring, Slot* slot, uint64_t word) noexcept nogil:
+    # after(ring, word, 1) for who has the word's slot: for half the instructions.
+    return word + 1 if slot != ring.last else word + 1 + ring.one_lap - ring.capacity
+
 cdef inline uint64_t between(Ring* ring, uint64_t head, uint64_t tail) noexcept nogil:
     # How many positions from head to tail; tail is not behind head, and not more than a lap ahead.
     cdef uint64_t count = tail - head
@@ -119,6 +125,26 @@ cdef inline uint64_t position_of(Ring* ring, uint64_t word) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------
 # put and get
 
+cdef inline bint fill_slot(Ring* ring, Slot* slot, uint64_t* tail, PyObject* item) noexcept nogil:
+    # Puts at `tail`, whose slot has been seen free. The caller's reference goes to the slot if True. False: another
+    # thread was faster, and `tail` is what it has become.
+    # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); on failure: as the load in try_put
+    if not swap64(ring.tail, tail[0], next_word(ring, slot, tail[0]), memory_order_seq_cst, memory_order_seq_cst):
+        return False
+    slot.item = item  # the slot owns the reference now
+    slot.stamp.store(tail[0] + 1, memory_order_release)  # release: the item; pairs with the looks of getters
+    return True
+
+cdef inline bint take_slot(Ring* ring, Slot* slot, uint64_t* head, PyObject** item) noexcept nogil:
+    # Gets at `head`, whose slot has been seen filled. The slot's reference goes to the caller if True. False: another
+    # thread was faster, and `head` is what it has become.
+    # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); relaxed on failure: the caller looks again
+    if not swap64(ring.head, head[0], next_word(ring, slot, head[0]), memory_order_seq_cst, memory_order_relaxed):
+        return False
+    item[0] = slot.item  # the caller owns the reference now
+    slot.stamp.store(head[0] + ring.one_lap, memory_order_release)  # release: the read; pairs with the looks of putters
+    return True
+
 cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexcept nogil:
     # The caller's reference goes to the slot if DONE. `position`, unless NULL, gets how many were put before.
     cdef uint64_t tail = ring.tail.load(memory_order_seq_cst)  # seq_cst: full and closed are decided at this instant
@@ -127,17 +153,14 @@ cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexc
     cdef int spins = 0
     while not says_closed(tail):
         slot = &ring.slots[tail & (ring.one_lap - 1)]
-        stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in try_get
+        stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in take_slot
         if stamp == tail:
-            # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); on failure: as the load above
-            if swap64(ring.tail, tail, after(ring, tail, 1), memory_order_seq_cst, memory_order_seq_cst):
-                slot.item = item  # the slot owns the reference now
-                slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with try_get
+            if fill_slot(ring, slot, &tail, item):
                 if position:
                     position[0] = position_of(ring, tail)
                 return DONE
             continue
-        # seq_cst: full is decided on both cursors; pairs with the claim in try_get
+        # seq_cst: full is decided on both cursors; pairs with the claim in take_slot
         if stamp + ring.one_lap == tail + 1 and ring.head.load(memory_order_seq_cst) + ring.one_lap == tail:
             return NOT_NOW
         relax(&spins)
@@ -152,23 +175,37 @@ cdef inline Result try_get(Ring* ring, PyObject** item, uint64_t* position) noex
     cdef int spins = 0
     while True:
         slot = &ring.slots[head & (ring.one_lap - 1)]
-        stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in try_put
+        stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in fill_slot
         if stamp == head + 1:
-            # seq_cst: the claim, which also publishes to sleepers (waiter.pyx); relaxed on failure: we look again
-            if swap64(ring.head, head, after(ring, head, 1), memory_order_seq_cst, memory_order_relaxed):
-                item[0] = slot.item  # the caller owns the reference now
-                slot.stamp.store(head + ring.one_lap, memory_order_release)  # release: the read; pairs with try_put
+            if take_slot(ring, slot, &head, item):
                 if position:
                     position[0] = position_of(ring, head)
                 return DONE
             continue
         if stamp == head:
-            # seq_cst: empty is decided on both cursors; pairs with the claim in try_put
+            # seq_cst: empty is decided on both cursors; pairs with the claim in fill_slot
             tail = ring.tail.load(memory_order_seq_cst)
             if without_closed(tail) == head:
                 return SHUT if says_closed(tail) else NOT_NOW
         relax(&spins)
         head = ring.head.load(memory_order_acquire)  # acquire: as above
+
+# One look and no loop, for who calls try_put or try_get, out of line, only where it was in vain. Half the instructions:
+# without a call in it, no register is saved for after one.
+
+cdef inline bint put_at_once(Ring* ring, PyObject* item) noexcept nogil:
+    # The caller's reference goes to the slot if True. False says nothing: full, closed, or another was faster.
+    cdef uint64_t tail = ring.tail.load(memory_order_relaxed)  # relaxed: the claim decides
+    cdef Slot* slot = &ring.slots[tail & (ring.one_lap - 1)]
+    # acquire: as in try_put. No stamp has the closed bit, so none is like a tail that has it.
+    return slot.stamp.load(memory_order_acquire) == tail and fill_slot(ring, slot, &tail, item)
+
+cdef inline bint get_at_once(Ring* ring, PyObject** item) noexcept nogil:
+    # The slot's reference goes to the caller if True. False says nothing: empty, or another was faster.
+    cdef uint64_t head = ring.head.load(memory_order_relaxed)  # relaxed: the claim decides
+    cdef Slot* slot = &ring.slots[head & (ring.one_lap - 1)]
+    # acquire: as in try_get
+    return slot.stamp.load(memory_order_acquire) == head + 1 and take_slot(ring, slot, &head, item)
 
 cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, Py_ssize_t* done) noexcept nogil:
     # Puts as many as there is room for. The first `done` of the caller's references are the slots' then.

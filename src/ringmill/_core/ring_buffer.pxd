@@ -24,5 +24,6 @@ cdef class RingBuffer:
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1
     cdef object _put_tuple(self, tuple items, int64_t deadline)
     cdef list _take(self, Py_ssize_t limit, list first)
+    cdef object get_or_raise(self)
     cdef bint close_ring(self) except -1
     cdef bint finish(self) except -1

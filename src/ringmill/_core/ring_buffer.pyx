@@ -11,7 +11,7 @@ cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.string cimport memset
+from libc.string cimport memset, strcmp
 from libc.stdint cimport uint64_t
 from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
@@ -23,11 +23,13 @@ from ringmill._core.ring cimport (
     Slot,
     after,
     delete_ring,
+    get_at_once,
     get_count,
     has_items,
     has_room,
     is_shut,
     new_ring,
+    put_at_once,
     put_count,
     shut,
     size,
@@ -67,7 +69,15 @@ cdef extern from "Python.h":
         PyObject** ob_item
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
     ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*) noexcept
+    int METH_FASTCALL
+    int METH_KEYWORDS
+    ctypedef struct PyMethodDef:
+        const char* ml_name
+        PyCFunction ml_meth
+        int ml_flags
     ctypedef struct PyTypeObject:
+        PyMethodDef* tp_methods
         traverseproc tp_traverse
         inquiry tp_clear
 
@@ -157,6 +167,7 @@ cdef class RingBuffer:
             self.ring.slots = <Slot*>PyMem_RawMalloc(self.capacity * sizeof(Slot))
         if self.ring == NULL or self.ring.slots == NULL:
             raise MemoryError(f"a ring of {capacity!r} slots does not fit in memory")
+        self.ring.last = self.ring.slots + self.capacity - 1
         for index in range(<uint64_t>self.capacity):
             # relaxed: the ring is published to other threads by whoever hands the object over
             self.ring.slots[index].stamp.store(index, memory_order_relaxed)
@@ -207,6 +218,16 @@ cdef class RingBuffer:
             notify(&self.not_full)
         return result
 
+    cdef object get_or_raise(self):
+        # What is left of get_nowait when one look was in vain.
+        cdef PyObject* item = NULL
+        cdef int result = self.get_item(&item, NEVER, False)
+        if result == NOT_NOW:
+            raise Empty  # not by _raise_get: one function more in the traceback costs 2,000 instructions
+        if result == SHUT:
+            _raise_get(self, result)
+        return steal(item)
+
     cdef bint close_ring(self) except -1:
         cdef bint first = shut(self.ring)
         notify_all(&self.not_empty)
@@ -252,11 +273,10 @@ cdef class RingBuffer:
         """Puts an item, or raises `queue.Full` or `Closed`. Never blocks; re-entrant; safe from any thread."""
         cdef int result
         Py_INCREF(item)  # the slot's, if it gets there
-        result = try_put(self.ring, <PyObject*>item, NULL)
+        result = self.put_item(<PyObject*>item, NEVER, False)
         if result != DONE:
             Py_DECREF(item)
             _raise_put(self, result)
-        notify(&self.not_empty)
 
     def get(self, block=True, timeout=None):
         """Takes the oldest item, waiting up to `timeout` seconds for one (None: without limit).
@@ -276,12 +296,11 @@ cdef class RingBuffer:
 
     def get_nowait(self):
         """Takes the oldest item, or raises `queue.Empty` or `Closed`. Never blocks; re-entrant; safe from any thread."""
-        cdef PyObject* item = NULL
-        cdef int result = try_get(self.ring, &item, NULL)
-        if result != DONE:
-            _raise_get(self, result)
-        notify(&self.not_full)
-        return steal(item)
+        cdef PyObject* item
+        if get_at_once(self.ring, &item):
+            notify(&self.not_full)
+            return steal(item)
+        return self.get_or_raise()
 
     def put_many(self, iterable, timeout=None):
         """Puts all items of an iterable, in order, waiting for room; returns how many.
@@ -571,6 +590,35 @@ cdef object _raise_get(RingBuffer ring, int result):
     if result == SHUT:
         raise Closed(f"get from a ring that is closed and drained: {ring!r}")
     raise Empty
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# put_nowait's short way in. What Cython compiles to take an argument that may be given by name costs as much as the put
+# itself, so the type's table of methods names a function that looks once and leaves all else to Cython's.
+
+ctypedef PyObject* (*Method)(PyObject*, PyObject**, Py_ssize_t, PyObject*) noexcept
+ctypedef void (*Function)()  # any: compilers warn of a cast between two others
+
+cdef Method cython_put
+
+cdef PyObject* put_one(PyObject* self, PyObject** args, Py_ssize_t count, PyObject* names) noexcept:
+    cdef PyObject* item
+    if names == NULL and count == 1:
+        item = args[0]
+        Py_INCREF(<object>item)  # the slot's, if it gets there
+        if put_at_once((<RingBuffer>self).ring, item):
+            notify(&(<RingBuffer>self).not_empty)
+            Py_INCREF(None)  # the caller's
+            return <PyObject*>None
+        Py_DECREF(<object>item)
+    return cython_put(self, args, count, names)
+
+cdef PyMethodDef* method = (<PyTypeObject*>RingBuffer).tp_methods
+while strcmp(method.ml_name, "put_nowait"):
+    method += 1
+if method.ml_flags == METH_FASTCALL | METH_KEYWORDS:
+    cython_put = <Method><Function>method.ml_meth
+    method.ml_meth = <PyCFunction><Function>put_one
 
 
 # ---------------------------------------------------------------------------------------------------------------
