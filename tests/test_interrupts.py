@@ -349,6 +349,35 @@ print("started")
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process here")
+def test_start_from_a_handler_within_start_does_not_wait_for_itself() -> None:
+    assert (
+        run_script("""
+class Slow(Worker):
+    def init(self):
+        coming_up.set()
+        handled.wait(30)
+    def process(self, op): pass
+def handler(number, frame):
+    try:
+        pool.start()
+    except RuntimeError as error:
+        print("by this very thread" in str(error))
+    handled.set()
+signal.signal(signal.SIGINT, handler)
+coming_up, handled = threading.Event(), threading.Event()
+pool = WorkerPool([Slow()])
+def interrupt_the_start():
+    coming_up.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt_the_start).start()
+with pool:
+    print(pool.stats().running)
+""")
+        == "True\n0"
+    )
+
+
 # Signals at random moments. Each call goes through `results.extend(iterator)`, which is C all the way: what
 # a call returned is in `results` before a handler can run, so the test itself loses nothing between two bytecodes.
 TRAFFIC = """
