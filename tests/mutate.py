@@ -297,7 +297,7 @@ class WeakBench:
 
     copy: Path
     built: Path
-    seconds: float = 20.0
+    seconds: float = 10.0
     changed: list[str] | None = None  # the modules that have the last mutant; None: all that use it
 
     def prepare(self, mutants: list[Mutant]) -> str:

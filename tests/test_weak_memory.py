@@ -56,6 +56,7 @@ SEEN = {
     "MP+plain+rel+acq": "0 1",
     "MP+plain+rlx": "a race on a variable",
     "MP+plain+rel+rlx": "a race on a variable",
+    "R+rlx+sc": "00 01 10 11",
     "CoRR": "00 01 02 11 12 22",
     "2+2W+rlx": "11 12 21 22",
     "2+2W+sc": "12 21 22",

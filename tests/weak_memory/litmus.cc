@@ -29,6 +29,8 @@ template <std::memory_order order> void message_plain(void*) { wm_write_variable
 template <std::memory_order order> void receive_plain(void*) { if ((r[0] = y.load(order)) != 0) wm_read_variable(0); }
 void write_twice(void*) { x.store(1, relaxed); x.store(2, relaxed); }
 void read_twice(void*) { r[0] = x.load(relaxed); r[1] = x.load(relaxed); }
+void write_both(void*) { y.store(1, seq_cst); x.store(1, release); }
+void load_x_relaxed_y_sc(void*) { r[0] = x.load(relaxed); r[1] = y.load(seq_cst); }
 template <std::memory_order order> void write_x(void*) { x.store(1, order); }
 template <std::memory_order order> void write_y(void*) { y.store(1, order); }
 template <std::memory_order order> void read_xy(void*) { r[0] = x.load(order); r[1] = y.load(order); }
@@ -59,6 +61,7 @@ const Litmus all[] = {
     {"MP+plain+rlx", {message_plain<relaxed>, receive_plain<acquire>}, 1, false},
     {"MP+plain+rel+rlx", {message_plain<release>, receive_plain<relaxed>}, 1, false},
     {"CoRR", {write_twice, read_twice}, 2, false},
+    {"R+rlx+sc", {write_both, load_x_relaxed_y_sc}, 2, false},
     {"IRIW+acq", {write_x<release>, write_y<release>, read_xy<acquire>, read_yx<acquire>}, 4, false},
     {"IRIW+sc", {write_x<seq_cst>, write_y<seq_cst>, read_xy<seq_cst>, read_yx<seq_cst>}, 4, false},
     {"2+2W+rlx", {write_x1_y2<relaxed>, write_y1_x2<relaxed>}, 0, true},
@@ -89,7 +92,7 @@ extern "C" const char* wm_litmus(const char* name, std::uint64_t runs) {
             x.store(0);
             y.store(0);
             std::fill(r, r + 4, 0);
-            wm_begin(seed);
+            wm_begin(seed, seed % 2 == 0);
             for (const Body body : litmus.threads) wm_thread(body, nullptr);
             if (wm_run()) return wm_finding();
             std::string outcome;

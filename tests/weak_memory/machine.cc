@@ -9,8 +9,10 @@
 // for ever; it hands on what that message carried (release sequences). So a relaxed access is as weak as it may be, but
 // for values out of thin air: nobody reads what is written later.
 //
-// Sequentially consistent accesses take effect in the order in which they run here, which is their single order S: such a
-// load reads nothing older than what such an access wrote or read there before, such a store comes behind that. Nothing
+// Sequentially consistent accesses have a single order S, which agrees with what happens before what, and at each location
+// with the modification order and with who reads what. Each gets a place in S: in the order in which they run here; or,
+// if the execution has that drawn, anywhere where it agrees, so that one may take effect before an earlier load of its
+// thread that is not acquire. The first is what a clock on the wall would see, and what histories are judged by. Nothing
 // else follows from them; there are no fences, since the core has none. (C++20, [atomics.order]; the machine of views is
 // that of Kang et al., "A Promising Semantics for Relaxed-Memory Concurrency", POPL 2017, without its promises.)
 //
@@ -42,6 +44,7 @@ char variables[128];
 struct View {
     std::vector<double> times;          // for each location, the oldest timestamp that may be read; 0 where it ends
     std::uint32_t clock[THREADS] = {};  // how much of each thread has happened before
+    double place = 0;                   // the last one in S that has happened before
 
     double seen(std::size_t location) const { return location < times.size() ? times[location] : 0; }
     void see(std::size_t location, double time) {
@@ -52,6 +55,7 @@ struct View {
         if (times.size() < other.times.size()) times.resize(other.times.size(), 0);
         for (std::size_t k = 0; k < other.times.size(); k++) times[k] = std::max(times[k], other.times[k]);
         for (int k = 0; k < THREADS; k++) clock[k] = std::max(clock[k], other.clock[k]);
+        place = std::max(place, other.place);
     }
 };
 
@@ -62,10 +66,16 @@ struct Message {
     bool followed = false;  // by a read-modify-write, which stands right behind it
 };
 
+struct Ordered {  // a seq_cst access: read or wrote a message of that time
+    double place;  // in S
+    double time;
+    bool writes;
+};
+
 struct Location {
     const void* where;
     std::vector<Message> messages;  // in modification order
-    double settled = 0;             // the newest that a seq_cst access has read or written
+    std::vector<Ordered> ordered;
 };
 
 struct Plain {
@@ -124,6 +134,8 @@ double switches = 0, stale = 0, early = 0;
 bool by_priority = false;
 double lowest = 0;
 std::vector<long> changes;
+bool any_place = false;  // in S
+double last_place = 0;
 
 std::uint64_t roll() {  // splitmix64
     std::uint64_t z = dice += 0x9e3779b97f4a7c15ULL;
@@ -208,7 +220,7 @@ Location& location(const void* where, int size) {
     auto [at, is_new] = numbers.try_emplace(where, int(locations.size()));
     if (is_new) {
         if (locations.size() == LOCATIONS) find("more locations than there is room for");
-        locations.push_back({where, {}, 0});
+        locations.push_back({where, {}, {}});
         locations.back().messages.push_back({0, read_raw(where, size), {}, false});
     }
     return locations[std::size_t(at->second)];
@@ -219,18 +231,52 @@ void record(const char* what, const void* where, std::uint64_t value, int order,
     events.push_back({running, what, where, value, order, old});
 }
 
-std::size_t oldest(Location& at, int order) {
+std::size_t oldest(Location& at) {
     // The first message that may be read.
-    double time = fibers[running].view.seen(number(at));
-    if (is_seq_cst(order)) time = std::max(time, at.settled);
+    const double time = fibers[running].view.seen(number(at));
     std::size_t first = at.messages.size() - 1;
     while (first > 0 && at.messages[first - 1].time >= time) first--;
     return first;
 }
 
-std::size_t choose(Location& at, int order) {
+constexpr double NONE = -1;
+
+bool place_for(const Location& at, double reads, double writes, double& place) {
+    // Finds a place in S for a seq_cst access that reads a message of that time, writes one, or both.
+    double after = fibers[running].view.place, before = std::numeric_limits<double>::infinity();
+    for (const Ordered& other : at.ordered) {
+        bool first = false, second = false;
+        if (reads != NONE) {
+            first = other.writes ? other.time <= reads : other.time < reads;
+            second = other.time > reads;
+        }
+        if (writes != NONE) {
+            first = first || other.time < writes;
+            second = other.time > writes;
+        }
+        if (first) after = std::max(after, other.place);
+        else if (second) before = std::min(before, other.place);
+    }
+    if (std::isinf(before)) {
+        const double end = last_place + 1;
+        place = any_place && chance() < stale ? after + (end - after) * (0.01 + 0.98 * chance()) : end;
+        return true;
+    }
+    place = (after + before) / 2;
+    return any_place && before - after > 1e-9;
+}
+
+void put_in_order(Location& at, double reads, double writes, double place) {
+    last_place = std::max(last_place, place);
+    if (reads != NONE) at.ordered.push_back({place, reads, false});
+    if (writes != NONE) at.ordered.push_back({place, writes, true});
+    View& view = fibers[running].view;
+    view.place = std::max(view.place, place);
+}
+
+std::size_t choose(Location& at) {
     Fiber& fiber = fibers[running];
-    const std::size_t first = oldest(at, order), last = at.messages.size() - 1;
+    const std::size_t first = oldest(at), last = at.messages.size() - 1;
     if (fiber.fresh > 0) {
         fiber.fresh--;
         return last;
@@ -242,25 +288,47 @@ void see(Location& at, const Message& message, int order) {
     View& view = fibers[running].view;
     view.see(number(at), message.time);
     if (acquires(order)) view.join(message.view);
-    if (is_seq_cst(order)) at.settled = std::max(at.settled, message.time);
+}
+
+double time_behind(const Location& at, std::size_t behind) {
+    // Of a message right behind that one.
+    const double before = at.messages[behind].time;
+    return behind + 1 == at.messages.size() ? before + 1 : (before + at.messages[behind + 1].time) / 2;
 }
 
 void insert(Location& at, void* where, int size, std::size_t behind, std::uint64_t value, int order, const View* carried) {
-    // A new message right behind that one. `carried`: what a read-modify-write hands on.
+    // A new message right behind that one. `carried`: what a read-modify-write hands on. Its place in S is not in what it
+    // carries: only who reads it by a seq_cst access comes behind it there.
     Fiber& fiber = fibers[running];
     const bool newest = behind + 1 == at.messages.size();
-    const double before = at.messages[behind].time;
     Message message;
-    message.time = newest ? before + 1 : (before + at.messages[behind + 1].time) / 2;
+    message.time = time_behind(at, behind);
     message.value = value;
     fiber.view.see(number(at), message.time);
     if (releases(order)) message.view = fiber.view;
     if (carried) message.view.join(*carried);
     message.view.see(number(at), message.time);
-    if (is_seq_cst(order)) at.settled = std::max(at.settled, message.time);
     at.messages.insert(at.messages.begin() + std::ptrdiff_t(behind) + 1, message);
     if (newest) write_raw(where, size, value);
     if (releases(order)) fiber.view.clock[running]++;
+}
+
+void change(Location& at, void* where, int size, std::size_t chosen, std::uint64_t value, int order) {
+    // A read-modify-write of that message, which nobody follows yet.
+    const Message message = at.messages[chosen];
+    const double time = time_behind(at, chosen);
+    double place = 0;
+    if (is_seq_cst(order) && !place_for(at, message.time, time, place)) std::abort();  // the caller has asked
+    see(at, message, order);
+    at.messages[chosen].followed = true;
+    insert(at, where, size, chosen, value, order, &message.view);
+    if (is_seq_cst(order)) put_in_order(at, message.time, time, place);
+}
+
+bool can_change(const Location& at, std::size_t chosen, int order) {
+    double place = 0;
+    return !at.messages[chosen].followed &&
+           (!is_seq_cst(order) || place_for(at, at.messages[chosen].time, time_behind(at, chosen), place));
 }
 
 std::uint64_t changed(int how, std::uint64_t value, std::uint64_t operand, int size) {
@@ -291,7 +359,15 @@ std::uint64_t wm_load(const void* where, int size, int order) {
     if (running < 0) return read_raw(where, size);
     point();
     Location& at = location(where, size);
-    const std::size_t chosen = choose(at, order);
+    std::size_t chosen = choose(at);
+    double place = 0;
+    if (is_seq_cst(order)) {
+        if (!place_for(at, at.messages[chosen].time, NONE, place)) {
+            chosen = at.messages.size() - 1;
+            place_for(at, at.messages[chosen].time, NONE, place);
+        }
+        put_in_order(at, at.messages[chosen].time, NONE, place);
+    }
     const Message message = at.messages[chosen];
     see(at, message, order);
     record("loads", where, message.value, order, chosen + 1 != at.messages.size());
@@ -302,14 +378,21 @@ void wm_store(void* where, int size, std::uint64_t value, int order) {
     if (running < 0) return write_raw(where, size, value);
     point();
     Location& at = location(where, size);
-    std::size_t behind = at.messages.size() - 1;
-    const std::size_t first = oldest(at, order);
-    if (first < behind && chance() < stale / 2) {
-        const std::size_t wanted = first + below(behind - first + 1);
+    const std::size_t first = oldest(at), last = at.messages.size() - 1;
+    std::size_t behind = last;
+    double place = 0;
+    if (first < last && chance() < stale / 2) {
+        const std::size_t wanted = first + below(last - first + 1);
         if (!at.messages[wanted].followed) behind = wanted;
     }
-    record("stores", where, value, order, behind + 1 != at.messages.size());
+    if (is_seq_cst(order) && !place_for(at, NONE, time_behind(at, behind), place)) {
+        behind = last;
+        place_for(at, NONE, time_behind(at, behind), place);
+    }
+    const double time = time_behind(at, behind);
+    record("stores", where, value, order, behind != last);
     insert(at, where, size, behind, value, order, nullptr);
+    if (is_seq_cst(order)) put_in_order(at, NONE, time, place);
 }
 
 std::uint64_t wm_change(void* where, int size, int how, std::uint64_t operand, int order) {
@@ -320,14 +403,12 @@ std::uint64_t wm_change(void* where, int size, int how, std::uint64_t operand, i
     }
     point();
     Location& at = location(where, size);
-    std::size_t chosen = choose(at, order);
-    if (at.messages[chosen].followed) chosen = at.messages.size() - 1;
-    const Message message = at.messages[chosen];
-    see(at, message, order);
-    at.messages[chosen].followed = true;
-    record("changes", where, changed(how, message.value, operand, size), order, chosen + 1 != at.messages.size());
-    insert(at, where, size, chosen, changed(how, message.value, operand, size), order, &message.view);
-    return message.value;
+    std::size_t chosen = choose(at);
+    if (!can_change(at, chosen, order)) chosen = at.messages.size() - 1;
+    const std::uint64_t then = at.messages[chosen].value, value = changed(how, then, operand, size);
+    record("changes", where, value, order, chosen + 1 != at.messages.size());
+    change(at, where, size, chosen, value, order);
+    return then;
 }
 
 int wm_swap(void* where, int size, std::uint64_t* seen, std::uint64_t wanted, int order, int failed, int weak) {
@@ -340,22 +421,29 @@ int wm_swap(void* where, int size, std::uint64_t* seen, std::uint64_t wanted, in
     }
     point();
     Location& at = location(where, size);
-    std::size_t chosen = choose(at, failed);
+    std::size_t chosen = choose(at);
+    double place = 0;
+    if (at.messages[chosen].value == *seen && !can_change(at, chosen, order)) chosen = at.messages.size() - 1;
     if (at.messages[chosen].value == *seen) {
-        // It would succeed: what it reads must not be followed yet, nor older than its own order lets it read.
-        if (at.messages[chosen].followed || chosen < oldest(at, order)) chosen = at.messages.size() - 1;
-        if (at.messages[chosen].value == *seen) {
-            if (weak && chance() < 0.03) {
-                record("fails to swap, for no reason,", where, *seen, failed, false);
-                return 0;
-            }
-            const Message message = at.messages[chosen];
-            see(at, message, order);
-            at.messages[chosen].followed = true;
-            record("swaps in", where, wanted, order, chosen + 1 != at.messages.size());
-            insert(at, where, size, chosen, wanted, order, &message.view);
-            return 1;
+        if (weak && chance() < 0.03) {
+            record("fails to swap, for no reason,", where, *seen, failed, false);
+            return 0;
         }
+        record("swaps in", where, wanted, order, chosen + 1 != at.messages.size());
+        change(at, where, size, chosen, wanted, order);
+        return 1;
+    }
+    if (is_seq_cst(failed)) {
+        if (!place_for(at, at.messages[chosen].time, NONE, place)) {
+            chosen = at.messages.size() - 1;
+            if (at.messages[chosen].value == *seen) {  // a weak one may fail all the same; a strong one succeeds
+                record("swaps in", where, wanted, order, false);
+                change(at, where, size, chosen, wanted, order);
+                return 1;
+            }
+            place_for(at, at.messages[chosen].time, NONE, place);
+        }
+        put_in_order(at, at.messages[chosen].time, NONE, place);
     }
     const Message message = at.messages[chosen];
     see(at, message, failed);
@@ -442,7 +530,7 @@ void wm_release_lock(void* which) {
 
 void wm_name(const void* where, const char* name) { names[where] = name; }
 
-void wm_begin(std::uint64_t seed) {
+void wm_begin(std::uint64_t seed, int by_the_clock) {
     dice = seed * 0x2545f4914f6cdd1dULL + 1;
     threads = 0;
     numbers.clear();
@@ -463,6 +551,8 @@ void wm_begin(std::uint64_t seed) {
     for (int k = 0; k < how_many; k++) changes.push_back(1 + long(below(std::size_t(last_steps) + 1)));
     std::sort(changes.begin(), changes.end(), std::greater<long>());
     steps = 0;
+    any_place = !by_the_clock;
+    last_place = 0;
 }
 
 int wm_thread(void (*run)(void*), void* argument) {

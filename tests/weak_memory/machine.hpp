@@ -24,7 +24,7 @@ void wm_release_lock(void* lock);
 unsigned long wm_ident(void);
 
 // For the scenarios.
-void wm_begin(std::uint64_t seed);                       // forgets the last execution
+void wm_begin(std::uint64_t seed, int by_the_clock);     // forgets the last execution; whether S is the order of time
 int wm_thread(void (*run)(void*), void* argument);
 int wm_run(void);                                        // 0: all threads have ended; else nothing more can be run
 const char* wm_finding(void);                            // what was found, in words,

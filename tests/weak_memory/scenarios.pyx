@@ -40,7 +40,8 @@
 #
 # Each item has a variable that is not atomic, which its putter writes before the put and its getter reads after the get:
 # where the ring does not order the two, that is a race; as are slots that are read and written at once. Operations have
-# one for their input and one for their output. What the calls of a ring returned, and when, is a history.
+# one for their input and one for their output. What the calls of a ring returned, and when, is a history. When, that is by
+# the clock on the wall, so histories are of executions in which seq_cst accesses take effect in the order of time.
 
 import sys
 
@@ -77,6 +78,7 @@ cdef str OF_OPERATIONS = "arqkiz"
 cdef str OF_A_POOL = "WdDERNucvs"
 cdef str OF_A_HUB = "HSMYUK"
 cdef str IN_HISTORIES = "pgPGbwBxefn"
+cdef str AT_ONCE = "pgPGxefn"   # what only a history can judge
 cdef str WAYS = "frjon"
 
 cdef Actor actors[THREADS]
@@ -234,6 +236,7 @@ def search(str cast, int capacity, uint64_t first, int count):
     sys.unraisablehook = lambda raised: unraisable.append(raised.exc_value)
     items, ways, threads = read_cast(cast)
     letters = {word[0] for word in cast.replace("|", " ").split()}
+    timed = letters <= set(AT_ONCE)
     pool = letters & set(OF_A_POOL)
     stream = "foreign" if "u" in letters else "drawn" if "N" in letters else ""
     late = {int(word[1:]) for word in cast.replace("|", " ").split() if word[0] == "Y"}
@@ -245,7 +248,8 @@ def search(str cast, int capacity, uint64_t first, int count):
         elif letters & set(OF_A_HUB):
             open_hub(stage, cast.count("M"), late, capacity, ways)
         history_length = 0
-        wm_begin(seed)
+        by_the_clock = timed or seed % 2 == 0
+        wm_begin(seed, by_the_clock)
         for k in range(threads):
             wm_thread(act, &actors[k])
         what = "something" if wm_run() else verdict(cast, unraisable)
@@ -254,7 +258,8 @@ def search(str cast, int capacity, uint64_t first, int count):
             if what == "something":
                 what = wm_finding().decode()
             return histories, (what, seed, wm_story().decode())
-        histories.setdefault(history_now(), seed)
+        if by_the_clock:
+            histories.setdefault(history_now(), seed)
     return histories, None
 
 
@@ -262,4 +267,4 @@ def story(cast, capacity, seed):
     """One execution, told."""
     histories, finding = search(cast, capacity, seed, 1)
     stage.name_all()
-    return finding or (next(iter(histories)), seed, wm_story().decode())
+    return finding or (next(iter(histories), ()), seed, wm_story().decode())

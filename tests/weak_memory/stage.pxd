@@ -9,7 +9,7 @@ from ringmill._core.subscription cimport HubBase
 from ringmill._core.waiter cimport ShortLock
 
 cdef extern from *:
-    void wm_begin(uint64_t seed)
+    void wm_begin(uint64_t seed, bint by_the_clock)
     int wm_thread(void (*run)(void*) noexcept, void* argument)
     int wm_run()
     const char* wm_finding()

@@ -236,10 +236,11 @@ cdef class RingBuffer:
 
     cdef bint finish(self) except -1:
         # One task more is finished; wakes who waits for the last. False: none is unfinished.
-        cdef uint64_t finished = self.finished.load(memory_order_relaxed)  # relaxed: the exchange decides
+        # acquire: pairs with the exchange: whoever finished a task had seen its put, so the tail is not older than that
+        cdef uint64_t finished = self.finished.load(memory_order_acquire)
         while finished < put_count(self.ring):
-            # seq_cst: publishes to sleepers (waiter.pyx); relaxed on failure: we look again
-            if swap64(self.finished, finished, finished + 1, memory_order_seq_cst, memory_order_relaxed):
+            # seq_cst: publishes to sleepers (waiter.pyx); acquire on failure: as the load above
+            if swap64(self.finished, finished, finished + 1, memory_order_seq_cst, memory_order_acquire):
                 # seq_cst: as in notify
                 if all_finished(self) and self.all_finished.word.load(memory_order_seq_cst):
                     notify_all(&self.all_finished)
