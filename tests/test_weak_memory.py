@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_models import linearizable
-from tests.weak_memory.build import HERE, compile_shared
+from tests.weak_memory.build import HERE, MACHINE, compile_shared
 from tests.weak_memory.casts import outcomes
 
 RUN = """
@@ -32,7 +32,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform != "linux" or sys.version_info < (3, 12) or not shutil.which("g++") or not header.exists():
         pytest.skip("the machine is compiled by g++ on Linux, for CPython 3.12 or newer, with its headers")
     built = tmp_path_factory.mktemp("machine") / "machine.so"
-    compile_shared(built, HERE / "machine.cc", HERE / "litmus.cc")
+    compile_shared(built, *MACHINE, HERE / "litmus.cc")
     return built
 
 

@@ -1,4 +1,6 @@
-"""Runs the core's own code on a machine that orders memory no more than C++ promises. See machine.cc.
+"""Runs the core's own code on a machine that orders memory no more than C++ promises.
+
+memory.cc and threads.cc are the machine; scenarios.pyx says what a cast is.
 
     python -m tests.weak_memory                         builds it, and runs all casts for 20 seconds
     python -m tests.weak_memory --seconds 600           longer

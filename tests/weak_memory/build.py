@@ -1,4 +1,4 @@
-"""Compiles the core for the machine of machine.cc: a private copy of its sources, in which two lines are changed."""
+"""Compiles the machine, and for it the core: a private copy of its sources, in which two lines are changed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
 CORE = Path("src/ringmill/_core")
+MACHINE = [HERE / "memory.cc", HERE / "threads.cc"]
 MODULES = [
     *("spin", "waiter", "loop", "ring_buffer", "operation", "feed", "books", "redrive", "dispatch", "stream"),
     *("subscription_ring", "subscription", "stage", "ring_calls", "pool_calls", "hub_calls", "scenarios"),
@@ -54,7 +55,7 @@ def build(folder: Path, source: Path = ROOT, only: list[str] | None = None) -> N
                     path.touch()
     setup = (folder / "setup.py").read_text()
     (folder / "setup.py").write_text(re.sub(r"MODULES = \[.*?\]", f"MODULES = {MODULES}", setup, count=1, flags=re.S))
-    compile_shared(folder / "libmachine.so", HERE / "machine.cc")
+    compile_shared(folder / "libmachine.so", *MACHINE)
     ours = f"-include {HERE / 'machine.hpp'} -O1 -g0"
     _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder, RINGMILL_CXXFLAGS=ours, CFLAGS="-g0")
 

@@ -1,7 +1,7 @@
 // A stand-in for std::atomic, threads, locks and the clock: a machine that orders memory no more than C++ promises.
 //
 // It is included before everything else where the core is compiled for these checks (`build.py`), and puts itself in the
-// place of what the core uses. What it does is in machine.cc; only there is any state.
+// place of what the core uses. What it does is in memory.cc and threads.cc; only there is any state.
 #pragma once
 
 // What the standard library and CPython themselves make of std::atomic must be seen before the name changes.

@@ -1,4 +1,4 @@
-# What the threads of an execution do: the core's own code, compiled for the machine of machine.cc.
+# What the threads of an execution do: the core's own code, compiled for the machine.
 #
 # A cast is a line of text: the calls of each thread, the threads divided by |. A call is a letter, and a number if it
 # needs one:

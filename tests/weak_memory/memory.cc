@@ -1,13 +1,10 @@
-// A machine on which small threads run as C++ allows them to run on any processor, one execution after the other, each
-// by lot. It finds what x86 hides: an access whose memory order is too weak.
-//
 // Memory. A location keeps all values that were written to it in this execution, in its modification order: each a
 // message with a timestamp. A thread has a view: for each location the oldest timestamp that it may still read. A load
 // picks any message that is not older; reading it makes the view so new there (coherence). A release store leaves the
 // thread's view in its message, and an acquire load that reads the message takes it over. A store may come anywhere
 // behind what the thread has seen, not only at the end. A read-modify-write reads a message and stands right behind it
 // for ever; it hands on what that message carried (release sequences). So a relaxed access is as weak as it may be, but
-// for values out of thin air: nobody reads what is written later.
+// for load buffering: nobody reads what is written later, as C++ allows, and arm64 may do, where no order forbids it.
 //
 // Sequentially consistent accesses have a single order S, which agrees with what happens before what, and at each location
 // with the modification order and with who reads what. Each gets a place in S: in the order in which they run here; or,
@@ -18,46 +15,12 @@
 //
 // Variables that are not atomic are watched by vector clocks, which travel with the views: two accesses, one of them a
 // write, of which neither is ordered before the other, are a race.
-//
-// Threads are fibers of one system thread, which has the GIL; before each access another may go on. Who goes on is drawn: at each point with
-// a probability that is drawn for the execution, or by priorities that change at a few points (Burckhardt et al., "A
-// Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010). A thread that pauses waits for
-// others: they come first, and what it reads next is mostly new, since stores become visible some time. If nobody can go
-// on and not all have ended, that is a finding; if they never end, also.
-//
-// An execution is a function of its seed, which is printed with a finding and repeats it.
-#include "machine.hpp"
-#undef atomic
+#include "inside.hpp"
 
-#include <ucontext.h>
-
+namespace weak_memory {
 namespace {
 
-constexpr int THREADS = 6;
 constexpr int LOCATIONS = 1024;
-constexpr std::size_t STACK = 256 * 1024;
-constexpr long STEPS = 100'000;
-constexpr long long FOR_EVER_US = 3'600'000'000;
-
-char variables[128];
-
-struct View {
-    std::vector<double> times;          // for each location, the oldest timestamp that may be read; 0 where it ends
-    std::uint32_t clock[THREADS] = {};  // how much of each thread has happened before
-    double place = 0;                   // the last one in S that has happened before
-
-    double seen(std::size_t location) const { return location < times.size() ? times[location] : 0; }
-    void see(std::size_t location, double time) {
-        if (times.size() <= location) times.resize(location + 1, 0);
-        times[location] = std::max(times[location], time);
-    }
-    void join(const View& other) {
-        if (times.size() < other.times.size()) times.resize(other.times.size(), 0);
-        for (std::size_t k = 0; k < other.times.size(); k++) times[k] = std::max(times[k], other.times[k]);
-        for (int k = 0; k < THREADS; k++) clock[k] = std::max(clock[k], other.clock[k]);
-        place = std::max(place, other.place);
-    }
-};
 
 struct Message {
     double time;
@@ -84,67 +47,11 @@ struct Plain {
     std::uint32_t read[THREADS] = {};
 };
 
-struct Lock {
-    bool held = false;
-    View view;
-};
-
-struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
-    void (*run)(void*);
-    void* argument;
-    bool ended = true;
-    Lock* awaits = nullptr;
-    bool impatient = false;
-    double priority = 0;
-    int fresh = 0;  // so many of its next loads read what is newest
-    View view;
-    // What CPython keeps of exceptions for each of its threads: raised, and being handled.
-    PyObject* raised = nullptr;
-    _PyErr_StackItem handled = {};
-    _PyErr_StackItem* handling = nullptr;
-};
-
-struct Event {
-    int who;
-    const char* what;
-    const void* where;
-    std::uint64_t value;
-    int order;
-    bool stale;
-};
-
-Fiber fibers[THREADS];
-ucontext_t outside;
-int threads = 0;
-int running = -1;  // -1: outside
 std::unordered_map<const void*, int> numbers;
 std::vector<Location> locations;
 std::unordered_map<const void*, Plain> plains;
-std::unordered_map<const void*, std::string> names;
-std::vector<Event> events;
-std::string finding;
-const void* found_at = nullptr;
-
-std::uint64_t dice = 1;
-std::int64_t now = 0;
-long steps = 0, last_steps = 100;
-double switches = 0, stale = 0, early = 0;
-bool by_priority = false;
-double lowest = 0;
-std::vector<long> changes;
-bool any_place = false;  // in S
-double last_place = 0;
-
-std::uint64_t roll() {  // splitmix64
-    std::uint64_t z = dice += 0x9e3779b97f4a7c15ULL;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-    return z ^ (z >> 31);
-}
-double chance() { return double(roll() >> 11) / double(1ULL << 53); }
-std::size_t below(std::size_t count) { return roll() % count; }
+double last_place = 0;  // in S
+char variables[128];
 
 std::uint64_t read_raw(const void* where, int size) {
     std::uint64_t value = 0;
@@ -163,59 +70,6 @@ bool releases(int order) {
 }
 bool is_seq_cst(int order) { return order == int(std::memory_order_seq_cst); }
 
-void exchange_exceptions(Fiber& fiber) {
-    PyThreadState* state = PyThreadState_Get();
-    std::swap(state->current_exception, fiber.raised);
-    std::swap(state->exc_info, fiber.handling);
-}
-
-void leave(void) { swapcontext(&fibers[running].context, &outside); }
-
-[[noreturn]] void find(const std::string& what, const void* where = nullptr) {
-    finding = what;
-    found_at = where;
-    leave();  // for good: wm_run returns, and nobody comes back
-    std::abort();
-}
-
-// -----------------------------------------------------------------------------------------------------------------
-// whose turn it is
-
-bool can_go(const Fiber& fiber) { return !fiber.ended && (!fiber.awaits || !fiber.awaits->held || fiber.impatient); }
-
-int next_thread(void) {
-    // -1: nobody. One that only waits for its time to be up goes on if nobody else can, or seldom.
-    int able[THREADS], count = 0;
-    int late[THREADS], count_late = 0;
-    for (int k = 0; k < threads; k++) {
-        if (!can_go(fibers[k])) continue;
-        if (fibers[k].awaits && fibers[k].awaits->held) late[count_late++] = k;
-        else able[count++] = k;
-    }
-    if (count_late && (!count || chance() < early)) return late[below(std::size_t(count_late))];
-    if (!count) return -1;
-    if (!by_priority) return able[below(std::size_t(count))];
-    return *std::max_element(able, able + count, [](int a, int b) { return fibers[a].priority < fibers[b].priority; });
-}
-
-void point(void) {
-    if (++steps > STEPS) find("they never end");
-    bool change = false;
-    if (by_priority) {
-        while (!changes.empty() && changes.back() <= steps) {
-            changes.pop_back();
-            fibers[running].priority = --lowest;
-            change = true;
-        }
-    } else {
-        change = chance() < switches;
-    }
-    if (change) leave();
-}
-
-// -----------------------------------------------------------------------------------------------------------------
-// memory
-
 Location& location(const void* where, int size) {
     auto [at, is_new] = numbers.try_emplace(where, int(locations.size()));
     if (is_new) {
@@ -226,10 +80,6 @@ Location& location(const void* where, int size) {
     return locations[std::size_t(at->second)];
 }
 std::size_t number(const Location& at) { return std::size_t(&at - locations.data()); }
-
-void record(const char* what, const void* where, std::uint64_t value, int order, bool old) {
-    events.push_back({running, what, where, value, order, old});
-}
 
 std::size_t oldest(Location& at) {
     // The first message that may be read.
@@ -344,14 +194,19 @@ std::uint64_t changed(int how, std::uint64_t value, std::uint64_t operand, int s
     return size == 8 ? result : result & ((std::uint64_t(1) << 8 * size) - 1);
 }
 
-void run_fiber(void) {
-    Fiber& fiber = fibers[running];
-    fiber.run(fiber.argument);
-    fiber.ended = true;
-    leave();
+}  // namespace
+
+void forget_memory(void) {
+    numbers.clear();
+    locations.clear();
+    locations.reserve(LOCATIONS);  // references to them stay good
+    plains.clear();
+    last_place = 0;
 }
 
-}  // namespace
+}  // namespace weak_memory
+
+using namespace weak_memory;
 
 extern "C" {
 
@@ -456,7 +311,7 @@ void wm_touch(const void* where, int writes) {
     if (running < 0) return;
     Plain& plain = plains[where];
     const std::uint32_t* clock = fibers[running].view.clock;
-    record(writes ? "writes" : "reads", where, 0, -1, false);
+    record(writes ? "writes" : "reads", where);
     if (plain.writer >= 0 && clock[plain.writer] < plain.written) find("a race on", where);
     if (writes) {
         for (int k = 0; k < threads; k++)
@@ -466,160 +321,6 @@ void wm_touch(const void* where, int writes) {
     } else {
         plain.read[running] = clock[running];
     }
-}
-
-void wm_pause(void) {
-    if (running < 0) return;
-    if (++steps > STEPS) find("they never end");
-    if (chance() < 0.8) fibers[running].fresh = 4;
-    fibers[running].priority = --lowest;
-    leave();
-}
-
-std::int64_t wm_now(void) {
-    now += 1 + std::int64_t(roll() % 20'000);
-    return now;
-}
-
-unsigned long wm_ident(void) { return running < 0 ? 1 : 2 + static_cast<unsigned long>(running); }
-
-void* wm_allocate_lock(void) { return new Lock(); }
-
-int wm_acquire_lock(void* which, long long microseconds) {
-    Lock* lock = static_cast<Lock*>(which);
-    if (running < 0) {
-        lock->held = true;
-        return 1;
-    }
-    Fiber& fiber = fibers[running];
-    point();
-    if (lock->held && microseconds != 0) {
-        record("blocks on", lock, 0, -1, false);
-        fiber.awaits = lock;
-        fiber.impatient = microseconds > 0 && microseconds < FOR_EVER_US;
-        leave();
-        fiber.awaits = nullptr;
-    }
-    if (lock->held) {
-        record("is out of time at", lock, 0, -1, false);
-        now += 1000 * microseconds;
-        return 0;
-    }
-    record("locks", lock, 0, -1, false);
-    lock->held = true;
-    fiber.view.join(lock->view);
-    return 1;
-}
-
-void wm_release_lock(void* which) {
-    Lock* lock = static_cast<Lock*>(which);
-    if (running < 0) {
-        lock->held = false;
-        return;
-    }
-    point();
-    record("unlocks", lock, 0, -1, false);
-    if (!lock->held) find("a lock is released that nobody holds");
-    lock->held = false;
-    lock->view.join(fibers[running].view);
-    fibers[running].view.clock[running]++;
-}
-
-// -----------------------------------------------------------------------------------------------------------------
-// an execution
-
-void wm_name(const void* where, const char* name) { names[where] = name; }
-
-void wm_begin(std::uint64_t seed, int by_the_clock) {
-    dice = seed * 0x2545f4914f6cdd1dULL + 1;
-    threads = 0;
-    numbers.clear();
-    locations.clear();
-    locations.reserve(LOCATIONS);  // references to them stay good
-    plains.clear();
-    events.clear();
-    finding.clear();
-    found_at = nullptr;
-    const double often[] = {0.03, 0.1, 0.3, 0.6}, old[] = {0.0, 0.2, 0.5, 0.9};
-    switches = often[below(4)];
-    stale = old[below(4)];
-    early = below(2) ? 0.02 : 0.3;
-    by_priority = below(2) == 0;
-    lowest = 0;
-    changes.clear();
-    const int how_many = 1 + int(below(4));
-    for (int k = 0; k < how_many; k++) changes.push_back(1 + long(below(std::size_t(last_steps) + 1)));
-    std::sort(changes.begin(), changes.end(), std::greater<long>());
-    steps = 0;
-    any_place = !by_the_clock;
-    last_place = 0;
-}
-
-int wm_thread(void (*run)(void*), void* argument) {
-    Fiber& fiber = fibers[threads];
-    if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK);
-    fiber.run = run;
-    fiber.argument = argument;
-    fiber.ended = false;
-    fiber.awaits = nullptr;
-    fiber.priority = 1 + chance();
-    fiber.fresh = 0;
-    fiber.view = View();
-    fiber.view.clock[threads] = 1;
-    fiber.raised = nullptr;
-    fiber.handled = {};
-    fiber.handling = &fiber.handled;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = STACK;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_fiber, 0);
-    return threads++;
-}
-
-int wm_run(void) {
-    for (int next; (next = next_thread()) >= 0;) {
-        running = next;
-        exchange_exceptions(fibers[next]);
-        swapcontext(&outside, &fibers[next].context);
-        exchange_exceptions(fibers[next]);
-        running = -1;
-        if (!finding.empty()) return 1;
-    }
-    last_steps = steps;
-    for (int k = 0; k < threads; k++)
-        if (!fibers[k].ended) finding = "blocked for ever";
-    return !finding.empty();
-}
-
-const char* wm_finding(void) {
-    // What has a name by now is named.
-    static std::string text;
-    text = finding + (found_at ? " " + (names.count(found_at) ? names[found_at] : std::string("a variable")) : "");
-    return text.c_str();
-}
-
-const char* wm_story(void) {
-    // Of a long one, its end.
-    static std::string story;
-    static const char* const orders[] = {"relaxed", "consume", "acquire", "release", "acq_rel", "seq_cst"};
-    std::ostringstream out;
-    const std::size_t first = events.size() > 400 ? events.size() - 400 : 0;
-    for (std::size_t k = first; k < events.size(); k++) {
-        const Event& event = events[k];
-        out << "  " << char('A' + event.who) << " " << event.what << " ";
-        if (names.count(event.where)) out << names[event.where];
-        else if (event.where) out << event.where;
-        if (event.order >= 0) out << " " << std::hex << event.value << std::dec << " (" << orders[event.order] << ")";
-        if (event.stale) out << ", not the newest";
-        out << "\n";
-    }
-    story = out.str();
-    return story.c_str();
-}
-
-void wm_find(const char* what) {
-    if (running >= 0) find(what);
 }
 
 void wm_write_variable(int which) { wm_touch(&variables[which], 1); }
