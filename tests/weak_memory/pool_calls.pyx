@@ -2,11 +2,22 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_relaxed
 
 from ringmill._core.dispatch cimport Core, Runner
 from ringmill._core.feed cimport Feed
 from ringmill._core.machine cimport pause
-from ringmill._core.operation cimport CANCELLED, SUCCEEDED, OperationBase, accept, begin, end, reset, unplace
+from ringmill._core.operation cimport (
+    CANCELLED,
+    RELEASED,
+    SUCCEEDED,
+    OperationBase,
+    accept,
+    begin,
+    end,
+    reset,
+    unplace,
+)
 from ringmill._core.ring cimport DONE
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.stage cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
@@ -141,6 +152,7 @@ cdef void work(Stage stage, int index) noexcept:
 cdef bint read_one(Stage stage, Stream stream) noexcept:
     # False: that was all.
     cdef PyObject* item = NULL
+    cdef OperationBase op
     cdef int result
     try:
         result = stream.read(&item, NEVER, True)
@@ -148,8 +160,11 @@ cdef bint read_one(Stage stage, Stream stream) noexcept:
         return False  # the pool was shut down before the source was exhausted
     if result != DONE:
         return False
-    op = <object>item
+    op = <OperationBase>item
     Py_DECREF(op)
+    # relaxed: what is seen of it by the stream alone
+    if not op.state.load(memory_order_relaxed) & RELEASED:
+        wm_find("an operation comes out of its stream before done() was called")
     number = number_of(stage, op)
     stage.out[number] += 1
     wm_read_variable(OUTPUT + number)
