@@ -35,13 +35,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a script
 
 from tests.weak_memory import casts
-from tests.weak_memory.build import BuildError, build
+from tests.weak_memory.build import build
 from tests.weak_memory.runner import Cast, run
 
 ROOT = Path(__file__).parent.parent
 CORE = Path("src/ringmill/_core")
 ORDER = re.compile(r"memory_order_(?:seq_cst|acq_rel|acquire|release)\b")
 IMPORT = "\nfrom libcpp.atomic cimport memory_order_relaxed\n"
+CALL_IMPORT = "\nfrom ringmill._core.order_at cimport order_at\n"
+ORDER_AT = """from libcpp.atomic cimport memory_order
+cdef extern from *:
+    memory_order order_at "ringmill_order"(int site, memory_order order) noexcept nogil
+"""
 LIMIT = 150.0  # seconds for the checks of one mutant; a hang is a kill
 SLOWER = 4  # and so many times that under ThreadSanitizer
 
@@ -74,17 +79,14 @@ PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
 SOAK_RING = ["tests/soak.py", "10"]
 SOAK_POOL = ["tests/soak_pool.py", "10"]
 
-# What the machine of tests/weak_memory runs: the casts; and of what is inlined everywhere, the modules in which it is
-# changed.
-WEAK: dict[str, tuple[list[Cast], list[str] | None]] = {
-    "ring.pxd": (casts.RING + casts.WAITING, ["ring_buffer", "ring_calls"]),
-    "waiter.pxd": (casts.LOCK + casts.WAITING, ["waiter", "ring_buffer", "ring_calls", "scenarios"]),
-    "operation.pxd": (casts.OPERATIONS + casts.POOLS, ["operation", "dispatch", "redrive", "stream", "pool_calls"]),
-    "feed.pxd": (casts.POOLS, ["feed", "dispatch", "redrive"]),
-    **dict.fromkeys(["waiter.pyx", "spin.pyx", "ring_buffer.pyx"], (casts.WAITING + casts.POOLS, None)),
-    "operation.pyx": (casts.OPERATIONS + casts.POOLS, None),
-    **dict.fromkeys(["feed.pyx", "books.pyx", "redrive.pyx", "dispatch.pyx", "stream.pyx"], (casts.POOLS, None)),
-    **dict.fromkeys(["subscription.pyx", "subscription_ring.pyx"], (casts.HUBS, None)),
+# What the machine of tests/weak_memory runs, and the casts that do.
+WEAK: dict[str, list[Cast]] = {
+    "ring.pxd": casts.RING + casts.WAITING,
+    "waiter.pxd": casts.LOCK + casts.WAITING,
+    **dict.fromkeys(["waiter.pyx", "spin.pyx", "ring_buffer.pyx"], casts.WAITING + casts.POOLS),
+    **dict.fromkeys(["operation.pxd", "operation.pyx"], casts.OPERATIONS + casts.POOLS),
+    **dict.fromkeys(["feed.pxd", "feed.pyx", "books.pyx", "redrive.pyx", "dispatch.pyx", "stream.pyx"], casts.POOLS),
+    **dict.fromkeys(["subscription.pyx", "subscription_ring.pyx"], casts.HUBS),
 }
 
 # What is inlined everywhere, and built anew only where those checks use it.
@@ -175,27 +177,57 @@ class Mutant:
     name: str
     file: str
     text: str
+    site: int = -1  # of an order: its number
 
     def write(self, copy: Path) -> None:
         (copy / CORE / self.file).write_text(self.text)
 
 
-def orders() -> list[Mutant]:
-    """Each memory order in code, relaxed."""
+@dataclass(frozen=True)
+class Site:
+    """Where a memory order is named in code."""
+
+    file: str
+    line: int
+    start: int
+    end: int
+
+
+def sites() -> list[Site]:
     found = []
     for path in sorted((ROOT / CORE).glob("*.p[yx][xd]")):
-        lines = path.read_text().splitlines(keepends=True)
-        for number, line in enumerate(lines):
+        for number, line in enumerate(path.read_text().splitlines(keepends=True)):
             code = line.split("#")[0]
             alone = re.fullmatch(r"\s+(memory_order_\w+,?\s*)+", code)  # a name that is imported, or the last arguments
             if re.match(r"\s*(from|cimport)\b", code) or (alone and number < 60):
                 continue
-            for match in ORDER.finditer(code):
-                text = line[: match.start()] + "memory_order_relaxed" + line[match.end() :]
-                changed = "".join([*lines[:number], text, *lines[number + 1 :], IMPORT])
-                name = f"{path.name}:{number + 1} {match.group()}: {code.strip()[:70]}"
-                found.append(Mutant(name, path.name, changed))
+            found += [Site(path.name, number, *match.span()) for match in ORDER.finditer(code)]
     return found
+
+
+def orders() -> list[Mutant]:
+    """Each memory order in code, relaxed."""
+    found = []
+    for number, site in enumerate(sites()):
+        lines = (ROOT / CORE / site.file).read_text().splitlines(keepends=True)
+        line = lines[site.line]
+        order, code = line[site.start : site.end], line.split("#")[0].strip()
+        lines[site.line] = line[: site.start] + "memory_order_relaxed" + line[site.end :]
+        name = f"{site.file}:{site.line + 1} {order}: {code[:70]}"
+        found.append(Mutant(name, site.file, "".join([*lines, IMPORT]), number))
+    return found
+
+
+def all_orders_at_once() -> dict[str, str]:
+    """The core with a call in the place of each order that WEAK knows of, which says what it is: by file."""
+    texts: dict[str, list[str]] = {}
+    for number, site in reversed(list(enumerate(sites()))):  # from behind: the places of those before stay as they are
+        if site.file in WEAK:
+            lines = texts.setdefault(site.file, (ROOT / CORE / site.file).read_text().splitlines(keepends=True))
+            line = lines[site.line]
+            call = f"order_at({number}, {line[site.start : site.end]})"
+            lines[site.line] = line[: site.start] + call + line[site.end :]
+    return {file: "".join([*lines, CALL_IMPORT]) for file, lines in texts.items()} | {"order_at.pxd": ORDER_AT}
 
 
 def checks() -> list[Mutant]:
@@ -293,29 +325,34 @@ class Bench:
 
 @dataclass
 class WeakBench:
-    """The same, on a machine that orders memory no more than C++ promises: tests/weak_memory."""
+    """The same, on a machine that orders memory no more than C++ promises: tests/weak_memory.
+
+    Built once for all orders: which of them is relaxed is said as it runs.
+    """
 
     copy: Path
-    built: Path
     seconds: float = 10.0
-    changed: list[str] | None = None  # the modules that have the last mutant; None: all that use it
 
     def prepare(self, mutants: list[Mutant]) -> str:
-        self.built.mkdir(exist_ok=True)
-        return self.complaint(casts.ALL, None)
+        complaint = ""
+        if any(mutant.site >= 0 for mutant in mutants):
+            self.folder("orders").mkdir(exist_ok=True)
+            build(self.folder("orders"), self.copy, instead=all_orders_at_once())
+            complaint = run(self.folder("orders"), self.seconds).complaint
+        if any(mutant.site < 0 for mutant in mutants):
+            self.folder("checks").mkdir(exist_ok=True)
+            build(self.folder("checks"), self.copy)
+            complaint = complaint or run(self.folder("checks"), self.seconds).complaint
+        return complaint
 
     def judge(self, mutant: Mutant) -> str:
-        seen_by, only = WEAK[mutant.file]
-        last, self.changed = self.changed, only
-        return self.complaint(seen_by, only + last if only and last else None)
+        if mutant.site >= 0:
+            return run(self.folder("orders"), self.seconds, WEAK[mutant.file], relaxed=mutant.site).complaint
+        build(self.folder("checks"), self.copy)
+        return run(self.folder("checks"), self.seconds, WEAK[mutant.file]).complaint
 
-    def complaint(self, seen_by: list[Cast], only: list[str] | None) -> str:
-        try:
-            build(self.built, self.copy, only)
-        except BuildError as error:
-            print(error)
-            return "does not build"
-        return run(self.built, self.seconds, seen_by).complaint
+    def folder(self, what: str) -> Path:
+        return self.copy / f"weak-{what}"
 
 
 SAME = "the same code"
@@ -349,7 +386,7 @@ def main() -> None:
             shutil.copytree(ROOT / name, copy / name, ignore=ignored, dirs_exist_ok=True)
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy2(ROOT / name, copy / name)
-        bench: Bench | WeakBench = WeakBench(copy, copy / "weak") if given.weak else Bench(copy, given.tsan)
+        bench: Bench | WeakBench = WeakBench(copy) if given.weak else Bench(copy, given.tsan)
         started = time.monotonic()
         for name in {mutant.file for mutant in mutants}:  # as each mutant has it, which makes a difference to Cython
             path = copy / CORE / name

@@ -32,8 +32,11 @@ class BuildError(Exception):
     """The core does not compile."""
 
 
-def build(folder: Path, source: Path = ROOT, only: list[str] | None = None) -> None:
-    """Builds what is in `source` in `folder`; once more, only what has changed since, or those modules of it."""
+def build(folder: Path, source: Path = ROOT, instead: dict[str, str] | None = None) -> None:
+    """Builds what is in `source` in `folder`; once more, only what has changed since.
+
+    `instead`: other texts of the core's files, by name.
+    """
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy2(source / name, folder / name)
     (folder / CORE).mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,7 @@ def build(folder: Path, source: Path = ROOT, only: list[str] | None = None) -> N
     shutil.copy2(source / "src/ringmill/errors.py", folder / "src/ringmill/errors.py")
     sources = [*(source / CORE).glob("*.p[yx][xd]"), source / CORE / "__init__.py", *HERE.glob("*.p[yx][xd]")]
     texts = {CORE / path.name: path.read_text() for path in sources}
+    texts |= {CORE / name: text for name, text in (instead or {}).items()}
     for name, old, new in CHANGED:
         if texts[name].count(old) != 1:
             raise BuildError(f"{name}: {old.strip()!r} stands there {texts[name].count(old)} times")
@@ -48,11 +52,6 @@ def build(folder: Path, source: Path = ROOT, only: list[str] | None = None) -> N
     for name, text in texts.items():
         if not (folder / name).exists() or (folder / name).read_text() != text:
             (folder / name).write_text(text)
-    if only is not None:
-        for suffix in (".cpp", ".so"):  # after what they are made of
-            for path in (folder / CORE).glob(f"*{suffix}"):
-                if path.name.split(".")[0] not in only:
-                    path.touch()
     setup = (folder / "setup.py").read_text()
     (folder / "setup.py").write_text(re.sub(r"MODULES = \[.*?\]", f"MODULES = {MODULES}", setup, count=1, flags=re.S))
     compile_shared(folder / "libmachine.so", *MACHINE)

@@ -16,6 +16,8 @@ std::uint64_t wm_change(void* where, int size, int change, std::uint64_t operand
 int wm_swap(void* where, int size, std::uint64_t* seen, std::uint64_t wanted, int order, int failed, int weak);
 void wm_touch(const void* where, int writes);  // not atomic: a race is a finding
 
+int wm_order(int site, int order);  // that order; or relaxed, where it is the site that is being tried
+
 void wm_pause(void);
 std::int64_t wm_now(void);
 void* wm_allocate_lock(void);
@@ -24,6 +26,7 @@ void wm_release_lock(void* lock);
 unsigned long wm_ident(void);
 
 // For the scenarios.
+void wm_relax(int site);                                 // in what follows; below 0: none
 void wm_begin(std::uint64_t seed, int by_the_clock);     // forgets the last execution; whether S is the order of time
 int wm_thread(void (*run)(void*), void* argument);
 int wm_run(void);                                        // 0: all threads have ended; else nothing more can be run
@@ -89,6 +92,11 @@ public:
 }  // namespace std
 
 #define atomic weak_atomic
+
+// What stands in the place of each order that is named, if the core was compiled to be tried with one relaxed.
+[[maybe_unused]] static inline std::memory_order ringmill_order(int site, std::memory_order order) {
+    return std::memory_order(wm_order(site, int(order)));
+}
 
 // What Cython makes of `with nogil`. There is one thread of the system's, which stays attached; what has been between the
 // two on another thread has been there all the same.

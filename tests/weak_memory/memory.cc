@@ -51,6 +51,7 @@ std::unordered_map<const void*, int> numbers;
 std::vector<Location> locations;
 std::unordered_map<const void*, Plain> plains;
 double last_place = 0;  // in S
+int relaxed_site = -1;
 char variables[128];
 
 std::uint64_t read_raw(const void* where, int size) {
@@ -322,6 +323,9 @@ void wm_touch(const void* where, int writes) {
         plain.read[running] = clock[running];
     }
 }
+
+void wm_relax(int site) { relaxed_site = site; }
+int wm_order(int site, int order) { return site == relaxed_site ? int(std::memory_order_relaxed) : order; }
 
 void wm_write_variable(int which) { wm_touch(&variables[which], 1); }
 void wm_read_variable(int which) { wm_touch(&variables[which], 0); }

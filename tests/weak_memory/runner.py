@@ -29,9 +29,16 @@ class Verdict:
     text: str
 
 
-def run(built: Path, seconds: float, casts: list[Cast] | None = None, seed: int | None = None) -> Verdict:
-    """Runs all casts in turn for so long; or one execution of one, and tells it."""
-    request = json.dumps({"built": str(built), "seconds": seconds, "casts": casts or ALL, "seed": seed})
+def run(
+    built: Path, seconds: float, casts: list[Cast] | None = None, seed: int | None = None, relaxed: int = -1
+) -> Verdict:
+    """Runs all casts in turn for so long; or one execution of one, and tells it.
+
+    `relaxed`: the site of the order that is relaxed, where it was built for that.
+    """
+    request = json.dumps(
+        {"built": str(built), "seconds": seconds, "casts": casts or ALL, "seed": seed, "relaxed": relaxed}
+    )
     done = subprocess.run(
         [sys.executable, "-m", "tests.weak_memory.runner", request],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds + 120,
@@ -42,8 +49,9 @@ def run(built: Path, seconds: float, casts: list[Cast] | None = None, seed: int 
     return Verdict(text.splitlines()[0] if text else f"status {done.returncode}", text)
 
 
-def _run(built: str, seconds: float, casts: list[Cast], seed: int | None) -> None:
-    ctypes.CDLL(f"{built}/libmachine.so", mode=ctypes.RTLD_GLOBAL)
+def _run(built: str, seconds: float, casts: list[Cast], seed: int | None, relaxed: int) -> None:
+    machine = ctypes.CDLL(f"{built}/libmachine.so", mode=ctypes.RTLD_GLOBAL)
+    machine.wm_relax(relaxed)
     sys.path.insert(0, f"{built}/src")
     from ringmill._core import scenarios  # type: ignore[attr-defined]
 
