@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 import itertools
 import math
 import queue
@@ -436,3 +437,30 @@ def test_repr_shows_the_state() -> None:
     assert all("RingBuffer" in text and "7" in text for text in seen)
     assert "3" in seen[1]
     assert "closed" in seen[2].lower()
+
+
+def test_put_nowait_takes_its_argument_by_name_too_and_no_other() -> None:
+    """The common call, with one positional argument, has a way of its own."""
+
+    class Counting(RingBuffer[Any]):
+        puts = 0
+
+        def put_nowait(self, item: Any) -> None:
+            self.puts += 1
+            super().put_nowait(item)
+
+    ring = Counting(3)
+    ring.put_nowait(1)
+    RingBuffer.put_nowait(ring, 2)
+    RingBuffer.put_nowait(ring, item=3)
+    assert ring.puts == 1
+    with pytest.raises(queue.Full):
+        RingBuffer.put_nowait(ring, item=4)
+    assert list(ring.get_many()) == [1, 2, 3]
+    call: Any = RingBuffer(1).put_nowait
+    for arguments, names in [((), {}), ((1, 2), {}), ((1,), {"item": 2}), ((), {"items": 1})]:
+        with pytest.raises(TypeError):
+            call(*arguments, **names)
+    with pytest.raises(TypeError):
+        RingBuffer.put_nowait([], 1)  # type: ignore[arg-type]
+    assert str(inspect.signature(RingBuffer.put_nowait)) == "(self, /, item)"

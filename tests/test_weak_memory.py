@@ -64,6 +64,8 @@ SEEN = {
     "release sequence, broken": "00 01 10 11",
     "fetch_add": "30",
     "one wins": "11",
+    "failed swap, coherence": "00 11 12",  # a weak one that fails for no reason has read a value all the same
+    "failed swap, acquire": "00 11",
     "LB+rlx": "00 01 10",
     "lock": "",
     "deadlock": "blocked for ever",

@@ -6,7 +6,8 @@ memory.cc and threads.cc are the machine; scenarios.pyx says what a cast is.
     python -m tests.weak_memory --seconds 600           longer
     python -m tests.weak_memory --cast 'p | g' --capacity 1 --seed 17     one execution, told
 
-Needs g++ (or CXX), setuptools and Cython, and no free-threaded interpreter: the machine has its own threads.
+Needs CPython 3.12 or 3.13, g++ (or CXX), setuptools and Cython; no free-threaded interpreter, since the machine has its
+own threads. What runs is what free-threaded builds run: with a GIL, memory orders hardly matter.
 """
 
 from __future__ import annotations

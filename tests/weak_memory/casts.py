@@ -48,6 +48,10 @@ WAITING = [
     (2, "B3 | w w | w"),
     (2, "B2 | B2 | w w | w w"),
     (2, "B3 | w | G2"),
+    (1, "b b | g w"),
+    (2, "p p | w w"),
+    (2, "P2 | w w"),
+    (2, "p p | w | w?"),
     (2, "b b j | w t w t"),
     (2, "b j | b j | w t | w t"),
 ]

@@ -42,6 +42,15 @@ void store_over_relaxed(void*) { if (y.load(relaxed) == 1) y.store(2, relaxed); 
 void receive_two(void*) { r[0] = y.load(acquire) == 2; r[1] = x.load(relaxed); }
 void add(void*) { x.fetch_add(1, relaxed); }
 void win(void*) { std::uint64_t seen = 0; if (x.compare_exchange_strong(seen, 1, relaxed, relaxed)) y.fetch_add(1, relaxed); }
+void write_both_x(void*) { x.store(1, relaxed); x.store(2, relaxed); }
+void fail_at_one_then_load(void*) {
+    std::uint64_t seen = 1;
+    if (!x.compare_exchange_weak(seen, 9, relaxed, relaxed) && seen == 1) { r[0] = 1; r[1] = x.load(relaxed); }
+}
+void fail_by_acquire_then_load(void*) {
+    std::uint64_t seen = 1;
+    if (!y.compare_exchange_weak(seen, 9, acquire, acquire) && seen == 1) { r[0] = 1; r[1] = x.load(relaxed); }
+}
 void load_then_store_y(void*) { r[0] = x.load(relaxed); y.store(1, relaxed); }
 void load_then_store_x(void*) { r[1] = y.load(relaxed); x.store(1, relaxed); }
 void lock_and_release(void*) { wm_acquire_lock(lock, -1); wm_write_variable(0); wm_release_lock(lock); }
@@ -70,6 +79,8 @@ const Litmus all[] = {
     {"release sequence, broken", {message<release>, store_over_relaxed, receive_two}, 2, false},
     {"fetch_add", {add, add, add}, 0, true},
     {"one wins", {win, win, win}, 0, true},
+    {"failed swap, coherence", {write_both_x, fail_at_one_then_load}, 2, false},
+    {"failed swap, acquire", {message<release>, fail_by_acquire_then_load}, 2, false},
     {"LB+rlx", {load_then_store_y, load_then_store_x}, 2, false},
     {"lock", {lock_and_release, lock_and_release, lock_and_release}, 0, false},
     {"deadlock", {lock_and_keep, lock_and_keep}, 0, false},

@@ -13,8 +13,11 @@
 // else follows from them; there are no fences, since the core has none. (C++20, [atomics.order]; the machine of views is
 // that of Kang et al., "A Promising Semantics for Relaxed-Memory Concurrency", POPL 2017, without its promises.)
 //
-// Variables that are not atomic are watched by vector clocks, which travel with the views: two accesses, one of them a
-// write, of which neither is ordered before the other, are a race.
+// Some variables that are not atomic, the items of a ring's slots and the scenarios' own, are watched by vector clocks,
+// which travel with the views: two accesses, one of them a write, of which neither is ordered before the other, are a
+// race. All others are memory as usual.
+//
+// A location is known by its address for the whole execution, so nothing that has atomics may be freed in one.
 #include "inside.hpp"
 
 namespace weak_memory {
@@ -113,7 +116,7 @@ bool place_for(const Location& at, double reads, double writes, double& place) {
         place = any_place && chance() < stale ? after + (end - after) * (0.01 + 0.98 * chance()) : end;
         return true;
     }
-    place = (after + before) / 2;
+    place = after + (before - after) * (0.01 + 0.98 * chance());
     return any_place && before - after > 1e-9;
 }
 
@@ -281,18 +284,16 @@ int wm_swap(void* where, int size, std::uint64_t* seen, std::uint64_t wanted, in
     double place = 0;
     if (at.messages[chosen].value == *seen && !can_change(at, chosen, order)) chosen = at.messages.size() - 1;
     if (at.messages[chosen].value == *seen) {
-        if (weak && chance() < 0.03) {
-            record("fails to swap, for no reason,", where, *seen, failed, false);
-            return 0;
+        if (!weak || chance() >= 0.03) {
+            record("swaps in", where, wanted, order, chosen + 1 != at.messages.size());
+            change(at, where, size, chosen, wanted, order);
+            return 1;
         }
-        record("swaps in", where, wanted, order, chosen + 1 != at.messages.size());
-        change(at, where, size, chosen, wanted, order);
-        return 1;
     }
     if (is_seq_cst(failed)) {
         if (!place_for(at, at.messages[chosen].time, NONE, place)) {
             chosen = at.messages.size() - 1;
-            if (at.messages[chosen].value == *seen) {  // a weak one may fail all the same; a strong one succeeds
+            if (at.messages[chosen].value == *seen && !weak) {  // a weak one fails all the same
                 record("swaps in", where, wanted, order, false);
                 change(at, where, size, chosen, wanted, order);
                 return 1;

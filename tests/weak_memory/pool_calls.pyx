@@ -154,10 +154,7 @@ cdef bint read_one(Stage stage, Stream stream) noexcept:
     cdef PyObject* item = NULL
     cdef OperationBase op
     cdef int result
-    try:
-        result = stream.read(&item, NEVER, True)
-    except Exception:
-        return False  # the pool was shut down before the source was exhausted
+    result = stream.read(&item, NEVER, True)  # what it raises comes to search's hook
     if result != DONE:
         return False
     op = <OperationBase>item

@@ -1,5 +1,7 @@
 # Calls of a ring: what RingBuffer's methods do, without what makes exceptions of results.
 
+from queue import Empty, Full
+
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
@@ -7,21 +9,21 @@ from libc.stdint cimport int64_t
 from ringmill._core.machine cimport now_ns
 from ringmill._core.ring cimport (
     DONE,
-    get_at_once,
+    NOT_NOW,
+    SHUT,
     has_items,
-    put_at_once,
     size,
-    try_get,
     try_get_many,
-    try_put,
     try_put_many,
 )
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.stage cimport BATCH, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.waiter cimport NEVER, notify
 
+from ringmill.errors import Closed
+
 cdef enum:
-    WHILE_NS = 10_000           # how long an impatient call waits
+    WHILE_NS = 1_000_000        # how long an impatient call waits: some steps of the machine's clock
 
 
 cdef int number_of_item(Stage stage, PyObject* item) noexcept:
@@ -49,28 +51,35 @@ cdef int put_one(Stage stage, Call* call) noexcept:
     cdef RingBuffer ring = stage.ring
     cdef int result
     item = stage.items[call.first_item]
-    Py_INCREF(item)
     wm_write_variable(call.first_item)
     if call.letter == b"b":
+        Py_INCREF(item)
         result = ring.put_item(<PyObject*>item, deadline_for(call), True)
-    else:
-        result = DONE if put_at_once(ring.ring, <PyObject*>item) else try_put(ring.ring, <PyObject*>item, NULL)
-        if result == DONE:
-            notify(&ring.not_empty)
-    if result != DONE:
-        Py_DECREF(item)
-    return result
+        if result != DONE:
+            Py_DECREF(item)
+        return result
+    try:
+        ring.put_nowait(item)
+    except Full:
+        return NOT_NOW
+    except Closed:
+        return SHUT
+    return DONE
 
 
 cdef int get_one(Stage stage, Call* call, PyObject** item) noexcept:
     cdef RingBuffer ring = stage.ring
-    cdef int result
     if call.letter == b"w":
         return ring.get_item(item, deadline_for(call), True)
-    result = DONE if get_at_once(ring.ring, item) else try_get(ring.ring, item, NULL)
-    if result == DONE:
-        notify(&ring.not_full)
-    return result
+    try:
+        taken = ring.get_nowait()
+    except Empty:
+        return NOT_NOW
+    except Closed:
+        return SHUT
+    Py_INCREF(taken)  # the caller's
+    item[0] = <PyObject*>taken
+    return DONE
 
 
 cdef void put_some(Stage stage, Call* call, Entry* entry) noexcept:

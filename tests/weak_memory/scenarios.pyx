@@ -40,8 +40,9 @@
 #
 # Each item has a variable that is not atomic, which its putter writes before the put and its getter reads after the get:
 # where the ring does not order the two, that is a race; as are slots that are read and written at once. Operations have
-# one for their input and one for their output. What the calls of a ring returned, and when, is a history. When, that is by
-# the clock on the wall, so histories are of executions in which seq_cst accesses take effect in the order of time.
+# one for their input and one for their output. Each item that was put must come out once, and in order. What the calls of
+# a ring returned, and when, is a history: when, that is by the clock on the wall, so histories are of executions in which
+# seq_cst accesses take effect in the order of time.
 
 import sys
 
@@ -78,7 +79,6 @@ cdef str OF_OPERATIONS = "arqkiz"
 cdef str OF_A_POOL = "WdDERNucvs"
 cdef str OF_A_HUB = "HSMYUK"
 cdef str IN_HISTORIES = "pgPGbwBxefn"
-cdef str AT_ONCE = "pgPGxefn"   # what only a history can judge
 cdef str WAYS = "frjon"
 
 cdef Actor actors[THREADS]
@@ -215,12 +215,45 @@ cdef tuple read_cast(str cast):
     return items, ways, len(threads)
 
 
+cdef str conserved():
+    # Each item that was put into the ring was taken once, or is left; those of one putter came to each getter in order.
+    cdef Entry* entry
+    cdef int k, j
+    put = []
+    got = {"left": list(stage.ring.get_many()) if len(stage.ring) else []}
+    for k in range(history_length):
+        entry = &history[k]
+        letter = chr(entry.call.letter)
+        if not entry.returns:
+            continue
+        if letter in "pb" and entry.result == DONE:
+            put.append(stage.items[entry.call.first_item])
+        elif letter in "PB":
+            put += stage.items[entry.call.first_item : entry.call.first_item + entry.count]
+        elif letter in "gw" and entry.result == DONE:
+            got.setdefault(entry.who, []).append(stage.items[entry.items[0]])
+        elif letter == "G":
+            got.setdefault(entry.who, []).extend([stage.items[entry.items[j]] for j in range(entry.count)])
+    if sorted(sum(got.values(), [])) != sorted(put):
+        return f"{put} were put, and {got} came out"
+    for taken in got.values():
+        for putter in {name[0] for name in taken}:
+            own = [name for name in taken if name[0] == putter]
+            if own != sorted(own):
+                return f"{taken} came out in this order"
+    return ""
+
+
 cdef str verdict(str cast, list unraisable):
     # What is wrong at rest.
     if unraisable:
         return f"raised: {unraisable[0]!r}"
     if stage.counted != cast.count("l"):
         return f"the lock let {cast.count('l')} calls count to {stage.counted}"
+    if stage.core is None and stage.hub is None and "r" not in cast:
+        lost = conserved()
+        if lost:
+            return lost
     return complaint(stage) or (complaint_of_hub(stage) if stage.hub is not None else "")
 
 
@@ -236,7 +269,6 @@ def search(str cast, int capacity, uint64_t first, int count):
     sys.unraisablehook = lambda raised: unraisable.append(raised.exc_value)
     items, ways, threads = read_cast(cast)
     letters = {word[0] for word in cast.replace("|", " ").split()}
-    timed = letters <= set(AT_ONCE)
     pool = letters & set(OF_A_POOL)
     stream = "foreign" if "u" in letters else "drawn" if "N" in letters else ""
     late = {int(word[1:]) for word in cast.replace("|", " ").split() if word[0] == "Y"}
@@ -248,7 +280,7 @@ def search(str cast, int capacity, uint64_t first, int count):
         elif letters & set(OF_A_HUB):
             open_hub(stage, cast.count("M"), late, capacity, ways)
         history_length = 0
-        by_the_clock = timed or seed % 2 == 0
+        by_the_clock = seed % 2 == 0
         wm_begin(seed, by_the_clock)
         for k in range(threads):
             wm_thread(act, &actors[k])

@@ -229,11 +229,11 @@ cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, 
             continue
         for k in range(claimed):
             slot = &ring.slots[tail & (ring.one_lap - 1)]
-            # acquire: pairs with the release in try_get; its getter has claimed it, and is about to leave
+            # acquire: pairs with the getter's release; it has claimed it, and is about to leave
             while slot.stamp.load(memory_order_acquire) != tail:
                 relax(&spins)
             slot.item = items[k]  # the slot owns the reference now
-            slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with try_get
+            slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with the getter's look
             tail = after(ring, tail, 1)
         items += claimed
         done[0] += <Py_ssize_t>claimed
@@ -262,11 +262,11 @@ cdef inline Result try_get_many(Ring* ring, PyObject** items, Py_ssize_t count, 
             continue
         for k in range(claimed):
             slot = &ring.slots[head & (ring.one_lap - 1)]
-            # acquire: pairs with the release in try_put; its putter has claimed it, and is about to publish
+            # acquire: pairs with the putter's release; it has claimed it, and is about to publish
             while slot.stamp.load(memory_order_acquire) != head + 1:
                 relax(&spins)
             items[k] = slot.item  # the caller owns the reference now
-            slot.stamp.store(head + ring.one_lap, memory_order_release)  # release: the read; pairs with try_put
+            slot.stamp.store(head + ring.one_lap, memory_order_release)  # release: the read; pairs with the putter's look
             head = after(ring, head, 1)
         items += claimed
         done[0] += <Py_ssize_t>claimed

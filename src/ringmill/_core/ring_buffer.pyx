@@ -615,9 +615,13 @@ cdef PyObject* put_one(PyObject* self, PyObject** args, Py_ssize_t count, PyObje
     return cython_put(self, args, count, names)
 
 cdef PyMethodDef* method = (<PyTypeObject*>RingBuffer).tp_methods
-while strcmp(method.ml_name, "put_nowait"):
+while method.ml_name != NULL and strcmp(method.ml_name, "put_nowait"):
     method += 1
-if method.ml_flags == METH_FASTCALL | METH_KEYWORDS:
+if (
+    method.ml_name != NULL
+    and method.ml_flags == METH_FASTCALL | METH_KEYWORDS
+    and method.ml_meth != <PyCFunction><Function>put_one  # by an import that failed after this
+):
     cython_put = <Method><Function>method.ml_meth
     method.ml_meth = <PyCFunction><Function>put_one
 
