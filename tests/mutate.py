@@ -81,7 +81,7 @@ SOAK_POOL = ["tests/soak_pool.py", "10"]
 
 # What the machine of tests/weak_memory runs, and the casts that do.
 WEAK: dict[str, list[Cast]] = {
-    "ring.pxd": casts.RING + casts.WAITING,
+    "ring.pxd": casts.RING + casts.WAITING + casts.POOLS,
     "waiter.pxd": casts.LOCK + casts.WAITING,
     **dict.fromkeys(["waiter.pyx", "spin.pyx", "ring_buffer.pyx"], casts.WAITING + casts.POOLS),
     **dict.fromkeys(["operation.pxd", "operation.pyx"], casts.OPERATIONS + casts.POOLS),
