@@ -608,7 +608,7 @@ def feed_from_thread(Core core, Feed feed, iterator, bint resets):
 cdef class PoolBase:
     """The compiled base of WorkerPool."""
 
-    def __cinit__(self, *args, **kwargs):
+    def __cinit__(self):  # whatever WorkerPool is given: Cython's copy of *args crashes without memory
         self._lifecycle = allocate_lock()
 
     def _alone(self, call, deadline):
