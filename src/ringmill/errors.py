@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,29 @@ __all__ = [
     "Unroutable",
     "WorkerInitError",
 ]
+
+
+#: How many characters of a `repr` a message quotes.
+QUOTED = 200
+
+
+def describe(value: object) -> str:
+    """How a message quotes a user's object: its `repr`, at most 200 characters of it.
+
+    Whatever that `repr` does, this returns: where it raises, the type and address are named instead. Only a
+    KeyboardInterrupt on the main thread is raised, since it is meant for the program. Runs user code, so no lock may be
+    held.
+    """
+    try:
+        text = repr(value)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
+        text = object.__repr__(value)
+    # A subclass of str may be returned, with methods of its own: str's are called.
+    if str.__len__(text) <= QUOTED:
+        return str.__str__(text)
+    return str.__getitem__(text, slice(QUOTED - 3)) + "..."
 
 
 class RingmillError(Exception):
