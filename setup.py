@@ -11,13 +11,16 @@ from setuptools.command.build_ext import build_ext
 
 MODULES = [
     "build",
+    "clock",
     "spin",
     "waiter",
     "loop",
     "ring_buffer",
     "operation",
     "feed",
+    "retry_queue",
     "books",
+    "run_threads",
     "redrive",
     "dispatch",
     "stream",

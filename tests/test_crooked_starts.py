@@ -92,16 +92,16 @@ def test_a_thread_whose_start_raises(which: int, begins: bool, monkeypatch: pyte
 
 def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     may_begin = threading.Event()
-    begun = []
-    main = Supervisor._main
+    ended = []
+    run = threading.Thread.run
 
-    def main_later(run: Supervisor, runner: Any) -> None:
-        if runner.index == 1:
+    def run_later(thread: threading.Thread) -> None:
+        if thread.name == "ringmill-1":
             may_begin.wait(LONG)
-        main(run, runner)
-        begun.append(runner.index)
+        run(thread)
+        ended.append(thread.name)
 
-    monkeypatch.setattr(Supervisor, "_main", main_later)
+    monkeypatch.setattr(threading.Thread, "run", run_later)
     crew = [Hand() for _ in range(2)]
     pool = WorkerPool(crew)
     fail_thread(monkeypatch, 2, True)
@@ -111,25 +111,33 @@ def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.M
     waiter.start()
     pool.shutdown()
     waiter.join()
-    assert sorted(begun) == [0, 1]
+    wait_until(lambda: {"ringmill-0", "ringmill-1"} <= set(ended))
     assert crew[1].inits == 0  # nobody would have cleaned it up
     works_again(pool, crew)
 
 
-@pytest.mark.parametrize("method", ["_main", "_live", "_init"])
+@pytest.mark.parametrize("place", ["thread", "policy"])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_thread_that_ends_before_it_reports(which: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_ends_before_it_reports(which: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     crew = [Hand() for _ in range(2)]
     pool = WorkerPool(crew)
     with monkeypatch.context() as patch:
-        whole = getattr(Supervisor, method)
+        run, live = threading.Thread.run, Supervisor._live
 
-        def broken(run: Supervisor, of: Any) -> Any:
-            if (of if method == "_init" else of.worker) is crew[which]:
+        def broken_run(thread: threading.Thread) -> None:
+            if thread.name == f"ringmill-{which}":
                 raise MemoryError
-            return whole(run, of)
+            run(thread)
 
-        patch.setattr(Supervisor, method, broken)
+        def broken_live(run: Supervisor, runner: Any) -> None:
+            if runner.index == which:
+                raise MemoryError
+            live(run, runner)
+
+        if place == "thread":
+            patch.setattr(threading.Thread, "run", broken_run)
+        else:
+            patch.setattr(Supervisor, "_live", broken_live)
         with pytest.raises(WorkerInitError) as raised:
             pool.start()
     assert [worker for worker, _ in raised.value.causes] == [crew[which]]
@@ -177,15 +185,15 @@ def test_a_last_worker_that_cannot_say_that_it_is_lost(monkeypatch: pytest.Monke
     assert pool.stats().failed == 6
 
 
-def test_a_last_thread_that_cannot_say_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = Supervisor._finish
+def test_a_last_thread_that_cannot_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A joiner does it then."""
 
-    def finish_elsewhere(run: Supervisor) -> None:
+    def no_memory(run: Supervisor) -> str:
         if threading.current_thread() in run.threads:
             raise MemoryError
-        finish(run)
+        return "the run"
 
-    monkeypatch.setattr(Supervisor, "_finish", finish_elsewhere)
+    monkeypatch.setattr(Supervisor, "__repr__", no_memory)
     crew = [Hand() for _ in range(2)]
     pool = WorkerPool(crew)
     pool.start()
@@ -193,5 +201,5 @@ def test_a_last_thread_that_cannot_say_that_it_is_over(monkeypatch: pytest.Monke
     assert run is not None
     pool.shutdown(wait=False)
     wait_until(lambda: not run.alive())
-    assert not run.ended.is_set()
+    assert not run.core.threads.await_over(0)
     works_again(pool, crew)

@@ -20,6 +20,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
+from ._core import clock
 from ._core.dispatch import Core
 from .calls import Call, Crew, Hand, Item
 from .errors import BrokenPool, PoolNotRunning
@@ -137,7 +138,7 @@ class PoolExecutor(Executor):
         if type(self).submit is not PoolExecutor.submit:  # whoever overrides it wants to see all calls
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.now() + timeout
         source = zip(*iterables, strict=False)
         items: deque[Item[R]] = deque()
         for args in source if buffersize is None else itertools.islice(source, buffersize):
@@ -210,8 +211,8 @@ class PoolExecutor(Executor):
 
     def _let_begin(self) -> None:
         """A call that a free thread was about to begin has not been left for want of a thread: for a moment, waits."""
-        deadline = time.monotonic() + LONGEST_BEGINNING
-        while time.monotonic() < deadline:
+        deadline = clock.now() + LONGEST_BEGINNING
+        while clock.now() < deadline:
             stats = self._pool.stats()
             if not stats.queued or stats.running >= self._max_workers:
                 return
@@ -252,7 +253,7 @@ def _results(items: deque[Item[R]], deadline: float | None, submit_next: Callabl
 
 def _take(item: Item[R], deadline: float | None) -> R:
     try:
-        if not item.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+        if not item.wait(None if deadline is None else max(0.0, deadline - clock.now())):
             raise TimeoutError
         if item.raised is not None:
             raise item.raised

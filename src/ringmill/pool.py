@@ -11,7 +11,6 @@ import operator
 import os
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from ._core import clock
 from ._core.feed import Feed
 from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
@@ -160,7 +160,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         """
         if timeout is not None:
             _seconds("timeout", timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.now() + timeout
         runs = self._current(), self._starting
         if [run for run in runs if run is not None and run.core.is_own_thread()]:  # no generator: see stats
             raise RuntimeError(f"{self!r} cannot be started from one of its own workers")

@@ -1,41 +1,44 @@
-"""What happens seldom in one run of a pool: redrive routing, restart, breakage, the end.
+"""The policy of one run of a pool: what happens to operations that fail, when workers restart, how the run ends.
 
-A Supervisor lives from `WorkerPool.start` to the end of its threads. The compiled core calls `_judge` on the worker's
-thread for each operation that did not simply succeed; each worker's thread runs `_main`. It knows nothing of the
-WorkerPool, so that a pool that is dropped can be collected while its threads still work.
-
-The life of a worker's thread:
+A Supervisor lives from `WorkerPool.start` to the end of its threads. It knows nothing of the WorkerPool, so that a pool
+that is dropped can be collected while its threads still work. Each worker's thread runs `Runner.run` (dispatch.pyx),
+which calls `_live` for the worker's life, and `_judge` for each operation that did not simply succeed:
 
     init -> report -> (all came up?) -> serve -> [crash -> cleanup -> pause -> init]* -> cleanup -> end
                        no: cleanup, end                  too many: retire; the last one breaks the pool
 
-May import `operation`, `timer`, `worker` and the compiled core.
+What runs on a worker's thread here takes no lock and changes nothing in two steps that belong together: an exception may
+come at any line, from a tracer, from another thread, or for want of memory. `Runner.run` ends the current operation then,
+and calls `_live` again.
+
+May import `operation`, `worker` and the compiled core.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
-import time
 import traceback
+import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._core.dispatch import Core, Runner
-from .errors import BrokenPool, Reject, RetriesExhausted, Retry, Unroutable
+from ._core import clock
+from ._core.dispatch import Core, Runner, matches
+from ._core.operation import log_event
+from .errors import Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation, Task
-from .timer import Timer
 from .worker import Worker
 
 logger = logging.getLogger("ringmill")
 
 Started = tuple[list[tuple[Worker[Any], BaseException]], bool]  # who did not come up, and why; whether it took too long
 
-# A thread of a run: it has not begun and may; it runs; it has ended, or never will begin.
-EXPECTED, RUNNING, OVER = 2, 1, 0
 LONGEST_PAUSE = 30.0  # seconds between two restarts of one worker
 GRACE = 0.5  # seconds that an interrupted worker has to come to an end
 
@@ -54,6 +57,15 @@ class Settings:
     context: bool | None
 
 
+class Crashes:
+    """How often, and when, one worker has crashed."""
+
+    def __init__(self) -> None:
+        self.times: deque[float] = deque()  # within the restart period
+        self.streak = 0  # since it last worked for a restart period
+        self.begun = clock.now()  # when it last came up
+
+
 class Supervisor:
     """One run of a pool: its core, its threads, and the rules for what goes wrong."""
 
@@ -63,20 +75,15 @@ class Supervisor:
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
         self.name = name = settings.name
         self.settings = settings
-        self.core = Core(self, workers, settings.queue_size, settings.context)
-        self.timer = Timer(self.core, name)
-        self.lock = threading.Lock()
-        self.left = [True] * len(workers)  # by index: not retired; guarded by the lock, like `stages`
-        self.stages = bytearray([EXPECTED]) * len(workers)  # by index: written by the thread, without taking memory
-        self.over = bytes(len(workers))  # what `stages` is when no thread runs, and none will
-        self.ended = threading.Event()  # all threads have: interrupted, Thread.join of 3.11 and 3.12 loses the thread
-        self.reports: list[tuple[Runner, BaseException | None]] = []
-        self.reported = threading.Condition()
-        self.verdict: bool | None = None  # whether the start succeeded; guarded by `reported`
-        self.rows: dict[int, bytes] = {}  # by index: whom a worker is equal to; written by its own thread
         self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
+        self.core = Core(self, workers, settings.queue_size, settings.context)
+        self.retry_on = [(Retry, *_as_tuple(worker.retry_on)) for worker in workers]  # by index
+        self.crashes = [Crashes() for _ in workers]  # by index: each for its own thread
+        self.timers: list[threading.Thread] = []  # the timer's, from the first retry on that has a delay
         self.joined = False  # all of them: a finalizer that asks again finds Thread.join's own names gone
-        self.given_up = False  # somebody stopped waiting for its end, so the program does not when it ends
+        self.given_up = False  # a caller stopped waiting for its end, so the program does not when it ends
+        for runner in self.core.runners:
+            runner.set_name(f"{name}-{runner.index}")
 
     def __repr__(self) -> str:
         return f"<WorkerPool {self.name!r}>"
@@ -84,62 +91,56 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------------------
     # start and end
 
+    @property
+    def verdict(self) -> bool | None:
+        """Whether the start succeeded; None while that is not decided."""
+        return self.core.threads.has_started
+
     def start(self, deadline: float | None) -> Started:
         """Starts all threads and waits until each has reported.
 
-        The deadline is of the monotonic clock. Unless the result is ([], False), the run is over: threads clean up and
+        The deadline is of the core's clock. Unless the result is ([], False), the run is over: threads clean up and
         end by themselves.
         """
         late = False
         lost: list[tuple[Worker[Any], BaseException]] = []
         try:
             for runner in self.core.runners:
-                runner.name = f"{self.name}-{runner.index}"
-                thread = threading.Thread(target=self._main, args=(runner,), name=runner.name, daemon=True)
+                thread = threading.Thread(target=runner.run, name=runner.name, daemon=True)
                 self.threads.append(thread)
                 thread.start()
-            with self.reported:
-                while len(self.reports) < len(self.threads) and not lost:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        late = True
-                        break
-                    if not self.reported.wait(self.SLICE if left is None else min(self.SLICE, left)):
-                        lost = self._lost()
+            while not lost:
+                left = None if deadline is None else max(0.0, deadline - clock.now())
+                if self.core.threads.await_reports(len(self.threads), self.SLICE if left is None else min(self.SLICE, left)):
+                    break
+                if left == 0.0:
+                    late = True
+                    break
+                lost = self._lost()
         except BaseException:
             self._announce(False)
             raise
-        causes = lost + [(runner.worker, error) for runner, error in self.reports if error is not None]
+        causes = lost + [
+            (runner.worker, runner.start_error) for runner in self.core.runners if runner.start_error is not None
+        ]
         self._announce(not causes and not late)
         return causes, late
 
     def _lost(self) -> list[tuple[Worker[Any], BaseException]]:
-        """The workers whose threads have ended before the verdict: without memory even threading's own code fails."""
+        """The workers whose threads have ended before they reported: without memory even threading's own code fails."""
         return [
             (runner.worker, RuntimeError(f"the thread {thread.name} ended before its worker was ready"))
             for runner, thread in zip(self.core.runners, self.threads, strict=True)
-            if not thread.is_alive()
+            if not thread.is_alive() and not runner.has_reported
         ]
 
     def _announce(self, verdict: bool) -> None:
         if not verdict:
             self.core.end_now()
-            with self.lock:  # a thread that has not begun by now never does, though start() of it may have raised
-                for index, stage in enumerate(self.stages):
-                    if stage == EXPECTED:
-                        self.stages[index] = OVER
-                over = self.stages == self.over
-            if over:
-                self._finish()
-        with self.reported:
-            self.verdict = verdict
-            self.reported.notify_all()
-
-    def _finish(self) -> None:
-        """No thread runs any more, and none will. May be called again, also at the same time."""
-        self.timer.stop()
-        self.core.finish()
-        self.ended.set()
+            # A thread that has not begun by now never does, though start() of it may have raised.
+            if self.core.threads.give_up_unbegun():
+                self.core.finish_run()
+        self.core.threads.decide(verdict)
 
     def end(
         self, wait: bool, cancel_pending: bool, timeout: float | None, *, interrupted: bool = False
@@ -149,7 +150,7 @@ class Supervisor:
         `interrupted`: a KeyboardInterrupt is on its way already, so the next one stops the waiting. Without a timeout
         it uses no global names: it may be called by a finalizer when those are gone.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.now() + timeout
         self.core.drain()
         cancelled = self.core.cancel_pending() if cancel_pending else []
         if not wait:
@@ -181,18 +182,19 @@ class Supervisor:
         left = self.SLICE  # no global names unless there is a deadline: see end
         while True:
             if deadline is not None:
-                left = max(0.0, min(self.SLICE, deadline - time.monotonic()))
-            if self.ended.wait(left):
+                left = max(0.0, min(self.SLICE, deadline - clock.now()))
+            if self.core.threads.await_over(left):
                 break
             if left < self.SLICE:
                 return False
-            with self.lock:
-                over = self.stages == self.over
-            if over:
-                self._finish()  # the last thread had no memory for that
+            if self.core.threads.all_ended:
+                self.core.finish_run()  # the last thread had no memory for that
         for thread in self.threads:
             if thread.is_alive():  # one that could not be started cannot be joined
                 thread.join()  # it has nothing left to do
+        for timer in self.timers:
+            if timer.is_alive():
+                timer.join()
         self.joined = True
         return True
 
@@ -215,10 +217,10 @@ class Supervisor:
                 runner.worker.interrupt()
             except BaseException:
                 logger.exception("interrupt of worker %s raised", runner.name)
-        patience = time.monotonic() + GRACE
+        patience = clock.now() + GRACE
         for runner, thread in crew:
             if runner not in busy or type(runner.worker).interrupt is not Worker.interrupt:
-                thread.join(max(0.0, patience - time.monotonic()))
+                thread.join(max(0.0, patience - clock.now()))
         frames = sys._current_frames()
         for thread in self.alive():
             frame = frames.get(thread.ident or 0)
@@ -228,179 +230,111 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------------------
     # a worker's thread
 
-    def _main(self, runner: Runner) -> None:
-        index = runner.index
-        self.lock.acquire()  # no `with`, which needs memory before it begins
-        begins = self.stages[index] == EXPECTED
-        if begins:
-            self.stages[index] = RUNNING
-        self.lock.release()
-        if not begins:
-            return  # its start was given up
-        runner.enter()
-        try:
-            self._live(runner)
-        except BaseException:  # a fault of ringmill's own, or a logging handler that raises: it has crashed for good
-            if not self.core.is_inherited:
-                if runner.at_hand is not None:
-                    runner.fail(BrokenPool(f"{runner.name} broke down"), False)
-                self._retire(runner)
-            raise
-        finally:
-            if not self.core.is_inherited:
-                self.lock.acquire()  # as above: somebody waits for this
-                self.stages[index] = OVER
-                last = self.stages == self.over
-                self.lock.release()
-                left = 100 if last else 0  # again where memory is short for a moment: a joiner looks each SLICE only
-                while left:
-                    left -= 1
-                    try:
-                        self._finish()
-                        left = 0
-                    except MemoryError:
-                        continue
-            runner.leave()
-
     def _live(self, runner: Runner) -> None:
-        error = self._init(runner.worker)
-        runner.set_alive(error is None)  # before the report: the first redrive may come at once after the start
-        with self.reported:
-            self.reports.append((runner, error))
-            self.reported.notify_all()
-            while self.verdict is None:
-                self.reported.wait()
-        if error is not None or not self.verdict:
+        """A worker's life. If this raises, it is called again, with that as the worker's crash."""
+        crashed = runner.is_crashed
+        begins = not runner.has_reported
+        if begins:
+            error = runner.take_crash() if crashed else runner.call_init()
+            runner.set_alive(error is None)  # before the report: the first retry may come at once after the start
+            runner.report(error)
+            error = None
+            crashed = False
+        if not self.core.threads.await_verdict():
             runner.set_alive(False)
-            self._cleanup(runner)
+            runner.call_cleanup()
             return
-        logger.debug("worker %s started", runner.name)
-        crashes: deque[float] = deque()
-        streak = 0
+        if begins:
+            log_event(logging.DEBUG, "worker %s started", (runner.name,))
         while True:
-            begun = time.monotonic()
-            try:
-                crash = self._serve(runner)
-            except BaseException as failure:  # a fault of ringmill's own, or MemoryError: treated as the worker's
-                crash = failure
-            if self.core.is_inherited:
-                return  # the child of a fork that an operation made: the worker is the parent's
-            if runner.at_hand is not None:
-                runner.fail(crash or BrokenPool(f"{runner.name} broke down"), False)
+            if not crashed:
+                crashed = self._serve(runner)
+                if self.core.is_inherited:
+                    return  # the child of a fork that an operation made: the worker is the parent's
             runner.set_alive(False)
-            self._cleanup(runner)
-            if crash is None:
+            runner.call_cleanup()
+            if not crashed or not self._restart(runner):
                 return
-            if time.monotonic() - begun >= self.settings.restart_period:
-                streak = 0
-            streak = self._restart(runner, crash, crashes, streak)
-            if streak < 0:
-                self._retire(runner)
-                return
-            if streak == 0:
-                return
-            crash = None  # it holds a traceback, and that the operation
+            crashed = False
             runner.set_alive(True)
 
-    def _serve(self, runner: Runner) -> BaseException | None:
-        """Runs operations until the pool ends: None; or until the worker is broken: the error that broke it.
+    def _serve(self, runner: Runner) -> bool:
+        """Runs operations until the pool ends: False; or until the worker is broken: True.
 
         See dispatch.pyx for what the runner does between two calls of `process`.
         """
         process = runner.worker.process
         if self.settings.context:
             process = _in_its_context(process)
-        try:
-            while True:
-                try:
-                    for op in runner:
-                        process(op)
-                        del op
-                    return runner.crash
-                except BaseException as error:
-                    op = runner.at_hand  # or None: then it is not out of `process`
-                    if op is None or self.core.is_inherited:
-                        raise
-                    # The traceback begins with this frame, and stays so: two workers may raise one exception at once.
-                    crash = self._judge(runner, op, error, True)
-                    op = None
-                    if crash is not None:
-                        return crash
-        finally:
-            runner.rest()
-
-    def _restart(self, runner: Runner, crash: BaseException, crashes: deque[float], streak: int) -> int:
-        """Brings a crashed worker up again: returns the new length of its streak of crashes.
-
-        0 if the pool ended meanwhile, -1 if the worker is lost.
-        """
         while True:
-            now = time.monotonic()
-            crashes.append(now)
-            while crashes and crashes[0] < now - self.settings.restart_period:
-                crashes.popleft()
-            if self.settings.max_restarts is not None and len(crashes) > self.settings.max_restarts:
-                period = self.settings.restart_period
-                logger.error("worker %s crashed %d times in %g s", runner.name, len(crashes), period, exc_info=crash)
-                return -1
-            streak += 1
-            pause = 0.0 if streak == 1 else min(self.settings.restart_pause * 2 ** min(streak - 2, 60), LONGEST_PAUSE)
-            logger.warning("worker %s crashed, restarts in %g s", runner.name, pause, exc_info=crash)
+            try:
+                for op in runner:
+                    if process(op) is not None:
+                        _warn_of_result(runner.worker)
+                    del op
+                return runner.is_crashed
+            except BaseException as error:
+                # The traceback begins with this frame, and stays so: two workers may raise one exception at once.
+                op = None
+                if runner.judge(error):
+                    return True
+
+    def _restart(self, runner: Runner) -> bool:
+        """Brings a crashed worker up again. False: the worker is lost, or the pool ended meanwhile."""
+        crashes = self.crashes[runner.index]
+        period = self.settings.restart_period
+        if clock.now() - crashes.begun >= period:
+            crashes.streak = 0
+        crash = runner.take_crash()
+        while True:
+            now = clock.now()
+            crashes.times.append(now)
+            while crashes.times and crashes.times[0] < now - period:
+                crashes.times.popleft()
+            if self.settings.max_restarts is not None and len(crashes.times) > self.settings.max_restarts:
+                log_event(
+                    logging.ERROR, "worker %s crashed %d times in %g s", (runner.name, len(crashes.times), period), crash
+                )
+                self._retire(runner)
+                return False
+            crashes.streak += 1
+            pause = 0.0
+            if crashes.streak > 1:
+                pause = min(self.settings.restart_pause * 2 ** min(crashes.streak - 2, 60), LONGEST_PAUSE)
+            log_event(logging.WARNING, "worker %s crashed, restarts in %g s", (runner.name, pause), crash)
+            crash = None  # it holds a traceback, and that the operation
             if self.core.pause(pause):
-                return 0
+                return False
             runner.count_restart()
-            error = self._init(runner.worker)
-            if error is None:
-                return streak
-            self._cleanup(runner)
-            crash = error
+            crash = runner.call_init()
+            if crash is None:
+                crashes.begun = clock.now()
+                return True
+            runner.call_cleanup()
 
     def _retire(self, runner: Runner) -> None:
-        with self.lock:
-            self.left[runner.index] = False
-        broken = not self.core.retire(runner)
-        if broken:
-            self.core.break_down()
-        logger.error("worker %s is retired", runner.name)
-        if broken:
-            logger.critical("%r has lost its last worker and is broken", self)
-
-    def _init(self, worker: Worker[Any]) -> BaseException | None:
-        try:
-            worker.init()
-        except BaseException as error:
-            return error
-        return None
-
-    def _cleanup(self, runner: Runner) -> None:
-        try:
-            runner.worker.cleanup()
-        except BaseException:
-            logger.exception("cleanup of worker %s raised", runner.name)
+        """The worker is lost; with the last one, the pool."""
+        enough = self.core.retire(runner)
+        log_event(logging.ERROR, "worker %s is retired", (runner.name,))
+        if not enough:
+            log_event(logging.CRITICAL, "%r has lost its last worker and is broken", (self,))
 
     # ------------------------------------------------------------------------------------------------------------
     # what becomes of an operation that did not succeed; on its worker's thread
 
     def _judge(self, runner: Runner, op: Operation, error: BaseException, raised: bool) -> BaseException | None:
-        """Ends the operation at hand or puts it back. Returns the error if the worker is broken by it.
+        """Ends the current operation or has it tried again. Returns the error if the worker is broken by it.
 
-        `raised`: `process` raised the error; otherwise a Task recorded it.
+        `raised`: `process` raised the error; otherwise a Task recorded it. What this raises ends the operation, too.
         """
-        try:
-            if raised:
-                if isinstance(error, Reject):
-                    return self._reject(runner, op, error)
-                if isinstance(error, (Retry, *runner.worker.retry_on)):
-                    return self._retry(runner, op, error)
-                if not isinstance(error, Exception):
-                    runner.fail(error, False)
-                    return error
-            return self._fail(runner, op, error)
-        except BaseException as fault:
-            # Out of memory, or a hook that broke what it must not. The operation must not be lost for it.
-            if runner.at_hand is not None:
-                runner.fail(error, False)
-            return fault
+        if matches(error, Reject):
+            return self._reject(runner, op, error)
+        if matches(error, self.retry_on[runner.index]):
+            return self._retry(runner, op, error)
+        if raised and not matches(error, Exception):
+            runner.fail(error, False)
+            return error
+        return self._fail(runner, op, error)
 
     def _fail(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
         broken: BaseException | None = None
@@ -420,68 +354,122 @@ class Supervisor:
     def _retry(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
         tries = runner.count_try()
         try:
-            op.increment_try()
-        except BaseException:
-            logger.exception("%s.increment_try() raised", type(op).__qualname__)
+            type(op).increment_try(op)
+        except BaseException as raised:
+            log_event(logging.ERROR, "%s.increment_try() raised", (type(op).__qualname__,), raised)
         if self.settings.max_tries is not None and tries >= self.settings.max_tries:
-            exhausted = RetriesExhausted(f"gave up on {op!r} after {tries} tries")
+            exhausted = RetriesExhausted(f"gave up on {describe(op)} after {tries} tries")
             exhausted.__cause__ = error
             return self._fail(runner, op, exhausted)
-        delay = error.delay if isinstance(error, Retry) else None
-        if delay is None and self.settings.backoff is not None:
-            try:
-                delay = float(self.settings.backoff(tries))
-            except BaseException as raised:
-                return self._fail(runner, op, raised)
-        record = runner.redrive
-        rejected = record.rejected if record is not None else None
-        had = _union(record.had if record is not None else None, self._row(runner))
+        try:
+            delay = self._delay(error, tries)
+        except BaseException as raised:
+            if raised.__cause__ is None:
+                raised.__cause__ = error
+            return self._fail(runner, op, raised)
+        had, rejected = runner.retry_masks
+        had = _union(had, self._equal_to(runner))
         # Lists, here as elsewhere: in a generator that finds no memory CPython 3.12 and 3.13 crash.
         if True not in [other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
                         for other in self.core.runners]:
-            had = self._row(runner)  # all have had it: it starts over
-        if delay is None or not delay > 0:
-            runner.put_back(had, rejected, False)
-        else:
-            record = runner.put_back(had, rejected, True)
-            try:
-                self.timer.add(record, delay)
-            except BaseException:  # no thread, no memory: at once is better than never
-                self.core.due(record)
-                raise
+            had = self._equal_to(runner)  # all have had it: it starts over
+        if delay > 0 and not self.core.timer_runs:
+            self._start_timer()
+        runner.put_back(had, rejected, delay)
         return None
+
+    def _delay(self, error: BaseException, tries: int) -> float:
+        """How many seconds pass before the next try, at least."""
+        delay = getattr(error, "delay", None) if matches(error, Retry) else None
+        if delay is not None:
+            return finite_seconds("Retry.delay", delay)
+        if self.settings.backoff is not None:
+            return finite_seconds("backoff's result", self.settings.backoff(tries))
+        return 0.0
+
+    def _start_timer(self) -> None:
+        """Starts the thread that waits for the ends of delays. Where that fails, nothing is delayed: better than lost.
+
+        Workers that do this at the same moment start several, of which all but one end at once.
+        """
+        try:
+            timer = threading.Thread(target=self._run_timer, name=f"{self.name}-timer", daemon=True)
+            timer.start()
+            self.timers.append(timer)
+        except BaseException as error:
+            self.core.give_up_timer()
+            log_event(
+                logging.ERROR, "%r cannot start a thread for the delays of retries, which are not delayed", (self,), error
+            )
+
+    def _run_timer(self) -> None:
+        while True:
+            try:
+                self.core.run_timer()
+                return
+            except MemoryError:  # for its place in a queue of waiting threads
+                continue
 
     def _reject(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
-        record = runner.redrive
-        me = bytes([index == runner.index for index in range(len(self.core.runners))])
-        rejected = _union(record.rejected if record is not None else None, me)
-        with self.lock:
-            routable = True in [left and not no for left, no in zip(self.left, rejected, strict=True)]
-        if not routable:
-            unroutable = Unroutable(f"every worker has rejected {op!r}")
+        had, rejected = runner.retry_masks
+        rejected = _union(rejected, bytes([index == runner.index for index in range(len(self.core.runners))]))
+        if not self.core.is_routable(rejected):
+            unroutable = Unroutable(f"every worker has rejected {describe(op)}")
             unroutable.__cause__ = error
             return self._fail(runner, op, unroutable)
-        runner.put_back(record.had if record is not None else None, rejected, False)
+        runner.put_back(had, rejected, 0.0)
         return None
 
-    def _row(self, runner: Runner) -> bytes:
+    def _equal_to(self, runner: Runner) -> bytes:
         """By index: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
-        row = self.rows.get(runner.index)
-        if row is None:
-            row = bytes([other is runner or self._equal(runner, other) for other in self.core.runners])
-            self.rows[runner.index] = row
-        return row
+        mask: bytes | None = runner.equal_to
+        if mask is None:
+            mask = bytes([other is runner or self._equal(runner, other) for other in self.core.runners])
+            runner.equal_to = mask
+        return mask
 
     def _equal(self, runner: Runner, other: Runner) -> bool:
         try:
             return bool(runner.worker.equal(other.worker))
-        except BaseException:
-            logger.exception("equal of worker %s raised", runner.name)
+        except BaseException as error:
+            log_event(logging.ERROR, "equal of worker %s raised", (runner.name,), error)
             return False
+
+
+def _as_tuple(classes: Any) -> tuple[type[BaseException], ...]:
+    return classes if isinstance(classes, tuple) else (classes,)
 
 
 def _union(mask: bytes | None, more: bytes) -> bytes:
     return more if mask is None else bytes([a | b for a, b in zip(mask, more, strict=True)])
+
+
+_warned: weakref.WeakSet[type] = weakref.WeakSet()  # classes of workers whose `process` has returned something
+
+
+def _warn_of_result(worker: Worker[Any]) -> None:
+    """Once per class: what `process` returns for an operation is dropped."""
+    kind = type(worker)
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(
+            f"{kind.__qualname__}.process returned something, which is dropped: keep the result in the operation",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def finite_seconds(name: str, value: Any) -> float:
+    """A number of seconds that is not endless; TypeError or ValueError that names it, for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {describe(value)}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {describe(value)}")
+    return seconds
 
 
 def _in_its_context(process: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -6,6 +6,7 @@ from libcpp.atomic cimport atomic
 
 from ringmill._core.feed cimport Feed
 from ringmill._core.operation cimport Home, OperationBase
+from ringmill._core.retry_queue cimport DelayHeap, RetryQueue
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.waiter cimport ShortLock, WaitQueue
 
@@ -42,20 +43,22 @@ cdef class Tally:
     cdef OperationBase awaited      # this operation
     cdef Feed awaited_feed          # or what comes out here
 
+    cdef void enter(self) noexcept
+    cdef void leave(self) noexcept
+
 cdef class Books(Home):
     cdef ShortLock lock         # guards what follows down to `phase`, and the feeds' links
     cdef PyObject* first        # the circular list of feeds
     cdef Py_ssize_t linked
-    cdef list side              # Redrives: put back, or handed over without waiting; in order, from side_head on
-    cdef Py_ssize_t side_head   # how many at its head are gone, and None
-    cdef dict postponed         # id of an operation -> its Redrive, whose delay is not over
+    cdef RetryQueue retries     # operations to be tried again, or submitted without waiting, in order
+    cdef DelayHeap delays       # operations to be tried again when their delay is over
     cdef uint64_t accepted_before  # by feeds that are gone, and by way of the side list
     cdef uint64_t cancelled
     cdef uint64_t failed        # without a worker: by breakage
     cdef Py_ssize_t present     # workers that are not retired
     cdef atomic[uint32_t] phase
     cdef atomic[uint32_t] sealed  # nothing more will be accepted: every feed has ended
-    cdef atomic[Py_ssize_t] side_count  # how many are in `side`; written under the lock
+    cdef atomic[Py_ssize_t] side_count  # the length of `retries`; written under the lock
     cdef WaitQueue idle         # workers that sleep
     cdef WaitQueue leaving      # workers that pause before a restart
     cdef readonly list runners  # Tallies, written once, with their number

@@ -39,7 +39,6 @@ from ringmill._core.waiter cimport (
 from ringmill.errors import BrokenPool, PoolNotRunning
 
 cdef extern from "Python.h":
-    Py_ssize_t PyDict_GET_SIZE(PyObject* dict) nogil
     ctypedef struct PyListObject:
         PyObject** ob_item
 
@@ -50,11 +49,11 @@ PyThread_tss_create(&current_tally)
 cdef class Tally:
     """What the books say of one worker."""
 
-    def enter(self):
-        """The calling thread is this worker's from now on, until leave()."""
+    cdef void enter(self) noexcept:
+        # The calling thread is this worker's from now on, until leave().
         PyThread_tss_set(&current_tally, <void*>self)
 
-    def leave(self):
+    cdef void leave(self) noexcept:
         PyThread_tss_set(&current_tally, NULL)
 
     def count_restart(self):
@@ -84,8 +83,8 @@ cdef class Books(Home):
     """The books of one run of a pool."""
 
     def __cinit__(self):
-        self.side = []
-        self.postponed = {}
+        self.retries = RetryQueue()
+        self.delays = DelayHeap()
         self.kept = {}
         self.streams = {}
         init_queue(&self.idle)
@@ -230,7 +229,7 @@ cdef class Books(Home):
         counts.succeeded = ended - counts.failed
         counts.failed += self.failed
         counts.cancelled = self.cancelled
-        counts.delayed = PyDict_GET_SIZE(<PyObject*>self.postponed)
+        counts.delayed = self.delays.length
         counts.accepted = self.accepted_before
         at = self.first
         for k in range(self.linked):

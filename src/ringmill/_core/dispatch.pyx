@@ -21,13 +21,14 @@
 import queue
 
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.pythread cimport PyThread_tss_set
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.books cimport ENDING, OPEN
 from ringmill._core.feed cimport emit
 from ringmill._core.loop cimport await_for
-from ringmill._core.machine cimport steal
+from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.operation cimport (
     CANCELLED,
     FAILED,
@@ -43,13 +44,15 @@ from ringmill._core.operation cimport (
     carries,
     end,
     is_operation,
+    log_error,
     log_exception,
+    new_note,
     put_back,
     renew,
     unaccept,
     unplace,
 )
-from ringmill._core.redrive cimport describe, new_note
+from ringmill._core.retry_queue cimport RetryEntry, new_entry
 from ringmill._core.ring cimport (
     DONE,
     NOT_NOW,
@@ -64,12 +67,20 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
-from ringmill._core.waiter cimport NEVER, acquire, epoch_now, notify, release, wait_for
+from ringmill._core.run_threads cimport RunThreads
+from ringmill._core.waiter cimport NEVER, acquire, deadline_of, epoch_now, notify, release, wait_for
 
-from ringmill.errors import OperationReused
+from ringmill.errors import BrokenPool, OperationReused, Reject, Retry, describe
 
 cdef extern from "Python.h":
     PyTypeObject* Py_TYPE(PyObject* o) nogil
+    PyObject* call_method "PyObject_CallMethodObjArgs"(PyObject* o, PyObject* name, ...) noexcept
+    PyObject* get_attribute "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
+    bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
+    void PyErr_Clear()
+    PyObject* PyExc_Exception
+    PyObject* Py_True
+    PyObject* Py_False
     void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
     Py_ssize_t PY_SSIZE_T_MAX
     list PyList_New(Py_ssize_t size)
@@ -86,7 +97,36 @@ cdef enum:
     FOUND = 1
     LEAVE = 2
 
+    MAX_FAULTS = 16             # in a row, in the policy's own code, before a worker is given up
+
+cdef int64_t FAR_AWAY = (<int64_t>1 << 62)
+
 cdef object done_of_base = OperationBase.done
+cdef str live_name = "_live"
+cdef str judge_name = "_judge"
+cdef str init_name = "init"
+cdef str cleanup_name = "cleanup"
+cdef str done_name = "done"
+
+cdef extern from *:
+    """
+    /* The exception that is set, whole, or NULL; the caller owns it, and none is set then. */
+    static inline PyObject* ringmill_take_raised(void) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyErr_GetRaisedException();
+    #else
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        if (type == NULL) return NULL;
+        PyErr_NormalizeException(&type, &value, &trace);
+        if (value != NULL && trace != NULL) PyException_SetTraceback(value, trace);
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        return value;
+    #endif
+    }
+    """
+    PyObject* take_raised "ringmill_take_raised"() noexcept
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -100,9 +140,18 @@ cdef class Core(Redrives):
         self.carry = CARRY_TASKS if context is None else CARRY_ALL if context else CARRY_NONE
         self.inbox = RingBuffer(queue_size)
         self.inbox_feed = Feed(self.inbox)
+        self.threads = RunThreads(len(workers))
+        self.broken_message = f"{policy!r} has lost its last worker"
+        self.broken_for_all = owned_note(BrokenPool(self.broken_message))
         self.runners = [Runner(self, worker, index) for index, worker in enumerate(workers)]
         self.crew = self.present = len(self.runners)
         self.add(self.inbox_feed)
+
+    def finish_run(self):
+        """No thread of the run is left, and none will begin. May be called again, also at the same time."""
+        self.stop_timer()
+        self.finish()
+        self.threads.set_over()
 
     # -----------------------------------------------------------------------------------------------------------
     # accept
@@ -191,25 +240,25 @@ cdef class Core(Redrives):
         return False
 
     cdef int do_aside(self, OperationBase op) except -1:
-        cdef Redrive record
+        cdef PyObject* entry = new_entry(<PyObject*>op, <PyObject*>self.inbox_feed, 0)
         cdef bint open
-        try:
-            record = Redrive(op, self.inbox_feed)
-            acquire(&self.lock)
-            try:
-                open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
-                if open:
-                    self.put_in_side(record)
-                    self.accepted_before += 1
-            finally:
-                release(&self.lock)
-        except BaseException:
-            if not self.give_up(op):
-                return 0
-            raise
+        if not entry:
+            if self.give_up(op):
+                raise_set()
+            PyErr_Clear()  # it was cancelled meanwhile
+            return 0
+        acquire(&self.lock)
+        open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+        if open:
+            self.retries.append(entry)
+            self.side_count.store(self.retries.length, memory_order_seq_cst)  # seq_cst: as append_retry
+            self.accepted_before += 1
+        release(&self.lock)
         if open:
             notify(&self.idle)
-        elif self.give_up(op):
+            return 0
+        Py_DECREF(<object>entry)
+        if self.give_up(op):
             raise self.stopped_error()
         return 0
 
@@ -317,7 +366,7 @@ cdef class Core(Redrives):
             feed = <Feed>steal(spent)
             if feed.abandoned.load(memory_order_acquire):  # acquire: as above
                 feed.end(None)
-                self.end_unbegun(feed, CANCELLED, None, None)
+                self.end_unbegun(feed, CANCELLED, None)
             self.remove(feed)
 
     cdef bint any_work(self, Runner runner) noexcept:
@@ -388,6 +437,8 @@ cdef class Runner(Tally):
         self.books = core
         self.worker = worker
         self.index = index
+        self.spare_note = owned_note(None)
+        self.set_name(str(index))
 
     cdef int claim_from(self, Feed feed) noexcept:
         cdef bint reset = False
@@ -483,14 +534,14 @@ cdef class Runner(Tally):
         return LEAVE if core.ends() else NOTHING
 
     cdef int take_redrive(self) noexcept:
-        cdef Redrive record = self.core.take_aside(self)
-        if record is None:
+        cdef PyObject* entry = self.core.take_aside(self)
+        if not entry:
             return NOTHING
-        self.record = record
-        Py_INCREF(record.operation)  # the worker's
-        self.op = <PyObject*>record.operation
-        self.position = record.position
-        self.came_from = record.feed
+        self.record = <RetryEntry>steal(entry)
+        self.op = <PyObject*>self.record.operation
+        Py_INCREF(<object>self.op)  # the worker's
+        self.position = self.record.position
+        self.came_from = self.record.feed
         return FOUND
 
     # The loop. The policy runs it, on the worker's thread:
@@ -543,34 +594,195 @@ cdef class Runner(Tally):
         if self.core.epoch != epoch_now:
             return False  # it forked, and this is the child: the operation is the parent's
         if (<OperationBase>raw).note is not None:
-            self.crash = self.core.policy._judge(self, <object>raw, (<OperationBase>raw).get_note().error, False)
+            self.crash = self.judge_error((<OperationBase>raw).get_note().error, False)
             return self.crash is None
         self.op = NULL
         # relaxed load and release: as above. Counted, then the outcome, then done(), then the stream.
         self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
         if <PyObject*>Py_TYPE(raw) != <PyObject*>self.last_type:
-            self.look_at_type(type(<object>raw))
+            self.look_at_type(<PyObject*>Py_TYPE(raw))
         if self.record is not None:
             self.record = None
         end(<OperationBase>raw, SUCCEEDED, self.overridden)
         emit(<Feed><PyObject*>self.came_from, raw, self.position)  # the cast: no reference is counted
         return True
 
-    def rest(self):
-        """The loop is over: holds nothing of the feeds any more."""
-        self.feed = self.came_from = self.crash = self.last_type = None
-        self.turn = 0
+    @property
+    def is_crashed(self):
+        """Whether the worker is broken, and `take_crash` was not called for that."""
+        return self.crash is not None
 
-    cdef int look_at_type(self, object kind) except -1:
-        self.last_type = kind
-        self.overridden = kind.done is not done_of_base
-        return 0
+    def take_crash(self):
+        """What broke the worker; None: nothing."""
+        crash = self.crash
+        self.crash = None
+        return crash
+
+    cdef void look_at_type(self, PyObject* kind) noexcept:
+        cdef PyObject* done = get_attribute(kind, <PyObject*>done_name)
+        self.last_type = <object>kind
+        self.overridden = done != <PyObject*>done_of_base
+        if done == NULL:
+            PyErr_Clear()  # its metaclass raises: done() will, too
+        Py_XDECREF(done)
 
     # -----------------------------------------------------------------------------------------------------------
-    # for the policy, on the worker's thread, about the operation at hand: exactly one of the two ends it
+    # the whole life of a worker's thread
+
+    def run(self):
+        """Runs the worker on the calling thread until the pool ends, or the worker is lost. Never raises.
+
+        The policy does it (`_live`). What that raises is a fault of the policy's own, an exception that was injected into
+        the thread, a tracer's, or the lack of memory: the current operation ends with it, and the policy goes on as
+        after a crash, so that nothing is lost and each `init` is followed by a `cleanup`.
+        """
+        cdef PyObject* result = NULL
+        cdef PyObject* fault
+        cdef uint64_t before
+        cdef int faults = 0
+        cdef bint inherited = False
+        if not self.core.threads.begin(self.index):
+            return
+        self.enter()
+        while result == NULL and not self.retired and faults <= MAX_FAULTS and not inherited:
+            before = self.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
+            result = call_method(
+                <PyObject*>self.core.policy, <PyObject*>live_name, <PyObject*>self, <PyObject*>NULL
+            )
+            inherited = self.core.epoch != epoch_now  # the child of a fork: the worker is the parent's
+            if result == NULL:
+                fault = take_raised()
+                if not inherited:
+                    self.end_failed(fault, False)
+                    log_error(
+                        40, "a fault in the supervision of worker %s", <PyObject*>self.log_arguments, fault
+                    )
+                # relaxed: as above
+                faults = 1 if self.word.load(memory_order_relaxed) != before else faults + 1
+                self.crash = steal(fault)  # nobody else holds it, so the policy can drop it
+        if not inherited:
+            self.end_life(result == NULL)
+        Py_XDECREF(result)
+        self.leave()
+
+    cdef void end_life(self, bint given_up) noexcept:
+        # The policy has returned; or it was given up with a fault, which is `crash`.
+        cdef int left = 100         # again, where memory is short for a moment
+        cdef PyObject* result = NULL
+        self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False)
+        if given_up:
+            self.clean_up()
+            self.report_error(<PyObject*>self.crash)
+            if self.core.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with _close
+                while left and result == NULL:
+                    left -= 1
+                    PyErr_Clear()
+                    result = call_method(
+                        <PyObject*>self.core, <PyObject*>retire_name, <PyObject*>self, <PyObject*>NULL
+                    )
+                PyErr_Clear()
+                Py_XDECREF(result)
+        self.crash = None
+        self.let_go()
+        if self.core.threads.end(self.index):
+            self.end_thread()
+
+    cdef void let_go(self) noexcept:
+        # Between two operations: holds nothing of the feeds.
+        self.feed = self.last_type = None
+        if self.op == NULL:
+            self.came_from = None
+        self.turn = 0
+
+    cdef void end_thread(self) noexcept:
+        # The last thread of the run ends that. Where there is no memory for it, a joiner does it.
+        cdef int left = 100
+        cdef PyObject* result = NULL
+        while left and result == NULL:
+            left -= 1
+            PyErr_Clear()
+            result = call_method(<PyObject*>self.core, <PyObject*>finish_name, <PyObject*>NULL)
+        PyErr_Clear()
+        Py_XDECREF(result)
+
+    cdef void report_error(self, PyObject* error) noexcept:
+        if not self.has_reported:
+            self.start_error = <object>error
+            self.has_reported = True
+            self.core.threads.report()
+
+    def report(self, error):
+        """Says whether the worker came up: with None, or with what `init` raised. Only the first report counts."""
+        self.report_error(<PyObject*>error)
+
+    cdef PyObject* call_worker(self, PyObject* method) noexcept:
+        # What the call of the worker's method raised, owned by the caller; NULL: nothing.
+        cdef PyObject* result = call_method(<PyObject*>self.worker, method, <PyObject*>NULL)
+        if result == NULL:
+            return take_raised()
+        Py_DECREF(<object>result)
+        return NULL
+
+    def call_init(self):
+        """Calls the worker's `init`; returns what it raised, or None. `call_cleanup` must follow, once, at some time."""
+        cdef PyObject* error
+        self.needs_cleanup = True
+        error = self.call_worker(<PyObject*>init_name)
+        return steal(error) if error != NULL else None
+
+    def call_cleanup(self):
+        """Calls the worker's `cleanup`, unless it was called since the last `init`. What it raises is logged."""
+        self.clean_up()
+
+    cdef void clean_up(self) noexcept:
+        cdef PyObject* error
+        if self.needs_cleanup:
+            self.needs_cleanup = False
+            error = self.call_worker(<PyObject*>cleanup_name)
+            if error != NULL:
+                log_error(40, "cleanup of worker %s raised", <PyObject*>self.log_arguments, error)
+                Py_DECREF(<object>error)
+
+    def set_name(self, str name not None):
+        """Names the worker's thread and log lines."""
+        self.name = name
+        self.log_arguments = (name,)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # for the policy, on the worker's thread, about the current operation: one of fail and put_back ends each call
+
+    def judge(self, error):
+        """`process` raised: ends the current operation, or has it tried again. Returns whether the worker is broken."""
+        if self.op == NULL or self.core.epoch != epoch_now:
+            self.crash = error  # not out of `process`; or this is the child of a fork, and the operation is the parent's
+        else:
+            self.crash = self.judge_error(error, True)
+        return self.crash is not None
+
+    cdef object judge_error(self, object error, bint raised):
+        # Whatever happens in the policy, the operation is ended or put back afterwards; that is no crash of the worker's,
+        # unless it is an exception of the kind that is.
+        cdef PyObject* fault
+        cdef PyObject* verdict = call_method(
+            <PyObject*>self.core.policy, <PyObject*>judge_name, <PyObject*>self, self.op, <PyObject*>error,
+            Py_True if raised else Py_False, <PyObject*>NULL,
+        )
+        if verdict != NULL:
+            if self.op != NULL:
+                self.end_failed(<PyObject*>error, False)
+            return steal(verdict)
+        fault = take_raised()
+        if self.op != NULL:
+            # What `process` raised says more, unless it was a signal to the pool.
+            self.end_failed(fault if is_signal(<PyObject*>error) else <PyObject*>error, False)
+        log_error(40, "a fault while worker %s dealt with an operation that did not succeed", <PyObject*>self.log_arguments, fault)
+        if PyErr_GivenExceptionMatches(fault, PyExc_Exception):
+            Py_DECREF(<object>fault)
+            return None
+        return steal(fault)
 
     def count_try(self):
-        """Counts a try that was in vain; returns how many there were."""
+        """Counts a failed try; returns how many there were."""
         cdef OperationBase op = <OperationBase>self.op
         acquire(&self.core.lock)
         self.tries += 1
@@ -578,68 +790,151 @@ cdef class Runner(Tally):
         return op.tried.fetch_add(1, memory_order_relaxed) + 1  # relaxed: a count
 
     def fail(self, error, bint seen):
-        """Ends the operation at hand as failed. `seen`: somebody has looked at the error."""
+        """Ends the current operation as failed. `seen`: the worker has looked at the error. Takes no memory that it needs."""
+        self.end_failed(<PyObject*>error, seen)
+
+    cdef PyObject* take_note(self, PyObject* error, PyObject* kind, bint seen) noexcept:
+        # A new note, owned by the caller. Where there is no memory, the spare one; where that is gone, the one for all.
+        cdef PyObject* note = new_note(error, kind, seen)
+        cdef PyObject* spare
+        if note == NULL:
+            PyErr_Clear()
+            note = <PyObject*>self.spare_note
+            Py_INCREF(<object>note)  # the caller's
+            if note != <PyObject*>None:
+                self.spare_note = None
+                (<Note>note).error = <object>error
+                (<Note>note).kind = <object>kind
+                (<Note>note).seen = seen
+            else:
+                note = <PyObject*>no_memory_for_all
+                Py_INCREF(<object>note)  # the caller's
+        elif self.spare_note is None:
+            spare = new_note(<PyObject*>None, <PyObject*>None, True)
+            if spare == NULL:
+                PyErr_Clear()
+            else:
+                self.spare_note = <Note>steal(spare)
+        return note
+
+    cdef void end_failed(self, PyObject* error, bint seen) noexcept:
+        # The last resort as well: needs no memory, and runs no user code but done().
         cdef PyObject* raw = self.op
-        cdef Note note = (<OperationBase>raw).get_note()
-        if note is None or note.error is not error:
-            note = new_note(error, <OperationBase>raw, seen)
-            (<OperationBase>raw).set_note(note)
-        note.seen = note.seen or seen
+        cdef PyObject* note
+        if raw == NULL:
+            return
+        note = <PyObject*>(<OperationBase>raw).note
+        if note != <PyObject*>None and <PyObject*>(<Note>note).error == error:  # a Task has recorded it
+            (<Note>note).seen = (<Note>note).seen or seen
+        else:
+            note = self.take_note(error, <PyObject*>Py_TYPE(raw), seen)
+            (<OperationBase>raw).set_note(<Note>note)
+            Py_DECREF(<object>note)  # the operation owns one
         self.op = NULL
         self.record = None
         acquire(&self.core.lock)
         self.failed += 1
-        # relaxed load and release: as in run_one
+        # relaxed load and release: as in settle
         self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
         release(&self.core.lock)
-        self.look_at_type(type(<object>raw))
+        self.look_at_type(<PyObject*>Py_TYPE(raw))
         end(<OperationBase>raw, FAILED, self.overridden)
         emit(self.came_from, raw, self.position)
 
-    def put_back(self, bytes had, bytes rejected, bint delayed):
-        """Puts the operation at hand back, for a worker that is in neither mask. Returns its Redrive.
+    def put_back(self, bytes had, bytes rejected, delay):
+        """Has the current operation tried again by a worker that is in neither mask, after `delay` seconds (0: at once).
 
-        `delayed`: nobody takes it before `Core.due` is called with that.
+        MemoryError: nothing has changed.
         """
         cdef PyObject* raw = self.op
-        cdef Redrive record = self.record
+        cdef PyObject* entry
         cdef Core core = self.core
-        cdef bint ends = False
-        if record is None:
-            record = Redrive(<OperationBase>raw, self.came_from)
-            record.position = self.position
+        cdef int64_t due = deadline_of(delay) if delay else 0
+        cdef bint kept = False, delayed = False, undelayed = False
+        if self.record is None:
+            entry = new_entry(raw, <PyObject*>self.came_from, self.position)
+            if entry == NULL:
+                raise_set()
+            self.record = <RetryEntry>steal(entry)
+        if due == NEVER:
+            due = FAR_AWAY
+        if due:
+            core.delays.reserve(&core.lock)
+        # Nothing fails from here on.
+        self.record.had = had  # only this thread knows the entry
+        self.record.rejected = rejected
+        if (<OperationBase>raw).note is not None:
+            (<OperationBase>raw).set_note(None)  # a Task's, of this try
+        entry = <PyObject*>self.record
+        Py_INCREF(<object>entry)  # the queue's, if it gets there
         acquire(&core.lock)
-        try:
-            record.had = had  # bytes: dropping the old ones runs nothing
-            record.rejected = rejected
+        self.redriven += 1
+        # relaxed load and release: as in settle
+        self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
+        put_back(<OperationBase>raw)
+        if due:
+            # relaxed: written under the lock
+            undelayed = core.undelayed or core.phase.load(memory_order_relaxed) >= ENDING
+            delayed = not undelayed and not core.no_timer
             if delayed:
-                # relaxed: written under the lock
-                ends = core.undelayed or core.phase.load(memory_order_relaxed) >= ENDING
-                if not ends:
-                    core.postponed[record.key] = record
-            self.redriven += 1
-            # relaxed load and release: as in run_one
-            self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-            put_back(record.operation)
-        finally:
-            release(&core.lock)
+                core.delays.push(entry, due)
+                (<OperationBase>raw).delayed = entry
+            else:
+                core.delays.give_back()
+        if not delayed and not undelayed:
+            kept = core.append_retry(entry)
+        release(&core.lock)
         self.op = NULL
         self.record = None
-        Py_DECREF(<object>raw)  # the record owns one
-        if ends and core.phase.load(memory_order_acquire) < ENDING:  # acquire: as end_redrive
-            core.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
-        elif ends:
-            core.end_redrive(record)
-        elif not delayed:
-            core.push_aside(record, False)
-        return record
+        Py_DECREF(<object>raw)  # the entry owns one
+        if delayed:
+            notify(&core.timer_wakes)
+        elif kept:
+            core.wake_for_retry(<PyObject*>had, <PyObject*>rejected)
+        elif undelayed and core.phase.load(memory_order_acquire) < ENDING:  # acquire: as end_redrive
+            core.end_entry(entry, CANCELLED, None)
+            core.wake_for_the_end()
+        else:
+            core.end_redrive(entry)
 
     @property
-    def at_hand(self):
-        """The operation at hand: taken, and neither ended nor put back yet; or None."""
+    def current(self):
+        """The current operation: taken, and neither ended nor put back yet; or None."""
         return <object>self.op if self.op != NULL else None
 
     @property
-    def redrive(self):
-        """What is known of the way of the operation at hand; None if it was not put back before."""
-        return self.record
+    def retry_masks(self):
+        """The masks of the current operation: of workers that had it, and that rejected it; or None, each."""
+        if self.record is None:
+            return None, None
+        return self.record.had, self.record.rejected
+
+
+cdef object broke_down = BrokenPool("the worker broke down")
+cdef str retire_name = "retire"
+cdef str finish_name = "finish_run"
+cdef tuple signals = (Retry, Reject)
+
+
+cdef bint is_signal(PyObject* error) noexcept:
+    return PyErr_GivenExceptionMatches(error, <PyObject*>signals)
+
+
+def matches(error, classes):
+    """Whether `except classes` would catch the error: by its type, whatever its attributes or metaclass say."""
+    return PyErr_GivenExceptionMatches(<PyObject*>error, <PyObject*>classes)
+
+
+cdef int raise_set() except -1:
+    # Raises what a function declared as noexcept has set.
+    return -1
+
+
+cdef Note owned_note(object error):
+    cdef PyObject* note = new_note(<PyObject*>error, <PyObject*>OperationBase, True)
+    if note == NULL:
+        raise_set()
+    return <Note>steal(note)
+
+
+cdef Note no_memory_for_all = owned_note(MemoryError("there was no memory to keep the error of this operation"))

@@ -33,8 +33,11 @@ cdef class Note:
     # The error that ended an operation; logs itself if it goes unseen.
     cdef object error
     cdef object traceback
-    cdef object subject         # what failed, in words
+    cdef object kind            # the type of the operation that failed
     cdef bint seen
+
+# For callers that must not fail: NULL, with MemoryError set, where there is no memory. The caller owns it.
+cdef PyObject* new_note(PyObject* error, PyObject* kind, bint seen) noexcept
 
 cdef class Home:
     # Where operations are at home: a pool's compiled half. A table of the living ones finds it by its number, so an
@@ -58,6 +61,7 @@ cdef class OperationBase:
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
     cdef Note note              # guarded by the same; written before the phase that says so
     cdef object context         # guarded by the same: a copy of the submitter's contextvars, while pending; or None
+    cdef PyObject* delayed      # guarded by its pool's lock: its RetryEntry, borrowed, while a delay runs; else NULL
     cdef object __weakref__
 
     cdef bint quash(self, uint32_t home) noexcept nogil
@@ -68,8 +72,8 @@ cdef class OperationBase:
     cdef bint enqueue(self, WaitNode* node) noexcept
     cdef bint unlink(self, WaitNode* node) noexcept
     cdef Note get_note(self)
-    cdef void set_note(self, Note note)
-    cdef void set_context(self, object context)
+    cdef void set_note(self, Note note) noexcept
+    cdef void set_context(self, object context) noexcept
 
 cdef class TaskBase(OperationBase):
     # Marks operations that enter their submitter's context by themselves.
@@ -77,8 +81,10 @@ cdef class TaskBase(OperationBase):
 
 cdef extern from "Python.h":
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef PyObject* (*newfunc)(PyTypeObject*, PyObject*, PyObject*) noexcept
     ctypedef struct PyTypeObject:
         traverseproc tp_traverse
+        newfunc tp_new
     bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
 
     object PyContext_CopyCurrent()
@@ -161,5 +167,6 @@ cdef inline void unplace(OperationBase op) noexcept nogil:
 
 cdef object once_more(object error, object traceback)
 cdef int log_exception(str what, object subject) except -1
+cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
 cdef object reset(OperationBase op)
 cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept

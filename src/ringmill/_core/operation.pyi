@@ -1,6 +1,7 @@
 import enum
 from collections.abc import Generator
 from contextvars import Context
+from types import TracebackType
 from typing import Any, Self
 
 from typing_extensions import disjoint_base
@@ -11,9 +12,11 @@ class Outcome(enum.Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+def exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]: ...
+def log_event(level: int, message: str, arguments: tuple[Any, ...], error: BaseException | None = None) -> None: ...
+
 @disjoint_base
-class Note:
-    def __init__(self, error: BaseException, subject: str) -> None: ...
+class Note: ...
 
 @disjoint_base
 class Home:

@@ -33,12 +33,12 @@ from concurrent.futures import CancelledError, InvalidStateError
 from weakref import WeakValueDictionary
 
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 from ringmill._core.attached cimport fetch_or64, swap64
 from ringmill._core.loop cimport LoopSleeper, checkpoint, settle_in
-from ringmill._core.machine cimport FREE_THREADED, now_ns
+from ringmill._core.machine cimport FREE_THREADED, now_ns, steal
 from ringmill._core.spin cimport FOUND_HINT, init_spin, spin_until
 from ringmill._core.waiter cimport (
     NEVER,
@@ -57,9 +57,34 @@ from ringmill._core.waiter cimport (
 
 from ringmill.errors import BrokenPool, OperationReused, PoolNotRunning
 
+cdef extern from *:
+    """
+    /* The field of an object, which Cython would count references for: replaced, without counting any. */
+    static inline PyObject* ringmill_exchange(PyObject** place, PyObject* value) {
+        PyObject* old = *place;
+        *place = value;
+        return old;
+    }
+    #define RINGMILL_EXCHANGE_NOTE(op, value) ringmill_exchange((PyObject**)&(op)->note, (value))
+    #define RINGMILL_EXCHANGE_CONTEXT(op, value) ringmill_exchange((PyObject**)&(op)->context, (value))
+    """
+    PyObject* exchange_note "RINGMILL_EXCHANGE_NOTE"(OperationBase op, PyObject* note) noexcept
+    PyObject* exchange_context "RINGMILL_EXCHANGE_CONTEXT"(OperationBase op, PyObject* context) noexcept
+
+cdef extern from "Python.h":
+    PyObject* PyException_GetTraceback(PyObject* error) noexcept
+    PyTypeObject* Py_TYPE(PyObject* o) nogil
+    PyObject* PyType_GetQualName(PyTypeObject* type) noexcept
+    PyObject* call_log "PyObject_Call"(PyObject* function, PyObject* arguments, PyObject* keywords) noexcept
+    PyObject* PySequence_Concat(PyObject* first, PyObject* second) noexcept
+    PyObject* pack_log "Py_BuildValue"(const char* format, ...) noexcept
+    PyObject* PyErr_Occurred()
+    void PyErr_Clear()
+
 # C globals, which outlive the module's dictionary: a Note may go while the interpreter ends.
 cdef object logger = logging.getLogger("ringmill")
 cdef object is_finalizing = sys.is_finalizing
+cdef object log = logger.log
 
 cdef enum:
     BUCKETS = 256               # a power of two
@@ -99,17 +124,30 @@ cdef tuple OUTCOMES = (
 
 
 cdef class Note:
-    def __init__(self, error, subject):
-        self.error = error
-        self.traceback = error.__traceback__
-        self.subject = subject
-
     def __del__(self):
-        if not self.seen and not is_finalizing():
+        if not self.seen and self.error is not None and not is_finalizing():
             logger.error(
-                "the error of a failed %s was never looked at", self.subject,
+                "the error of a failed %s was never read", name_of(self.kind),
                 exc_info=(type(self.error), self.error, self.traceback),
             )
+
+
+cdef tuple no_arguments = ()
+cdef PyTypeObject* note_type = <PyTypeObject*>Note
+
+
+cdef PyObject* new_note(PyObject* error, PyObject* kind, bint seen) noexcept:
+    cdef PyObject* note = note_type.tp_new(note_type, <PyObject*>no_arguments, NULL)
+    cdef PyObject* trace
+    if note != NULL:
+        (<Note>note).error = <object>error
+        (<Note>note).kind = <object>kind
+        (<Note>note).seen = seen
+        # not by attribute, which the error's class may have replaced
+        trace = PyException_GetTraceback(error) if error != <PyObject*>None else NULL
+        if trace != NULL:
+            (<Note>note).traceback = steal(trace)
+    return note
 
 
 cdef class Home:
@@ -186,26 +224,32 @@ cdef class OperationBase:
 
     cdef Note get_note(self):
         cdef ShortLock* lock = _bucket(self)
+        cdef PyObject* note
         acquire(lock)
-        note = self.note
+        note = <PyObject*>self.note
+        Py_INCREF(<object>note)  # ours; the field's keeps it alive until here
         release(lock)
-        return note
+        return <Note>steal(note)
 
-    cdef void set_note(self, Note note):
-        # Writes a field that others may be reading; the old note goes after the lock, when `old` does.
+    cdef void set_note(self, Note note) noexcept:
+        # Writes a field that others may be reading. No reference is dropped under the lock (rule 7).
         cdef ShortLock* lock = _bucket(self)
+        cdef PyObject* old
+        Py_INCREF(note)  # the field's
         acquire(lock)
-        old = self.note
-        self.note = note
+        old = exchange_note(self, <PyObject*>note)
         release(lock)
+        Py_DECREF(<object>old)  # was the field's
 
-    cdef void set_context(self, object context):
-        # As set_note. The submitter sets it, before anybody can take the operation; who ends it drops it.
+    cdef void set_context(self, object context) noexcept:
+        # As set_note. The submitter sets it, before a worker can take the operation; the thread that ends it drops it.
         cdef ShortLock* lock = _bucket(self)
+        cdef PyObject* old
+        Py_INCREF(context)  # the field's
         acquire(lock)
-        old = self.context
-        self.context = context
+        old = exchange_context(self, <PyObject*>context)
         release(lock)
+        Py_DECREF(<object>old)  # was the field's
 
     # -----------------------------------------------------------------------------------------------------------
     # for everybody
@@ -395,7 +439,10 @@ cdef class OperationBase:
 
     def _fail(self, error):
         # For the worker that runs it: failed, though process returns. Task.run uses it.
-        self.set_note(Note(error, type(self).__qualname__))
+        cdef PyObject* note = new_note(<PyObject*>error, <PyObject*>Py_TYPE(<PyObject*>self), False)
+        if note == NULL:
+            raise_set()
+        self.set_note(<Note>steal(note))
 
     def __repr__(self):
         tries = f", tries={self.tries}" if self.tries else ""
@@ -525,6 +572,58 @@ cdef Home _home_of(OperationBase op):
     if seen & PHASE == QUEUED or seen & PHASE == RUNNING:
         return homes.get(seen >> HOME_SHIFT)
     return None
+
+
+cdef int raise_set() except -1:
+    # Raises what a function declared as noexcept has set.
+    return -1
+
+
+cdef object name_of(object kind):
+    # Of a class, in words; not by attribute, which its metaclass may have replaced.
+    cdef PyObject* name = PyType_GetQualName(<PyTypeObject*>kind)
+    if name == NULL:
+        raise_set()
+    return steal(name)
+
+
+def exc_info(error):
+    """What logging takes as `exc_info`; the traceback not by attribute, which the error's class may have replaced."""
+    cdef PyObject* trace = PyException_GetTraceback(<PyObject*>error)
+    return type(error), error, steal(trace) if trace != NULL else None
+
+
+cdef const char* EXC_INFO = "exc_info"
+
+
+cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept:
+    # Logs, with a tuple of arguments. What a logging handler raises, or the lack of memory, stops nothing.
+    cdef PyObject* trace = PyException_GetTraceback(error) if error != NULL else NULL
+    cdef PyObject* first = NULL
+    cdef PyObject* positional = NULL
+    cdef PyObject* keywords = NULL
+    cdef PyObject* result = NULL
+    if error != NULL:
+        keywords = pack_log(
+            "{s(OOO)}", EXC_INFO, <PyObject*>Py_TYPE(error), error, trace if trace != NULL else <PyObject*>None
+        )
+    if error == NULL or keywords != NULL:
+        first = pack_log("(iO)", level, <PyObject*>message)
+    if first != NULL:
+        positional = PySequence_Concat(first, arguments)
+    if positional != NULL:
+        result = call_log(<PyObject*>log, positional, keywords)
+    PyErr_Clear()
+    Py_XDECREF(trace)
+    Py_XDECREF(first)
+    Py_XDECREF(positional)
+    Py_XDECREF(keywords)
+    Py_XDECREF(result)
+
+
+def log_event(int level, str message not None, tuple arguments not None, error=None):
+    """Logs, with the error's traceback if there is one. Whatever a logging handler raises stops nothing."""
+    log_error(level, message, <PyObject*>arguments, <PyObject*>error if error is not None else NULL)
 
 
 cdef int log_exception(str what, object subject) except -1:

@@ -1,41 +1,43 @@
-# What happens to operations otherwise than on a worker: put back, cancelled, ended. See redrive.pyx.
+# What happens to operations otherwise than on a worker: tried again, cancelled, ended. See redrive.pyx.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ringmill._core.books cimport Books, Tally
 from ringmill._core.feed cimport Feed
 from ringmill._core.operation cimport Note, OperationBase
-
-cdef class Redrive:
-    # An operation that was put back, and what is known of its way.
-    cdef readonly OperationBase operation  # None once it has ended while its delay ran
-    cdef object key             # what postponed holds it by; fixed: `due` may come late, and must not touch the operation
-    cdef Feed feed
-    cdef uint64_t position
-    # by worker's index, 1 or 0; None: nobody. Written under the pool's lock, by the worker that has the operation
-    cdef readonly bytes had     # equal to one that had it since it last started over: others first
-    cdef readonly bytes rejected  # rejected it: never again
+from ringmill._core.retry_queue cimport RetryQueue
+from ringmill._core.waiter cimport WaitQueue
 
 cdef class Redrives(Books):
     # guarded by the pool's lock
-    cdef list orphans           # (operation, feed, position): cancelled, claimed, not yet released; see emit_cancelled
-    cdef bint undelayed         # nothing is put back with a delay any more: the interpreter ends
+    cdef RetryQueue orphans     # cancelled, their place claimed, not yet released; see emit_cancelled
+    cdef bint undelayed         # no retry is delayed any more: the interpreter ends
+    cdef bint has_timer         # the timer's thread runs
+    cdef bint no_timer          # it cannot be started: retries are not delayed
+    cdef bint timer_stopped
+    cdef int64_t timer_deadline  # until when the timer's thread sleeps
+    cdef WaitQueue timer_wakes  # the timer's thread
+    # written once, before the pool is BROKEN
+    cdef object broken_message
+    cdef Note broken_for_all    # for an operation for which there is no memory for an error object of its own
 
-    cdef int push_aside(self, Redrive record, bint from_delay) except -1
-    cdef int put_in_side(self, Redrive record) except -1
-    cdef Redrive take_from_side(self, Py_ssize_t k)
-    cdef Redrive take_aside(self, Tally runner)
-    cdef bint may_take(self, Redrive record, Tally runner) noexcept
-    cdef bint routable(self, Redrive record) noexcept
-    cdef int end_redrive(self, Redrive record) except -1
+    cdef bint append_retry(self, PyObject* entry) noexcept
+    cdef void unlink_retry(self, PyObject* entry) noexcept
+    cdef void wake_for_retry(self, PyObject* had, PyObject* rejected) noexcept
+    cdef PyObject* take_aside(self, Tally runner) noexcept
+    cdef bint may_take(self, PyObject* had, PyObject* rejected, Tally runner) noexcept
+    cdef bint routable(self, PyObject* entry) noexcept
+    cdef void end_redrive(self, PyObject* entry) noexcept
+    cdef PyObject* broken_note(self, PyObject* operation) noexcept
+    cdef PyObject* take_delayed(self, int64_t now) noexcept
+    cdef PyObject* unlink_delayed(self, int64_t now) noexcept
+    cdef int serve_timer(self) except -1
+    cdef int release_due(self, int64_t now) except -1
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1
-    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, Note note,
+    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, PyObject* note,
                      list ended) except -1
-    cdef int end_unbegun(self, Feed feed, uint32_t phase, Note note, list ended) except -1
-    cdef int end_pending(self, uint32_t phase, Note note, list ended) except -1
-    cdef Redrive take_any(self)
-    cdef dict take_postponed(self)
-
-cdef str describe(object o)
-cdef Note new_note(object error, OperationBase op, bint seen)
+    cdef int end_entry(self, PyObject* entry, uint32_t phase, list ended) except -1
+    cdef int end_unbegun(self, Feed feed, uint32_t phase, list ended) except -1
+    cdef int end_pending(self, uint32_t phase, list ended) except -1
+    cdef PyObject* take_any(self) noexcept

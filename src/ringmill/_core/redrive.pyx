@@ -1,10 +1,13 @@
-# What happens to operations otherwise than on a worker: those that were put back, cancelled, or overtaken by the end.
+# What happens to operations otherwise than on a worker: those that are tried again, cancelled, or overtaken by the end.
 #
-# Put back. A redrive stands aside, in order, with two masks of workers: those that rejected it, which never get it again,
-# and those that are equal to one that had it, which get it only when no other is alive (and not itself waiting for work).
-# Whoever puts one aside wakes a sleeping worker that may take it, by name. A redrive whose delay runs is postponed: the
-# timer calls due(). One that no worker left may take is ended as Unroutable: asked under the lock when it is put aside,
-# and when a worker retires.
+# Retries. An entry waits in `retries`, in order, with two masks of workers: those that rejected it, which never get it
+# again, and those that are equal to a worker that had it, which get it only when no other is alive (and not itself
+# waiting for work). The thread that appends an entry wakes a sleeping worker that may take it, by name. An entry whose
+# delay runs is in `delays`; the timer thread moves it to `retries`. One that no worker left may take is ended as
+# Unroutable: asked under the lock when it is appended, and when a worker retires.
+#
+# Owners of an entry: the worker that has the operation writes its masks; under the pool's lock it hands the entry to
+# `retries` or `delays`, and the thread that unlinks it from there, under the lock, owns it and its operation's place.
 #
 # Cancelling. By the same compare-exchange as begin (operation.pyx), under the pool's lock, with the count. A cancelled
 # operation keeps its place in its ring; the worker that claims the place emits it, or, if done() has not been called
@@ -12,175 +15,187 @@
 # its place at once. An operation can be cancelled between its acceptance and its entry into the ring: it is counted
 # as accepted then, whatever the ring says (the maximum in stats), and one that the ring refuses after that stays both.
 #
-# Nothing is dropped, and nothing that the collector tracks is made, under the lock: a finalizer may call the pool.
+# Under the lock no reference is dropped, nothing is allocated, and no Python code runs (rule 7). What must not fail
+# allocates by functions that return NULL: Cython's `except` needs memory itself.
+
+import _thread
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.books cimport BROKEN, DRAINING, ENDING
 from ringmill._core.feed cimport emit
-from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, begin, end, phase_of, unplace
+from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, PyTypeObject, begin, end, new_note, phase_of, unplace
+from ringmill._core.retry_queue cimport RetryEntry, RetryQueue, new_entry
 from ringmill._core.ring cimport DONE
-from ringmill._core.machine cimport steal
-from ringmill._core.waiter cimport acquire, notify, notify_all, notify_owner, release
+from ringmill._core.machine cimport now_ns, steal
+from ringmill._core.waiter cimport NEVER, acquire, init_queue, notify, notify_all, notify_owner, release, wait_for
 
-from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable
+from ringmill.errors import BrokenPool, PoolNotRunning, Unroutable, describe
 
 cdef extern from "Python.h":
-    int PyList_SetSlice(PyObject* list, Py_ssize_t low, Py_ssize_t high, PyObject* items) noexcept
     int PyList_Append(PyObject* list, PyObject* item) noexcept
-    PyObject* PyTuple_Pack(Py_ssize_t n, ...) noexcept
-    PyObject* PyLong_FromUnsignedLongLong(uint64_t value) noexcept
+    PyObject* call_one "PyObject_CallOneArg"(PyObject* function, PyObject* argument) noexcept
+    PyTypeObject* Py_TYPE(PyObject* o) nogil
     void PyErr_Clear()
     ctypedef struct PyListObject:
         PyObject** ob_item
 
-cdef Py_ssize_t SIDE_GAP = 64   # so many may be gone at the head of the side list before it is closed up
+cdef extern from *:
+    """
+    /* A mask of workers, a bytes object or None: whether that worker is in it. */
+    static inline int ringmill_in_mask(PyObject* mask, Py_ssize_t index) {
+        return mask != Py_None && PyBytes_AS_STRING(mask)[index] != 0;
+    }
+    """
+    bint in_mask "ringmill_in_mask"(PyObject* mask, Py_ssize_t index) noexcept nogil
+
+cdef enum:
+    # what the timer thread waits for
+    STOPPED = 1
+    DUE = 2
+    EARLIER = 3
 
 cdef object done_of_base = OperationBase.done
-
-
-cdef class Redrive:
-    def __cinit__(self, OperationBase operation, Feed feed):
-        self.operation = operation
-        self.key = id(operation)
-        self.feed = feed
 
 
 cdef class Redrives(Books):
     """The books, and what becomes of operations outside of workers."""
 
     def __cinit__(self):
-        self.orphans = []
+        self.orphans = RetryQueue()
+        init_queue(&self.timer_wakes)
 
     # -----------------------------------------------------------------------------------------------------------
-    # put back
+    # to be tried again
 
-    cdef int push_aside(self, Redrive record, bint from_delay) except -1:
-        # Puts a redrive where workers find it, and wakes one that may take it, by name. Ends it where nobody may.
-        cdef Tally runner
-        cdef bint eligible, kept
-        acquire(&self.lock)
-        try:
-            if from_delay:
-                if self.postponed.get(record.key) is not record:
-                    return 0  # cancelled meanwhile
-                del self.postponed[record.key]
-            # relaxed: written under the lock. Who ends what is pending does that after this phase is set.
-            kept = self.phase.load(memory_order_relaxed) < ENDING and self.routable(record)
-            if kept:
-                self.put_in_side(record)
-        finally:
-            release(&self.lock)
-        if not kept:
-            return self.end_redrive(record)
-        for runner in self.runners:
+    cdef bint append_retry(self, PyObject* entry) noexcept:
+        # Under the lock. Hands the caller's reference to `retries`; False: no worker may take it, or the pool has ended.
+        # relaxed: written under the lock. A thread that ends what is pending does that after it has set the phase.
+        if self.phase.load(memory_order_relaxed) >= ENDING or not self.routable(entry):
+            return False
+        self.retries.append(entry)
+        self.side_count.store(self.retries.length, memory_order_seq_cst)  # seq_cst: pairs with take's look
+        return True
+
+    cdef void unlink_retry(self, PyObject* entry) noexcept:
+        # Under the lock. The reference is the caller's then.
+        self.retries.unlink(entry)
+        # seq_cst: room for do; pairs with do_attempt
+        self.side_count.store(self.retries.length, memory_order_seq_cst)
+
+    cdef void wake_for_retry(self, PyObject* had, PyObject* rejected) noexcept:
+        # An entry with these masks was appended: wakes a worker that may take it, by name. Where no such worker sleeps,
+        # those that are awake look before they sleep.
+        cdef PyObject* runner
+        cdef bint eligible
+        cdef Py_ssize_t k
+        for k in range(self.crew):
+            runner = (<PyListObject*>self.runners).ob_item[k]
             acquire(&self.lock)
-            eligible = self.may_take(record, runner)
+            eligible = self.may_take(had, rejected, <Tally>runner)
             release(&self.lock)
             if eligible and notify_owner(&self.idle, <void*>runner):
                 break
-        return 1  # where no eligible worker slept, those that are awake look before they sleep
 
-    def due(self, Redrive record):
-        """The delay of a redrive is over."""
-        self.push_aside(record, True)
-
-    cdef int put_in_side(self, Redrive record) except -1:
-        # Under the lock.
-        self.side.append(record)
-        self.side_count.store(len(self.side) - self.side_head, memory_order_seq_cst)  # seq_cst: pairs with take's look
-        return 0
-
-    cdef Redrive take_from_side(self, Py_ssize_t k):
-        # Under the lock. What is taken at the head leaves a None, so that a list of any length costs no more; the Nones
-        # go when they are many, and as many as what is left.
-        cdef Redrive record = <Redrive>(<PyListObject*>self.side).ob_item[k]
-        cdef Py_ssize_t length = len(self.side)
-        if k > self.side_head:
-            del self.side[k]
-        else:
-            self.side[k] = None
-            self.side_head += 1
-            if self.side_head >= SIDE_GAP and 2 * self.side_head >= length:
-                if PyList_SetSlice(<PyObject*>self.side, 0, self.side_head, NULL) == 0:
-                    self.side_head = 0
-                else:
-                    PyErr_Clear()  # no memory for it now
-        # seq_cst: room for do; pairs with do_attempt
-        self.side_count.store(len(self.side) - self.side_head, memory_order_seq_cst)
-        return record
-
-    cdef Redrive take_aside(self, Tally runner):
-        # The first that was put back and may go to this worker.
-        cdef Redrive record = None
-        cdef Py_ssize_t k
+    cdef PyObject* take_aside(self, Tally runner) noexcept:
+        # The first entry that may go to this worker, owned by the caller; NULL: none.
+        cdef PyObject* entry
         acquire(&self.lock)
-        for k in range(self.side_head, len(self.side)):
-            if self.may_take(<Redrive>(<PyListObject*>self.side).ob_item[k], runner):
-                record = self.take_from_side(k)
+        entry = self.retries.first
+        while entry:
+            if phase_of(<OperationBase><PyObject*>(<RetryEntry>entry).operation) == CANCELLED or self.may_take(
+                <PyObject*>(<RetryEntry>entry).had, <PyObject*>(<RetryEntry>entry).rejected, runner
+            ):
+                self.unlink_retry(entry)
                 break
+            entry = (<RetryEntry>entry).next
         release(&self.lock)
-        if record is not None:
+        if entry:
             notify(&self.inbox.not_full)
-        return record
+        return entry
 
-    cdef bint may_take(self, Redrive record, Tally runner) noexcept:
-        # Under the lock. Who rejected it may not. Who had it, or is equal to one that had, may when no other is alive.
+    cdef bint may_take(self, PyObject* had, PyObject* rejected, Tally runner) noexcept:
+        # Under the lock. Not a worker that rejected it. One that had it, or is equal to one that had, if no other is alive.
         cdef Py_ssize_t k
-        if phase_of(record.operation) == CANCELLED:
-            return True  # only to be emitted
-        if record.rejected is not None and record.rejected[runner.index]:
+        cdef PyObject* other
+        if in_mask(rejected, runner.index):
             return False
-        if record.had is None or not record.had[runner.index]:
+        if not in_mask(had, runner.index):
             return True
         for k in range(self.crew):
-            # relaxed: whoever changes it wakes all, who look again
+            other = (<PyListObject*>self.runners).ob_item[k]
+            # relaxed: a thread that changes it wakes all, which look again
             if (
-                not record.had[k]
-                and (record.rejected is None or not record.rejected[k])
-                and (<Tally>(<PyListObject*>self.runners).ob_item[k]).alive.load(memory_order_relaxed)
-                and not (<Tally>(<PyListObject*>self.runners).ob_item[k]).waits
+                not in_mask(had, k)
+                and not in_mask(rejected, k)
+                and (<Tally>other).alive.load(memory_order_relaxed)
+                and not (<Tally>other).waits
             ):
                 return False
         return True
 
-    cdef bint routable(self, Redrive record) noexcept:
+    cdef bint routable(self, PyObject* entry) noexcept:
         # Under the lock. Whether a worker is left, pausing ones included, that has not rejected it, and that does not
         # itself wait for it.
         cdef Py_ssize_t k
         cdef PyObject* runner
+        cdef PyObject* rejected = <PyObject*>(<RetryEntry>entry).rejected
         for k in range(self.crew):
             runner = (<PyListObject*>self.runners).ob_item[k]
-            if (<Tally>runner).retired or (record.rejected is not None and record.rejected[k]):
+            if (<Tally>runner).retired or in_mask(rejected, k):
                 continue
             if not (<Tally>runner).waits or (
-                (<Tally>runner).awaited is not record.operation
-                and ((<Tally>runner).awaited_feed is None or (<Tally>runner).awaited_feed is not record.feed)
+                (<Tally>runner).awaited is not (<RetryEntry>entry).operation
+                and ((<Tally>runner).awaited_feed is None or (<Tally>runner).awaited_feed is not (<RetryEntry>entry).feed)
             ):
                 return True
         return False
 
-    cdef int end_redrive(self, Redrive record) except -1:
-        # Ends a redrive that no worker will take: nobody may, or the pool has ended.
+    cdef void end_redrive(self, PyObject* entry) noexcept:
+        # Ends an entry that no worker will take: no worker may, or the pool has ended. Takes the caller's reference.
         cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
-        if phase == ENDING:
-            self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
-        elif phase == BROKEN:
-            note = seen_note(self.stopped_error())
-            self.end_one(record.operation, record.feed, record.position, FAILED, note, None)
-        else:
-            error = Unroutable(f"every worker that is left has rejected {describe(record.operation)}")
-            self.end_one(record.operation, record.feed, record.position, FAILED, seen_note(error), None)
+        cdef PyObject* operation = <PyObject*>(<RetryEntry>entry).operation
+        cdef PyObject* feed = <PyObject*>(<RetryEntry>entry).feed
+        cdef uint32_t outcome = CANCELLED if phase == ENDING else FAILED
+        cdef PyObject* note = NULL
+        if phase != BROKEN and phase != ENDING:
+            note = unroutable_note(operation)
+        self.end_one(<OperationBase>operation, <Feed>feed, (<RetryEntry>entry).position, outcome, note, None)
+        Py_DECREF(<object>entry)  # the caller's
         self.wake_for_the_end()
-        return 0
 
-    def retire(self, Tally runner):
+    cdef PyObject* broken_note(self, PyObject* operation) noexcept:
+        # Each operation of a broken pool fails with an error object of its own; where there is no memory, with a shared one.
+        cdef PyObject* note = NULL
+        cdef PyObject* error = call_one(<PyObject*>BrokenPool, <PyObject*>self.broken_message)
+        if error != NULL:
+            note = new_note(error, <PyObject*>Py_TYPE(operation), True)
+            Py_DECREF(<object>error)  # the note owns one
+        if note == NULL:
+            PyErr_Clear()
+            note = <PyObject*>self.broken_for_all
+            Py_INCREF(<object>note)  # the caller's
+        return note
+
+    def is_routable(self, bytes rejected):
+        """Whether a worker is left that is not in the mask."""
+        cdef Py_ssize_t k
+        cdef bint found = False
+        acquire(&self.lock)
+        for k in range(self.crew):
+            if not (<Tally>(<PyListObject*>self.runners).ob_item[k]).retired and not in_mask(<PyObject*>rejected, k):
+                found = True
+                break
+        release(&self.lock)
+        return found
+
+    def retire(self, Tally runner not None):
         """One worker less. Returns whether those left can do what is pending: not when all wait for it themselves.
 
-        Ends the redrives that only this one might have taken.
+        Ends the operations that only this one might have taken; or all, where none can.
         """
         cdef bint enough
         acquire(&self.lock)
@@ -191,27 +206,130 @@ cdef class Redrives(Books):
         release(&self.lock)
         if enough:
             self.review_side()
+        else:
+            self.break_down()
         return enough
 
     cdef int review_side(self) except -1:
-        # Somebody may take less than before: ends the redrives that nobody may take now, wakes who may take the others.
-        cdef Redrive record
-        cdef list lost = []
-        cdef Py_ssize_t k
+        # A worker may take less than before: ends the entries that no worker may take now, wakes all for the others.
+        cdef PyObject* entry
+        cdef PyObject* following
+        cdef PyObject* lost = NULL
         acquire(&self.lock)
-        try:
-            for k in range(len(self.side) - 1, self.side_head - 1, -1):  # backwards: taking the first may close it up
-                record = <Redrive>(<PyListObject*>self.side).ob_item[k]
-                if not self.routable(record):
-                    lost.append(record)
-                    self.take_from_side(k)
-        finally:
-            release(&self.lock)
-        for record in lost:
-            self.end_redrive(record)
+        entry = self.retries.first
+        while entry:
+            following = (<RetryEntry>entry).next
+            if not self.routable(entry):
+                self.unlink_retry(entry)
+                (<RetryEntry>entry).next = lost
+                lost = entry
+            entry = following
+        release(&self.lock)
+        while lost:
+            following = (<RetryEntry>lost).next
+            (<RetryEntry>lost).next = NULL
+            self.end_redrive(lost)
+            lost = following
         notify(&self.inbox.not_full)
         notify_all(&self.idle)
         return 0
+
+    # -----------------------------------------------------------------------------------------------------------
+    # delayed
+
+    cdef PyObject* take_delayed(self, int64_t now) noexcept:
+        # An entry whose delay is over at that time (any, for NEVER), owned by the caller; NULL: none.
+        cdef PyObject* entry
+        acquire(&self.lock)
+        entry = self.unlink_delayed(now)
+        release(&self.lock)
+        return entry
+
+    cdef PyObject* unlink_delayed(self, int64_t now) noexcept:
+        # Under the lock. As take_delayed.
+        cdef PyObject* entry = self.delays.earliest()
+        if entry and (now == NEVER or (<RetryEntry>entry).due_ns <= now):
+            self.delays.remove(entry)
+            (<RetryEntry>entry).operation.delayed = NULL
+            return entry
+        return NULL
+
+    cdef int release_due(self, int64_t now) except -1:
+        # Moves what is due to the retries, and wakes workers.
+        cdef PyObject* entry
+        cdef PyObject* had
+        cdef PyObject* rejected
+        cdef bint kept
+        while True:
+            acquire(&self.lock)
+            entry = self.unlink_delayed(now)
+            if not entry:
+                release(&self.lock)
+                return 0
+            had = <PyObject*>(<RetryEntry>entry).had
+            rejected = <PyObject*>(<RetryEntry>entry).rejected
+            Py_INCREF(<object>had)  # ours, both: a worker may have taken the entry and written it by the time we read
+            Py_INCREF(<object>rejected)
+            kept = self.append_retry(entry)
+            release(&self.lock)
+            if kept:
+                self.wake_for_retry(had, rejected)
+            else:
+                self.end_redrive(entry)
+            Py_DECREF(<object>had)
+            Py_DECREF(<object>rejected)
+
+    @property
+    def timer_runs(self):
+        """Whether the timer's thread runs; a snapshot."""
+        return self.has_timer
+
+    def give_up_timer(self):
+        """The timer's thread cannot be started: retries are not delayed, until one can."""
+        acquire(&self.lock)
+        self.no_timer = not self.has_timer
+        release(&self.lock)
+        self.release_due(NEVER)
+
+    def run_timer(self):
+        """The whole life of the timer's thread: moves each delayed operation to the retries when its delay is over.
+
+        A second one returns at once. MemoryError: call it again.
+        """
+        cdef bint runs
+        acquire(&self.lock)
+        runs = self.has_timer
+        self.has_timer = True
+        self.no_timer = False
+        release(&self.lock)
+        if runs:
+            return
+        try:
+            self.serve_timer()
+        finally:
+            acquire(&self.lock)
+            self.has_timer = False
+            release(&self.lock)
+
+    cdef int serve_timer(self) except -1:
+        cdef int64_t deadline
+        cdef PyObject* earliest
+        while True:
+            acquire(&self.lock)
+            earliest = self.delays.earliest()
+            deadline = (<RetryEntry>earliest).due_ns if earliest else NEVER
+            self.timer_deadline = deadline
+            release(&self.lock)
+            if wait_for(&self.timer_wakes, timer_attempt, timer_attempt, <void*>self, NULL, 0, deadline) == STOPPED:
+                return 0
+            self.release_due(now_ns())
+
+    def stop_timer(self):
+        """Ends the timer's thread, if there is one. Idempotent."""
+        acquire(&self.lock)
+        self.timer_stopped = True
+        release(&self.lock)
+        notify_all(&self.timer_wakes)
 
     # -----------------------------------------------------------------------------------------------------------
     # cancelled
@@ -219,42 +337,35 @@ cdef class Redrives(Books):
     cdef int cancel(self, OperationBase op) except -1:
         # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
         # False: it is not, any more.
-        cdef Py_ssize_t k
-        cdef tuple orphan = None
-        cdef Redrive record = None
+        cdef PyObject* entry = NULL
         cdef bint quashed
-        key = id(op)
         acquire(&self.lock)
-        try:
-            quashed = op.quash(self.number)
-            if quashed:
-                self.cancelled += 1
-                record = self.postponed.pop(key, None)
-        finally:
-            release(&self.lock)
+        quashed = op.quash(self.number)
+        if quashed:
+            self.cancelled += 1
+            entry = op.delayed
+            if entry:
+                op.delayed = NULL
+                self.delays.remove(entry)
+        release(&self.lock)
         if not quashed:
             return False
         op.tell(CANCELLED, type(op).done is not done_of_base)
-        if record is not None:
+        if not entry:
+            acquire(&self.lock)
+            entry = self.orphans.first
+            while entry:
+                # acquire: pairs with end. Not done: it is an orphan of the next life, whose own canceller will look.
+                if (<RetryEntry>entry).operation is op and op.state.load(memory_order_acquire) & RELEASED:
+                    self.orphans.unlink(entry)
+                    break
+                entry = (<RetryEntry>entry).next
+            release(&self.lock)
+        if entry:
             unplace(op)
             Py_INCREF(op)  # the stream's
-            emit(record.feed, <PyObject*>op, record.position)
-            record.operation = None  # the timer may keep the record for long
-            record.feed = None
-            self.wake_for_the_end()
-            return True
-        acquire(&self.lock)
-        for k in range(len(self.orphans)):
-            # acquire: pairs with end. Not done: it is an orphan of the next life, whose own canceller will look.
-            if (<tuple>self.orphans[k])[0] is op and op.state.load(memory_order_acquire) & RELEASED:
-                orphan = <tuple>self.orphans[k]
-                del self.orphans[k]
-                break
-        release(&self.lock)
-        if orphan is not None:
-            unplace(op)
-            Py_INCREF(op)  # the stream's
-            emit(<Feed>orphan[1], <PyObject*>op, <uint64_t>orphan[2])
+            emit((<RetryEntry>entry).feed, <PyObject*>op, (<RetryEntry>entry).position)
+            Py_DECREF(<object>entry)  # the heap's, or the orphans'
         elif self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
             notify(&self.idle)  # any worker may emit it now
         self.wake_for_the_end()
@@ -263,37 +374,33 @@ cdef class Redrives(Books):
     cdef int emit_cancelled(self, PyObject* op, Feed feed, uint64_t position) except -1:
         # The place of an operation that was cancelled is claimed. Takes the caller's reference.
         cdef bint ended
-        cdef PyObject* orphan = NULL
-        cdef PyObject* number
+        cdef PyObject* orphan
         if (<OperationBase>op).context is not None:
             (<OperationBase>op).set_context(None)  # it was cancelled before its submitter had set that
-        # No except, here and below: see RingBuffer._take. The claim is ours alone, so nothing may be raised before it
-        # has come out of its stream.
-        number = PyLong_FromUnsignedLongLong(position)
-        if number:
-            orphan = PyTuple_Pack(3, op, <PyObject*>feed, number)
-            Py_DECREF(<object>number)  # the tuple's now
+        orphan = new_entry(op, <PyObject*>feed, position)
         acquire(&self.lock)
         ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
-        if not ended:
-            ended = not orphan or PyList_Append(<PyObject*>self.orphans, orphan)
-            # no memory: comes out of its stream a moment before its done()
+        if not ended and orphan:
+            self.orphans.append(orphan)
         release(&self.lock)
-        PyErr_Clear()
-        Py_XDECREF(orphan)  # the list's, if it got there
-        if ended:
-            unplace(<OperationBase>op)
-            emit(feed, op, position)
-        else:
+        if not ended and orphan:
             Py_DECREF(<object>op)  # the orphan owns one
+            return 0
+        # Or no memory: it comes out of its stream a moment before its done().
+        if not orphan:
+            PyErr_Clear()
+        Py_XDECREF(orphan)
+        unplace(<OperationBase>op)
+        emit(feed, op, position)
         return 0
 
     # -----------------------------------------------------------------------------------------------------------
     # ended
 
-    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, Note note,
+    cdef int end_one(self, OperationBase op, Feed feed, uint64_t position, uint32_t phase, PyObject* note,
                      list ended) except -1:
-        # Ends one that the caller has claimed. Returns how many did not get into `ended`, for want of memory.
+        # Ends one that the caller has claimed. `note`: what it fails with, the caller's reference; NULL: that the pool is
+        # broken. Returns how many did not get into `ended`, for want of memory.
         cdef bint mine
         Py_INCREF(op)  # the stream's
         acquire(&self.lock)
@@ -305,10 +412,14 @@ cdef class Redrives(Books):
                 self.failed += 1
         release(&self.lock)
         if not mine:
+            Py_XDECREF(note)
             self.emit_cancelled(<PyObject*>op, feed, position)
             return 0
-        if note is not None:
-            op.set_note(note)
+        if phase == FAILED and not note:
+            note = self.broken_note(<PyObject*>op)
+        if note:
+            op.set_note(<Note>note)
+            Py_DECREF(<object>note)  # the operation owns one
         end(op, phase, type(op).done is not done_of_base)
         emit(feed, <PyObject*>op, position)
         if ended is not None and PyList_Append(<PyObject*>ended, <PyObject*>op):
@@ -316,7 +427,16 @@ cdef class Redrives(Books):
             return 1
         return 0
 
-    cdef int end_unbegun(self, Feed feed, uint32_t phase, Note note, list ended) except -1:
+    cdef int end_entry(self, PyObject* entry, uint32_t phase, list ended) except -1:
+        # end_one for an operation that is in no ring. Takes the caller's reference.
+        cdef int unlisted = self.end_one(
+            <OperationBase><PyObject*>(<RetryEntry>entry).operation, <Feed><PyObject*>(<RetryEntry>entry).feed,
+            (<RetryEntry>entry).position, phase, NULL, ended,
+        )
+        Py_DECREF(<object>entry)
+        return unlisted
+
+    cdef int end_unbegun(self, Feed feed, uint32_t phase, list ended) except -1:
         # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`. Returns as end_one.
         cdef PyObject* raw = NULL
         cdef uint64_t position = 0
@@ -326,7 +446,7 @@ cdef class Redrives(Books):
             return 0
         while feed.claim(&raw, &position, self.number, &reset) == DONE:
             op = <OperationBase>steal(raw)
-            unlisted += self.end_one(op, feed, position, phase, note, ended)
+            unlisted += self.end_one(op, feed, position, phase, NULL, ended)
         return unlisted
 
     def drain(self):
@@ -355,74 +475,74 @@ cdef class Redrives(Books):
     def cancel_pending(self):
         """Ends what has not begun as CANCELLED and returns it. After drain(). MemoryError if not all could be listed."""
         cdef list ended = []
-        cdef int unlisted = self.end_pending(CANCELLED, None, ended)
+        cdef int unlisted = self.end_pending(CANCELLED, ended)
         self.wake_for_the_end()
         if unlisted:
             raise MemoryError(f"{unlisted} of the operations that were cancelled")
         return ended
 
-    cdef int end_pending(self, uint32_t phase, Note note, list ended) except -1:
-        # One note for all, made before any is claimed. Returns as end_one.
+    cdef int end_pending(self, uint32_t phase, list ended) except -1:
+        # Ends what has not begun as CANCELLED, or as FAILED: the pool is broken. Returns as end_one.
         cdef Feed feed
-        cdef Redrive record
+        cdef PyObject* entry
         cdef int unlisted = 0
         for feed in self._feeds():
-            unlisted += self.end_unbegun(feed, phase, note, ended)
+            unlisted += self.end_unbegun(feed, phase, ended)
         while True:
-            record = self.take_any()
-            if record is None:
+            entry = self.take_any()
+            if not entry:
                 break
-            unlisted += self.end_one(record.operation, record.feed, record.position, phase, note, ended)
-        for record in self.take_postponed().values():
-            unlisted += self.end_one(record.operation, record.feed, record.position, phase, note, ended)
-            record.operation = None  # as in cancel
-            record.feed = None
+            unlisted += self.end_entry(entry, phase, ended)
+        while True:
+            entry = self.take_delayed(NEVER)
+            if not entry:
+                break
+            unlisted += self.end_entry(entry, phase, ended)
         return unlisted
 
-    cdef Redrive take_any(self):
-        # The first redrive that waits for a worker, for its end. Nothing is dropped under the lock.
-        cdef Redrive record = None
+    cdef PyObject* take_any(self) noexcept:
+        # The first entry that waits for a worker, for its end; owned by the caller. NULL: none.
+        cdef PyObject* entry
         acquire(&self.lock)
-        if self.side_head < len(self.side):
-            record = self.take_from_side(self.side_head)
+        entry = self.retries.first
+        if entry:
+            self.unlink_retry(entry)
         release(&self.lock)
-        if record is not None:
+        if entry:
             notify(&self.inbox.not_full)
-        return record
-
-    cdef dict take_postponed(self):
-        # All redrives whose delay runs, for their end. Nothing is made or dropped under the lock.
-        cdef dict none = {}
-        cdef dict taken
-        acquire(&self.lock)
-        taken = self.postponed
-        self.postponed = none
-        release(&self.lock)
-        return taken
+        return entry
 
     def cancel_delayed(self):
         """Ends those whose delay runs as CANCELLED, and from now on those that would be delayed."""
-        cdef Redrive record
+        cdef PyObject* entry
         acquire(&self.lock)
         self.undelayed = True
         release(&self.lock)
-        for record in self.take_postponed().values():
-            self.end_one(record.operation, record.feed, record.position, CANCELLED, None, None)
-            record.operation = None  # as in cancel
-            record.feed = None
+        while True:
+            entry = self.take_delayed(NEVER)
+            if not entry:
+                break
+            self.end_entry(entry, CANCELLED, None)
         self.wake_for_the_end()
 
     def break_down(self):
         """The last worker is lost: everything pending fails, streams end with the error, nothing is accepted."""
-        error = BrokenPool(f"{self.policy!r} has lost its last worker")
-        note = seen_note(error)
+        cdef PyObject* note
+        message = f"{self.policy!r} has lost its last worker"
+        error = BrokenPool(message)
+        if self.broken_for_all is None:
+            note = new_note(<PyObject*>error, <PyObject*>OperationBase, True)
+            if note == NULL:
+                raise MemoryError
+            self.broken_message = message
+            self.broken_for_all = <Note>steal(note)
         self._close(BROKEN, error)
-        self.end_pending(FAILED, note, None)
+        self.end_pending(FAILED, None)
 
     def end_now(self):
         """Workers leave as soon as they are between two operations. What is pending is cancelled."""
         self._close(ENDING, None)
-        self.end_pending(CANCELLED, None, None)
+        self.end_pending(CANCELLED, None)
 
     def abort_streams(self):
         """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
@@ -448,22 +568,48 @@ cdef class Redrives(Books):
             self.remove(feed)
 
 
-cdef str describe(object o):
-    # Its repr, which is the user's code.
-    try:
-        return repr(o)
-    except Exception as error:
-        return f"a {type(o).__qualname__} whose repr raises {type(error).__qualname__}"
+cdef int timer_attempt(void* core) noexcept:
+    cdef PyObject* earliest
+    cdef int64_t due, expected
+    cdef bint stopped
+    acquire(&(<Redrives>core).lock)
+    earliest = (<Redrives>core).delays.earliest()
+    due = (<RetryEntry>earliest).due_ns if earliest else NEVER
+    expected = (<Redrives>core).timer_deadline
+    stopped = (<Redrives>core).timer_stopped
+    release(&(<Redrives>core).lock)
+    if stopped:
+        return STOPPED
+    if due == NEVER:
+        return 0
+    if due <= now_ns():
+        return DUE
+    return EARLIER if expected == NEVER or due < expected else 0
 
 
-cdef Note new_note(object error, OperationBase op, bint seen):
-    cdef Note note = Note(error, type(op).__qualname__)
-    note.seen = seen
+def _unroutable(op):
+    return Unroutable(f"every worker that is left has rejected {describe(op)}")
+
+
+cdef object make_unroutable = _unroutable
+cdef object unroutable_for_all = Unroutable("every worker that is left has rejected the operation")
+
+
+cdef PyObject* unroutable_note(PyObject* operation) noexcept:
+    # Where there is no memory for an error object, with a shared one; NULL where there is none for the note either.
+    cdef PyObject* note
+    cdef PyObject* error = call_one(<PyObject*>make_unroutable, operation)
+    if error == NULL:
+        PyErr_Clear()
+        error = <PyObject*>unroutable_for_all
+        Py_INCREF(<object>error)
+    note = new_note(error, <PyObject*>Py_TYPE(operation), True)
+    Py_DECREF(<object>error)  # the note owns one
+    if note == NULL:
+        PyErr_Clear()
+        note = <PyObject*>unroutable_note_for_all
+        Py_INCREF(<object>note)
     return note
 
 
-cdef Note seen_note(object error):
-    # Of an error that nobody needs to look at: may be that of many operations.
-    cdef Note note = Note(error, None)
-    note.seen = True
-    return note
+cdef object unroutable_note_for_all = steal(new_note(<PyObject*>unroutable_for_all, <PyObject*>OperationBase, True))

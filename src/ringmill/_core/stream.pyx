@@ -22,7 +22,6 @@
 import _thread
 import operator
 import queue
-import time
 from types import GenericAlias
 
 from cpython.object cimport PyObject
@@ -71,7 +70,6 @@ from ringmill.errors import Closed, OperationReused, PoolNotRunning
 
 cdef object Empty = queue.Empty
 cdef object allocate_lock = _thread.allocate_lock
-cdef object monotonic = time.monotonic
 cdef double LIFECYCLE_SLICE_S = 1.0
 
 cdef extern from "Python.h":
@@ -517,7 +515,7 @@ cdef class Stream:
         self.closed_by_reader.store(1, memory_order_release)  # release: pairs with finish
         self.feed.end(None)
         self.feed.ready.close_ring()
-        self.core.end_unbegun(self.feed, CANCELLED, None, None)
+        self.core.end_unbegun(self.feed, CANCELLED, None)
         self.core.remove(self.feed)
         notify(&self.core.idle)
         self.feed.ready.shutdown(immediate=True)
@@ -624,7 +622,7 @@ cdef class PoolBase:
         # In slices: a signal that comes just before a lock waits does not end that wait.
         while True:
             if deadline is not None:
-                left = max(0.0, min(LIFECYCLE_SLICE_S, <double>deadline - <double>monotonic()))
+                left = max(0.0, min(LIFECYCLE_SLICE_S, <double>deadline - now_ns() / 1e9))
             if lock.acquire(True, left):
                 break
             if left < LIFECYCLE_SLICE_S:
