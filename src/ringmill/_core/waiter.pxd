@@ -36,6 +36,17 @@ cdef enum:
 cdef struct ShortLock:
     atomic[uint32_t] held  # 0 or 1
 
+# A test build records here which locks the calling thread holds (tests/lock_rules); every other build, nothing.
+cdef extern from *:
+    """
+    #ifndef RINGMILL_LOCK_ACQUIRED
+    #define RINGMILL_LOCK_ACQUIRED(lock) ((void)0)
+    #define RINGMILL_LOCK_RELEASED(lock) ((void)0)
+    #endif
+    """
+    void record_acquired "RINGMILL_LOCK_ACQUIRED"(void* lock) noexcept nogil
+    void record_released "RINGMILL_LOCK_RELEASED"(void* lock) noexcept nogil
+
 cdef inline void acquire(ShortLock* lock) noexcept nogil:
     cdef int spins = 0
     # acquire: pairs with the release in release(), so that the holder sees what the last one wrote
@@ -43,8 +54,10 @@ cdef inline void acquire(ShortLock* lock) noexcept nogil:
         # relaxed: only to wait without writing to the line; the exchange above decides
         while lock.held.load(memory_order_relaxed):
             relax(&spins)
+    record_acquired(lock)
 
 cdef inline void release(ShortLock* lock) noexcept nogil:
+    record_released(lock)
     lock.held.store(0, memory_order_release)  # release: pairs with the exchange in acquire()
 
 
