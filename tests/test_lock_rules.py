@@ -58,8 +58,10 @@ VIOLATIONS = {
     "call": ("number += PyObject_IsTrue(given);", "PyObject_IsTrue"),
     "detach": ("Py_BEGIN_ALLOW_THREADS Py_END_ALLOW_THREADS", "PyEval_RestoreThread, PyEval_SaveThread"),
     "allocate": ("kept = Py_TYPE(given)->tp_alloc(Py_TYPE(given), 0);", "allocates"),
-    "reallocate": ("kept = (PyObject*)PyMem_RawRealloc(PyMem_RawMalloc(8), 16);",
-                   "PyMem_RawMalloc, PyMem_RawRealloc, allocates, reallocates"),
+    "reallocate": (
+        "kept = (PyObject*)PyMem_RawRealloc(PyMem_RawMalloc(8), 16);",
+        "PyMem_RawMalloc, PyMem_RawRealloc, allocates, reallocates",
+    ),
     "contain": ("numbers[++number] = 1;", "operator new"),
     "empty": ("numbers.clear();", "operator delete"),
     "second": ("acquire(1); release(0); number += PyObject_IsTrue(given); acquire(0); release(1);", "PyObject_IsTrue"),
@@ -120,7 +122,8 @@ print("all done")
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     include = Path(sysconfig.get_path("include"))
-    if sys.platform != "linux" or not all(map(shutil.which, ["g++", "addr2line"])) or not (include / "Python.h").exists():
+    tools = all(map(shutil.which, ["g++", "addr2line"]))
+    if sys.platform != "linux" or not tools or not (include / "Python.h").exists():
         pytest.skip("the check is compiled by g++ on Linux, with the interpreter's headers, and reads with binutils")
     folder = tmp_path_factory.mktemp("lock_rules")
     write_header(folder)

@@ -1,8 +1,8 @@
 """The parts of tests/lock_rules.sh that are not C++: the list of the interpreter's functions, and readable reports.
 
-`python -m tests.lock_rules flags DIRECTORY` writes python_calls.hpp into the directory, for the interpreter that runs it,
-and prints the flags for the compiler. `python -m tests.lock_rules report FILE` prints what lock_rules.hpp has written to
-the file, with the lines of the .pyx files, and exits with 1 if there is a violation.
+`python -m tests.lock_rules flags DIRECTORY` writes python_calls.hpp into the directory, for the interpreter that runs
+it, and prints the flags for the compiler. `python -m tests.lock_rules report FILE` prints what lock_rules.hpp has
+written to the file, with the lines of the .pyx files, and exits with 1 if there is a violation.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def flags(directory: Path) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """A function of generated code as its author wrote it: __pyx_f_8ringmill_5_core_4loop_7Landing_post is Landing.post."""
+    """The name in the .pyx file: Landing.post of __pyx_f_8ringmill_5_core_4loop_7Landing_post."""
     name = name.partition("(")[0]
     found = re.match(r"__pyx_[a-z]+_(?=\d)", name)
     if not found:
