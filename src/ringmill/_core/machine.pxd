@@ -40,6 +40,12 @@ cdef extern from *:
     #endif
     /* Hands an owned reference to Cython, which takes it over: no INCREF and DECREF on the way. */
     [[maybe_unused]] static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
+    /* A field of an object, for which Cython would count references: replaced, without counting any. */
+    [[maybe_unused]] static inline PyObject* ringmill_exchange(PyObject** place, PyObject* value) {
+        PyObject* old = *place;
+        *place = value;
+        return old;
+    }
     #endif
     """
     void pause "ringmill_pause"() noexcept nogil

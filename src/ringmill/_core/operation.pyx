@@ -59,12 +59,6 @@ from ringmill.errors import BrokenPool, OperationReused, PoolNotRunning
 
 cdef extern from *:
     """
-    /* The field of an object, which Cython would count references for: replaced, without counting any. */
-    static inline PyObject* ringmill_exchange(PyObject** place, PyObject* value) {
-        PyObject* old = *place;
-        *place = value;
-        return old;
-    }
     #define RINGMILL_EXCHANGE_NOTE(op, value) ringmill_exchange((PyObject**)&(op)->note, (value))
     #define RINGMILL_EXCHANGE_CONTEXT(op, value) ringmill_exchange((PyObject**)&(op)->context, (value))
     """
@@ -348,13 +342,14 @@ cdef class OperationBase:
     cdef bint enqueue(self, WaitNode* node) noexcept:
         # One more who waits. False: it is done.
         cdef ShortLock* lock = _bucket(self)
+        cdef PyObject* sleeper = node.sleeper
         acquire(lock)
         # acq_rel: see the head
         if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:
             release(lock)
             return False
-        if node.sleeper:
-            Py_INCREF(<object>node.sleeper)  # owned by the chain, then by whoever takes it
+        if sleeper:
+            Py_INCREF(<object>sleeper)  # owned by the chain, then by the thread that takes it
         node.next = self.waiters
         node.queued = True
         node.epoch = epoch_now

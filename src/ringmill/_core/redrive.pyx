@@ -103,10 +103,12 @@ cdef class Redrives(Books):
     cdef PyObject* take_aside(self, Tally runner) noexcept:
         # The first entry that may go to this worker, owned by the caller; NULL: none.
         cdef PyObject* entry
+        cdef PyObject* operation
         acquire(&self.lock)
         entry = self.retries.first
         while entry:
-            if phase_of(<OperationBase><PyObject*>(<RetryEntry>entry).operation) == CANCELLED or self.may_take(
+            operation = <PyObject*>(<RetryEntry>entry).operation
+            if phase_of(<OperationBase>operation) == CANCELLED or self.may_take(
                 <PyObject*>(<RetryEntry>entry).had, <PyObject*>(<RetryEntry>entry).rejected, runner
             ):
                 self.unlink_retry(entry)

@@ -72,6 +72,12 @@ cdef object Empty = queue.Empty
 cdef object allocate_lock = _thread.allocate_lock
 cdef double LIFECYCLE_SLICE_S = 1.0
 
+cdef extern from *:
+    """
+    #define RINGMILL_EXCHANGE_CORE(pool, value) ringmill_exchange((PyObject**)&(pool)->_core, (value))
+    """
+    PyObject* exchange_core "RINGMILL_EXCHANGE_CORE"(PoolBase pool, PyObject* core) noexcept
+
 cdef extern from "Python.h":
     PyObject* PyIter_Next(object iterator) except? NULL
     PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
@@ -636,10 +642,12 @@ cdef class PoolBase:
 
     def _open(self, Core core):
         # A run begins: its core takes the calls from now on. It stays after the end, to say that.
+        cdef PyObject* old
+        Py_INCREF(core)  # the field's
         acquire(&self._lock)
-        old = self._core  # goes after the lock
-        self._core = core
+        old = exchange_core(self, <PyObject*>core)
         release(&self._lock)
+        Py_DECREF(<object>old)  # was the field's
 
     def _after_fork(self):
         # relaxed: the child has one thread yet
