@@ -228,11 +228,12 @@ cdef class Bell(Sleeper):
         self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the notify; whoever saw 1 and slept is woken
         if self.target:
             notify(self.target)
-        return False  # the workers may be busy for long
+        return True
 
     cdef void arm(self, WaitQueue* queue) noexcept:
         # seq_cst: of several, one queues the node; whoever sees it armed may sleep
         if not self.armed.exchange(1, memory_order_seq_cst):
+            self.node.place = 0  # it begins to wait anew
             begin_sleep(queue, &self.node, False)
 
     cdef void disarm(self, WaitQueue* queue) noexcept:

@@ -1,5 +1,7 @@
 # How a task of an event loop sleeps and is woken: asyncio's and trio's. See loop.pyx.
 
+from cpython.object cimport PyObject
+
 from ringmill._core.waiter cimport Attempt, ShortLock, Sleeper, WaitQueue
 
 cdef class Landing:
@@ -8,8 +10,8 @@ cdef class Landing:
     cdef unsigned long thread   # the one that runs it
     cdef object __weakref__
     cdef ShortLock lock         # guards the next four
-    cdef LoopSleeper first      # told, and not resumed yet
-    cdef LoopSleeper last
+    cdef PyObject* first        # LoopSleepers that were told and are not resumed yet: a chain by `following`, each owned
+    cdef PyObject* last
     cdef bint scheduled         # a call of land() is on its way
     cdef bint dead              # the loop takes no more calls
 
@@ -19,12 +21,12 @@ cdef class Landing:
     cdef bint mourn(self, LoopSleeper sleeper) noexcept
     cdef void give_up(self) noexcept
     cdef bint post(self, LoopSleeper sleeper) noexcept
-    cdef LoopSleeper take_all(self, bint for_good)
+    cdef PyObject* take_all(self, bint for_good) noexcept
 
 cdef class LoopSleeper(Sleeper):
     # One wait of one task. Made, and used but for wake(), on its loop's thread.
     cdef Landing landing
-    cdef LoopSleeper following  # guarded by the landing's lock
+    cdef PyObject* following    # in the landing's chain, which owns it; guarded by the landing's lock, or whoever took it
     cdef object future          # asyncio: what the task awaits
     cdef object task            # trio: the task that sleeps,
     cdef bint asleep            # and whether it does

@@ -14,8 +14,16 @@
 # suspends. One that was granted and leaves without taking owes a look, and passes the wake-up on if there is something
 # (run's finally). That also holds for a task that is destroyed: its coroutine is closed, and runs that finally.
 #
-# A loop that is closed refuses the call: then the landing is dead, wake() says so, and the waker wakes the next. Tasks
-# that had been told by then and never ran are passed over likewise.
+# A loop may be busy for long, blocked, stopped, or stopped and run again later. Nothing waits for it: whoever wakes one of
+# its tasks wakes a thread and a task of each other loop as well (waiter.pyx), so a task that is told owns nothing by that.
+# It looks when its loop runs again; finds something, or returns to its place in line.
+#
+# A loop that is closed refuses the call: then the landing is dead, wake() says so, and the waker wakes the next of that
+# loop's tasks, until none is left in line. Tasks that had been told by then and never ran pass the wake-up on.
+#
+# The chain holds its own reference to each sleeper in it, taken before the lock and dropped after it. Under the lock
+# pointers are moved, and no reference is counted (rule 7): on a free-threaded build the DECREF of what another thread
+# made, or of None at the wrong moment, may detach. Hence raw pointers, which the landing shows to the collector (rule 11).
 #
 # The call is Python code, so it may fail otherwise: a signal handler raises in it, the waker stands at the end of its
 # recursion, memory lacks. Those that were told rely on it, so it is asked again, at the latest by the interpreter when the
@@ -41,9 +49,15 @@ from ringmill._core.waiter cimport (
     cancel_sleep,
     notify,
     release,
+    visitproc,
 )
 
 cdef extern from "Python.h":
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
+        inquiry tp_clear
     int Py_AddPendingCall(int (*call)(void*) noexcept, void* argument) nogil
     int PyThreadState_SetAsyncExc(unsigned long thread, object error) except -1
 
@@ -95,30 +109,36 @@ cdef class Landing:
 
     cdef bint mourn(self, LoopSleeper sleeper) noexcept:
         # The loop is gone. False, for post().
-        cdef LoopSleeper stranded = self.take_all(True)
-        while stranded is not None:
+        cdef PyObject* raw = self.take_all(True)
+        cdef LoopSleeper stranded
+        while raw:
+            stranded = <LoopSleeper>steal(raw)  # the chain's reference is ours
+            raw = stranded.following
             if stranded is not sleeper:
                 stranded.pass_on()
-            stranded = stranded.following
         return False
 
     cdef bint post(self, LoopSleeper sleeper) noexcept:
         # From any thread. False: the loop is gone.
         cdef bint scheduled
         cdef int result
+        cdef bint dead
+        sleeper.following = NULL  # nobody else knows of it: it was granted to us
+        Py_INCREF(sleeper)  # the chain's
         acquire(&self.lock)
-        if self.dead:
-            release(&self.lock)
-            return False
-        # What these assignments drop is None, or in the chain, so nothing runs under the lock.
-        if self.last is None:
-            self.first = sleeper
-        else:
-            self.last.following = sleeper
-        self.last = sleeper
+        dead = self.dead
         scheduled = self.scheduled
-        self.scheduled = True
+        if not dead:
+            if self.last:
+                (<LoopSleeper>self.last).following = <PyObject*>sleeper
+            else:
+                self.first = <PyObject*>sleeper
+            self.last = <PyObject*>sleeper
+            self.scheduled = True
         release(&self.lock)
+        if dead:
+            Py_DECREF(sleeper)  # it did not get there
+            return False
         if scheduled:
             return True
         result = self.ask()
@@ -138,12 +158,13 @@ cdef class Landing:
         self.scheduled = False
         release(&self.lock)
 
-    cdef LoopSleeper take_all(self, bint for_good):
-        # The chain is the caller's then. `for_good`: and nobody may post any more.
+    cdef PyObject* take_all(self, bint for_good) noexcept:
+        # The chain, and its references, are the caller's then. `for_good`: and nobody may post any more.
+        cdef PyObject* first
         acquire(&self.lock)
         first = self.first
-        last = self.last  # they go after the lock
-        self.first = self.last = None
+        self.first = NULL
+        self.last = NULL
         self.scheduled = False
         self.dead = for_good
         release(&self.lock)
@@ -151,21 +172,55 @@ cdef class Landing:
 
     def __call__(self):
         """On the loop: resumes those that were told."""
-        cdef LoopSleeper sleeper = self.take_all(False)
-        cdef LoopSleeper following
+        cdef PyObject* raw = self.take_all(False)
+        cdef LoopSleeper sleeper
         interrupt = None
-        while sleeper is not None:
-            following = sleeper.following
-            sleeper.following = None
+        while raw:
+            sleeper = <LoopSleeper>steal(raw)  # the chain's reference is ours
+            raw = sleeper.following  # before it is resumed: it may be told again from then on
             try:
                 sleeper.resume()
             except BaseException as error:
                 sleeper.pass_on()  # its loop is being torn down
                 if not isinstance(error, Exception):
                     interrupt = error
-            sleeper = following
         if interrupt is not None:
             raise interrupt  # Ctrl-C goes through the loop, as it does where a callback of its own is interrupted
+
+    def __dealloc__(self):
+        drop_chain(self.take_all(True))
+
+
+cdef void drop_chain(PyObject* raw) noexcept:
+    cdef PyObject* following
+    while raw:
+        following = (<LoopSleeper>raw).following
+        Py_DECREF(<object>raw)  # was the chain's
+        raw = following
+
+
+# The garbage collector: Cython knows nothing of the chain. No thread is between two steps under a lock.
+cdef traverseproc base_traverse = (<PyTypeObject*>Landing).tp_traverse
+cdef inquiry base_clear = (<PyTypeObject*>Landing).tp_clear
+
+
+cdef int landing_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
+    cdef int status = base_traverse(self, visit, arg)
+    cdef PyObject* raw = (<Landing>self).first
+    while raw and not status:
+        status = visit(raw, arg)
+        raw = (<LoopSleeper>raw).following
+    return status
+
+
+cdef int landing_clear(PyObject* self) noexcept:
+    drop_chain((<Landing>self).take_all(False))
+    return base_clear(self)
+
+
+cdef void show_chain(PyTypeObject* kind) noexcept:
+    kind.tp_traverse = landing_traverse
+    kind.tp_clear = landing_clear
 
 
 cdef int ask_again(void* raw) noexcept:
@@ -211,6 +266,11 @@ cdef class TrioLanding(Landing):
         return isinstance(error, modules["trio"].RunFinishedError)
 
 
+show_chain(<PyTypeObject*>Landing)
+show_chain(<PyTypeObject*>AsyncioLanding)  # which have no references of their own
+show_chain(<PyTypeObject*>TrioLanding)
+
+
 cdef object _asyncio_loop():
     # asyncio's loop that runs on this thread, or None.
     events = modules.get("asyncio.events")
@@ -247,6 +307,7 @@ cdef int settle_in(LoopSleeper sleeper) except -1:
         landing = TrioLanding(home) if trio else AsyncioLanding(home)
         landings.current = ref(landing)
     sleeper.landing = landing
+    sleeper.node.owner = <void*>home  # the landing, which the sleeper keeps, keeps it
     if trio:
         sleeper.task = modules["trio.lowlevel"].current_task()
     return 0

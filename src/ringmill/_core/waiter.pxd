@@ -62,13 +62,17 @@ cdef inline void release(ShortLock* lock) noexcept nogil:
 
 
 cdef struct WaitNode:
-    WaitNode* prev              # guarded by the queue's lock while queued
-    WaitNode* next
+    WaitNode* prev              # guarded by the queue's lock while queued. Of threads: a list; of a lane's Sleepers: circular
+    WaitNode* next              # once granted: the waker's chain
+    WaitNode* above             # the first of a lane: the first of the lanes beside it; guarded by the queue's lock
+    WaitNode* below
+    bint heads                  # it is the first of a lane; guarded by the queue's lock
+    uint64_t place              # when it began to wait, by the queue's clock; 0: a Sleeper that begins to
     PyThread_type_lock lock     # a thread parks on it; locked at rest, released by the one grant
     PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see begin_sleep)
     uint32_t epoch              # the fork epoch in which it was queued
     bint queued                 # guarded by the queue's lock: in the list, not granted
-    void* owner                 # who it is, for wake-ups by name; whatever the queue's user wants
+    void* owner                 # of a thread: who it is, for wake-ups by name. Of a Sleeper: its event loop; never read through
     atomic[uint64_t] told       # 1: granted; for one that spins. GIL builds only, as the next
     atomic[uint32_t] awake      # 1: it spins
 
@@ -77,8 +81,11 @@ cdef struct WaitQueue:
     atomic[uint64_t] hint       # 1: something was published since the spinning searcher looked
     atomic[uint32_t] epoch      # the fork epoch it belongs to
     ShortLock lock
-    WaitNode* first             # guarded by the lock
+    WaitNode* first             # threads; guarded by the lock, like all below but `spin`
     WaitNode* last
+    WaitNode* lanes             # Sleepers: the first of each lane, one lane for each owner
+    WaitNode* last_lane
+    uint64_t clock              # how many have begun to wait
     WaitNode* spinner           # one in the list that spins, or did; guarded by the lock; GIL builds only
     Spin spin                   # of those who wait here
     int64_t linger_ns           # how long the next search goes on when it has been hinted; guarded by the lock, adapts
@@ -88,8 +95,8 @@ cdef struct WaitQueue:
 cdef class Sleeper:
     # Somebody who sleeps otherwise than on a lock: an event loop's future, a pool that reads a ring.
     cdef WaitNode node
-    # Called attached, without locks, once it is granted; may run Python code. True: it looks, or passes the wake-up on.
-    # False: it answers for nothing, so the next in the list is woken as well.
+    # Called attached, without locks, once it is granted; may run Python code. Others that could take the same item have
+    # been granted too. False: it cannot be reached, so the next of its lane is granted as well.
     cdef bint wake(self) noexcept
 
 

@@ -37,10 +37,30 @@
 # Only time depends on these three: all in the list are owed the same, whoever is granted, and who was told takes
 # the lock like any other. But the spinner must be in the list; so whoever takes a node out of it forgets that it spun.
 #
-# A Sleeper, somebody who sleeps otherwise than on a lock, is granted like a thread and is no searcher: each notify wakes
-# the next in the list, one for each publication. What it owes is the same: whoever was granted, and takes one and sees
-# more, or leaves without having taken any, notifies. One that can do nothing of the kind (Sleeper.wake says so) is
-# told, and the next is woken as well.
+# Event loops. A Sleeper is a waiter that does not block a thread: a task of an event loop, or the bell of a pool that reads
+# a ring. Whether and when it acts on a wake-up is not known: its loop may be busy, blocked, stopped, or never run again.
+# So no wake-up depends on a Sleeper: it is granted without becoming a searcher, and never instead of a waiter that could
+# take the same item. The Sleepers of one owner (one event loop) form a lane, in the order in which they began to wait;
+# threads are in a list of their own. A waker that meets no searcher grants, under one hold of the lock,
+#
+#   the first thread, which becomes the searcher, and
+#   the first Sleeper of each lane: of every lane, where no thread waits; else of those lanes whose first Sleeper began
+#   to wait before that thread.
+#
+# A lane that is passed over loses nothing: the thread was granted, and takes one and notifies if there is more, or finds
+# that there is nothing, or leaves and notifies. A waker that meets a searcher passes over all lanes for the same reason.
+# Where no thread waits and none searches, each publication is announced in every lane; whatever one loop does about it,
+# the others have been told themselves. What is owed within a loop is as for threads: a Sleeper that was granted, and
+# takes one and sees more, or leaves without having looked, notifies. (The model has loops that are stopped; where a waker
+# stops at the first Sleeper it finds the lost wake-up.)
+#
+# So a Sleeper may be granted in vain: a thread, or a task of another loop, was faster. It returns to the place that it
+# had in its lane (`place`), not to the end, and is granted with each publication until no lane and no thread that began
+# to wait before it is left; so none is passed over for ever. A thread that was granted in vain goes to the end of the
+# threads' list; those before it become fewer with each wake-up, so it is first again after as many.
+#
+# A walk over the lanes, under the lock, is as long as the number of event loops that wait in one queue. Sleeper.wake says
+# whether the Sleeper can be reached at all; if not (its loop is closed), the next of its lane is granted in its place.
 #
 # After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
 # epoch it belongs to, and the first to touch it in the child empties it.
@@ -135,6 +155,9 @@ cdef void init_queue(WaitQueue* q) noexcept:
     q.lock.held.store(0, memory_order_relaxed)
     q.first = NULL
     q.last = NULL
+    q.lanes = NULL
+    q.last_lane = NULL
+    q.clock = 0
     q.spinner = NULL
     init_spin(&q.spin)
     q.linger_ns = 0
@@ -151,6 +174,8 @@ cdef void _lock(WaitQueue* q) noexcept:
             q.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
             q.first = NULL
             q.last = NULL
+            q.lanes = NULL
+            q.last_lane = NULL
             q.spinner = NULL
             q.epoch.store(epoch_now, memory_order_release)  # release: the queue is whole
             break
@@ -169,10 +194,11 @@ cdef inline void _set_word(WaitQueue* q, uint64_t word) noexcept:
 
 
 cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
+    # A thread, at the end of the list of threads.
+    q.clock += 1
+    node.place = q.clock
     node.prev = q.last
     node.next = NULL
-    node.epoch = epoch_now
-    node.queued = True
     if q.last:
         q.last.next = node
     else:
@@ -180,7 +206,72 @@ cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
     q.last = node
 
 
+cdef void _set_lane(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* below) noexcept:
+    # The node is the first of its lane, between those two lanes.
+    node.heads = True
+    node.above = above
+    node.below = below
+    if above:
+        above.below = node
+    else:
+        q.lanes = node
+    if below:
+        below.above = node
+    else:
+        q.last_lane = node
+
+
+cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
+    # A Sleeper, in the lane of its owner: at the end, or at the place that it has had already. A lane is a circular list.
+    cdef WaitNode* head = q.lanes
+    cdef WaitNode* at
+    if node.place == 0:
+        q.clock += 1
+        node.place = q.clock
+    node.heads = False
+    while head and head.owner != node.owner:
+        head = head.below
+    if head == NULL:
+        node.prev = node
+        node.next = node
+        _set_lane(q, node, q.last_lane, NULL)
+        return
+    at = head  # it goes before that one; before the first is behind the last
+    if head.prev.place > node.place:
+        while at.place < node.place:  # passes those only that were granted in vain as it was, and have returned before it
+            at = at.next
+    node.next = at
+    node.prev = at.prev
+    at.prev.next = node
+    at.prev = node
+    if at == head and node.place < head.place:
+        head.heads = False
+        _set_lane(q, node, head.above, head.below)
+
+
+cdef void _unlink_from_lane(WaitQueue* q, WaitNode* node) noexcept:
+    if node.heads:
+        node.heads = False
+        if node.next != node:
+            _set_lane(q, node.next, node.above, node.below)
+        else:
+            if node.above:
+                node.above.below = node.below
+            else:
+                q.lanes = node.below
+            if node.below:
+                node.below.above = node.above
+            else:
+                q.last_lane = node.above
+    node.prev.next = node.next
+    node.next.prev = node.prev
+    node.queued = False
+
+
 cdef inline void _unlink(WaitQueue* q, WaitNode* node) noexcept:
+    if node.sleeper:
+        _unlink_from_lane(q, node)
+        return
     if node.prev:
         node.prev.next = node.next
     else:
@@ -210,11 +301,16 @@ cdef inline bint _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
 
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
     # The caller, a searcher or not, is a sleeper from here on; it must look once more before it parks.
-    _lock(q)
     if node.sleeper:
-        Py_INCREF(<object>node.sleeper)  # owned by the list, then by whoever grants or cancels
-    node.told.store(0, memory_order_relaxed)
-    _append(q, node)
+        Py_INCREF(<object>node.sleeper)  # owned by the lane, then by whoever grants or cancels
+    _lock(q)
+    node.epoch = epoch_now
+    node.queued = True
+    if node.sleeper:
+        _append_to_lane(q, node)
+    else:
+        node.told.store(0, memory_order_relaxed)
+        _append(q, node)
     # after a fork the search was forgotten with the rest of the word
     _set_word(q, _word(q) + SLEEPER - (SEARCHER if searching and _word(q) & SEARCHERS else 0))
     release(&q.lock)
@@ -235,7 +331,7 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
     release(&q.lock)
     if node.sleeper:
         if not granted:
-            Py_DECREF(<object>node.sleeper)  # the list's; the granter drops its own
+            Py_DECREF(<object>node.sleeper)  # the lane's; the granter drops its own
     elif granted:
         # The granter is between the unlock and its release of the lock: a few instructions.
         PyThread_acquire_lock(node.lock, 1)
@@ -256,7 +352,7 @@ cdef bint wake_node(WaitNode* node) noexcept:
     cdef bint answers = True
     if sleeper:
         answers = (<Sleeper>sleeper).wake()
-        Py_DECREF(<object>sleeper)  # the list's reference, ours since the grant
+        Py_DECREF(<object>sleeper)  # the lane's reference, ours since the grant
     else:
         if not FREE_THREADED:
             node.told.store(1, memory_order_relaxed)
@@ -264,9 +360,41 @@ cdef bint wake_node(WaitNode* node) noexcept:
     return answers
 
 
+cdef WaitNode* _grant(WaitQueue* q) noexcept:
+    # Under the lock, where nobody searches. Those that are to be woken, out of their lists and chained by `next`: the
+    # first thread, then the first of each lane, unless it began to wait after that thread.
+    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first
+    cdef WaitNode* head = q.lanes
+    cdef WaitNode* below
+    cdef WaitNode* granted = NULL
+    cdef WaitNode* last = NULL
+    cdef uint64_t word = _word(q)
+    if thread:
+        _unlink(q, thread)
+        word += SEARCHER - SLEEPER
+        granted = last = thread
+    while head:
+        below = head.below
+        if thread == NULL or head.place < thread.place:
+            _unlink_from_lane(q, head)
+            word -= SLEEPER
+            if last:
+                last.next = head
+            else:
+                granted = head
+            last = head
+        head = below
+    if last:
+        last.next = NULL
+        _set_word(q, word)
+    return granted
+
+
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
-    # Wakes one sleeper if there is one and nobody searches. `word` was read after the publication.
+    # Wakes a thread if one sleeps and none searches, and one task of each event loop. `word` was read after the publication.
     cdef WaitNode* node
+    cdef WaitNode* following
+    cdef bint reached
     if word & SEARCHERS:
         if not q.hint.load(memory_order_relaxed):  # relaxed: who reads 1 leaves the line where it is
             # release: what was published before it; pairs with the load in spin_until
@@ -276,14 +404,18 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
     while True:
         node = NULL
         _lock(q)
-        if q.first and not _word(q) & SEARCHERS:
-            node = q.spinner if _spins(q.spinner) else q.first
-            _unlink(q, node)
-            # A Sleeper is no searcher: its loop may be busy for long, and nobody is to be missed for that.
-            _set_word(q, _word(q) - SLEEPER + (0 if node.sleeper else SEARCHER))
+        if not _word(q) & SEARCHERS:
+            node = _grant(q)
         release(&q.lock)
-        if node == NULL or wake_node(node):
+        reached = True
+        while node:
+            following = node.next  # before the release: the node may be gone after it
+            if not wake_node(node):
+                reached = False
+            node = following
+        if reached:
             return
+        # a loop is closed: the next of its lane, if it has one that can be reached
 
 
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
@@ -306,17 +438,33 @@ cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
 
 
 cdef void notify_all(WaitQueue* q) noexcept:
-    # Wakes everybody: the predicate became true for good (closed). The chain is ours once it is out of the list.
+    # Wakes everybody: the predicate became true for good (closed). The chain is ours once it is out of the queue.
     cdef WaitNode* node
     cdef WaitNode* following
-    cdef WaitNode* told = NULL
+    cdef WaitNode* head
+    cdef WaitNode* last
     cdef uint64_t searchers
     _lock(q)
+    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
     node = q.first
+    last = q.last
+    head = q.lanes
     q.first = NULL
     q.last = NULL
+    q.lanes = NULL
+    q.last_lane = NULL
     q.spinner = NULL
     searchers = _word(q) & SEARCHERS
+    while head:
+        following = head.below
+        head.heads = False
+        if last:
+            last.next = head
+        else:
+            node = head
+        last = head.prev
+        last.next = NULL
+        head = following
     following = node
     while following:
         following.queued = False
@@ -326,19 +474,10 @@ cdef void notify_all(WaitQueue* q) noexcept:
     _set_word(q, searchers)
     q.hint.store(1, memory_order_release)  # release: as in notify_slow
     release(&q.lock)
-    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
     while node:
         following = node.next  # before the release: the node may be gone after it
-        if node.sleeper:
-            node.next = told
-            told = node
-        else:
-            wake_node(node)
+        wake_node(node)
         node = following
-    while told:
-        following = told.next
-        wake_node(told)
-        told = following
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -511,20 +650,26 @@ cdef void give_node(WaitNode* node) noexcept:
 
 cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
     # No thread is between two steps under a lock: the collector stops them where they may be stopped.
-    cdef WaitNode* node = q.first
+    cdef WaitNode* head = q.lanes
+    cdef WaitNode* node
     cdef int status = 0
     if q.epoch.load(memory_order_relaxed) != epoch_now:  # relaxed: as all the rest here
         return 0
-    while node and not status:
-        if node.sleeper:
-            status = visit(node.sleeper, arg)  # the list owns a reference
-        node = node.next
+    while head and not status:
+        node = head
+        while True:
+            status = visit(node.sleeper, arg)  # the lane owns a reference
+            node = node.next
+            if status or node == head:
+                break
+        head = head.below
     return status
 
 
 cdef class Sleeper:
     def __cinit__(self):
         self.node.sleeper = <PyObject*>self
+        self.node.owner = <void*>self  # a lane of its own, unless whoever makes it says otherwise
 
     cdef bint wake(self) noexcept:
         return False
