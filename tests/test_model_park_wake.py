@@ -16,9 +16,13 @@ although it is no searcher any more. (The first version of the protocol forgot t
 `debt_outlives_sleep`.) A grant is given under the lock, which asks again whether there is a sleeper and no searcher;
 so two wakers never make two searchers.
 
-A task of an event loop (@) is granted without becoming a searcher, since its loop may run it late: nobody relies on it,
-and each putter wakes the next in the list. It owes the look of whoever was granted, whether it takes something or
-leaves.
+A task of an event loop (@; @@ is another loop) is granted without becoming a searcher, since its loop may run it late, or
+never (!: the loop may stop at any moment while the task waits). So nothing relies on it: a putter that finds no
+searcher grants the first thread, and with it the first task of each loop; of those loops only whose first task began
+to wait before that thread, if there is one. Where the putter stops at the first task instead, a thread behind it
+sleeps beside an item (`grants_a_thread_too`), and so does a task of another loop (`grants_each_loop`). A task owes the
+look of whoever was granted, whether it takes something or leaves. One that was granted in vain returns to its place in
+line: here it goes to the front or to the end, so nothing depends on the order.
 
 With a GIL, a sleeper may spin before it blocks (^): one in a queue, which a waker grants before the first. Who sees its
 grant while it spins, takes the semaphore as if it had blocked. So nothing above changes, if only the one that counts as
@@ -74,6 +78,8 @@ class Rules:
     stops_search_before_looking: bool = True
     grant_asks_for_sleeper: bool = True  # again, under the lock
     grant_asks_for_searcher: bool = True
+    grants_a_thread_too: bool = True  # also where a task is first in line
+    grants_each_loop: bool = True
     spinner_is_forgotten: bool = True  # when it leaves the list
     spinner_is_queued: bool = True  # as it begins to spin: not granted before
     close_wakes_all: bool = True
@@ -217,15 +223,18 @@ def acquire(lock: str, m: Memory) -> Any:
 
 TIME_OUT = Step("time", lambda m: "out")
 GO_ON = Step("time", lambda m: "goes on")
+STOPS = Step("its loop", lambda m: "stops")
+NEVER_RUNS = Step("its loop", lambda m: BLOCKED)
 
 
 # The edits under the lock.
 
 
-def begin_sleep(me: str, stop_searching: bool, w: Waiting) -> tuple[Waiting, None]:
+def begin_sleep(me: str, stop_searching: bool, w: Waiting, front: bool = False) -> tuple[Waiting, None]:
     if me in w.nodes:
         raise ViolationError(f"{me} is on the list already")
-    return w._replace(sleepers=w.sleepers + 1, searchers=w.searchers - stop_searching, nodes=(*w.nodes, me)), None
+    nodes = (me, *w.nodes) if front else (*w.nodes, me)
+    return w._replace(sleepers=w.sleepers + 1, searchers=w.searchers - stop_searching, nodes=nodes), None
 
 
 def make_spinner(me: str, rules: Rules, w: Waiting) -> tuple[Waiting, bool]:
@@ -250,29 +259,53 @@ def stop_searching(w: Waiting) -> tuple[Waiting, None]:
     return w._replace(searchers=w.searchers - 1), None
 
 
-def grant(rules: Rules, w: Waiting) -> tuple[Waiting, str | None]:
+def grant(rules: Rules, w: Waiting) -> tuple[Waiting, tuple[str, ...]]:
+    """Those that are woken: a thread, and a task of each loop that is in line before it."""
     if (rules.grant_asks_for_sleeper and w.sleepers == 0) or (rules.grant_asks_for_searcher and w.searchers > 0):
-        return w, None
-    granted = w.spinner if w.awake else w.nodes[0] if w.nodes else ""
-    if granted and granted not in w.nodes:
-        raise ViolationError(f"grants {granted}, which does not sleep")
-    return w.without(granted, rules)._replace(searchers=w.searchers + (not is_task(granted))), granted or None
+        return w, ()
+    if not w.nodes:
+        return w.without("", rules)._replace(searchers=w.searchers + 1), ()
+    threads = [node for node in w.nodes if not is_task(node)]
+    thread = w.spinner if w.awake else threads[0] if threads else None
+    if thread and thread not in w.nodes:
+        raise ViolationError(f"grants {thread}, which does not sleep")
+    before = w.nodes[: w.nodes.index(thread)] if thread else w.nodes
+    heads: dict[str, str] = {}
+    for node in before:
+        if is_task(node):
+            heads.setdefault(loop_of(node), node)
+    tasks = tuple(heads.values())
+    if not rules.grants_each_loop:
+        tasks = tasks[:1]
+    granted = (thread, *tasks) if thread and (rules.grants_a_thread_too or not tasks) else tasks
+    for node in granted:
+        w = w.without(node, rules)._replace(searchers=w.searchers + (not is_task(node)))
+    return w, granted
 
 
 def is_task(me: str) -> bool:
     return "@" in me
 
 
+def loop_of(me: str) -> str:
+    return "".join(mark for mark in me if mark in "@!")
+
+
+def may_stop(me: str) -> bool:
+    return "!" in me
+
+
 # The threads.
 
 
 def wake(rules: Rules, queue: str) -> Thread:
-    """Wakes one sleeper if there is one and nobody is searching."""
+    """Wakes a thread, and a task of each loop, if one sleeps and nobody is searching."""
     word = yield Load(queue)
     if word.sleepers > 0 and word.searchers == 0:
         woken = yield from section(rules, queue, "grant", partial(grant, rules))
-        if woken is not None:
-            yield post(woken)
+        while woken:
+            yield post(woken[0])
+            woken = woken[1:]
 
 
 def pass_on(rules: Rules, side: Side) -> Thread:
@@ -341,20 +374,43 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
         return "timeout"
 
 
+def queue_up(rules: Rules, side: Side, me: str, again: bool) -> Thread:
+    """At the end; or, where it was granted in vain, at its place, which may be anywhere."""
+    if not again or rules.fine:
+        yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, False))
+        return
+    yield Choice(
+        (
+            under_lock(side.waits, "sleep on", partial(begin_sleep, me, False)),
+            under_lock(side.waits, "sleep first on", partial(begin_sleep, me, False, front=True)),
+        )
+    )
+
+
+def doze(me: str, patient: bool) -> Thread:
+    """Until its loop runs it: "woken", or "out" of time. A loop that stops runs nothing any more."""
+    ends = (park(me),) if patient else (park(me), TIME_OUT)
+    got = yield Choice((*ends, STOPS) if may_stop(me) else ends)
+    if got == "stops":
+        yield NEVER_RUNS
+    return got
+
+
 def operate_in_task(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
     """One awaited get or put: as `operate`, where a cancelled await is a timeout."""
     owes = False  # granted, and has not looked since
     queued = False
+    again = False
     while True:
         got = yield from attempt(rules, side)
         if got == "no" and not queued:
-            yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, False))
-            queued, owes = True, False
+            yield from queue_up(rules, side, me, again)
+            queued, owes, again = True, False, True
             if rules.looks_before_parking:
                 continue  # the last look is an attempt
         if got == "no":
             queued = False
-            if (yield park(me) if patient else Choice((park(me), TIME_OUT))) == "woken":
+            if (yield from doze(me, patient)) == "woken":
                 owes = True
                 continue
             owes = not (yield from section(rules, side.waits, "leave", partial(leave, me)))
@@ -415,17 +471,20 @@ def invariant(m: Memory) -> str | None:
 def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     """Asleep is right only on a ring that is open and has nothing for the sleeper."""
     for side, w in ((Side(True, m.capacity), m.not_empty), (Side(False, m.capacity), m.not_full)):
-        if w.nodes and is_closed(m):
-            return f"asleep on a closed ring: {w.nodes}"
-        if w.nodes and side.possible(m.head, m.tail):
-            return f"lost wake-up: {side.verb} is possible, and nobody wakes {w.nodes}"
+        able = [node for node in w.nodes if not may_stop(node)]  # at rest a loop that may stop has stopped
+        if able and is_closed(m):
+            return f"asleep on a closed ring: {able}"
+        if able and side.possible(m.head, m.tail):
+            return f"lost wake-up: {side.verb} is possible, and nobody wakes {able}"
         if w.searchers:
             return f"{w.searchers} still count as searching on {side.waits}"
         unfinished -= {*w.nodes}
+    unfinished = frozenset(name for name in unfinished if not may_stop(name))
     if unfinished:
         return f"blocked for ever, and no sleeper: {', '.join(sorted(unfinished))}"
-    if m.posted:
-        return f"semaphores left released: {sorted(m.posted)}"
+    left = sorted(name for name in m.posted if not may_stop(name))
+    if left:
+        return f"semaphores left released: {left}"
     if m.returned != (m.head, m.tail >> 1):
         return f"calls returned {m.returned}, the ring counted {(m.head, m.tail >> 1)}"
     if m.end_seen and m.head != m.tail >> 1:
@@ -451,14 +510,14 @@ MEMORY: dict[str, Any] = {
 @cache
 def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
     """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first, as a searcher; ^ as a
-    sleeper; ? times out; @ a task; X closes."""
+    sleeper; ? times out; @ a task, @@ one of another loop, @! of a loop that may stop; X closes."""
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(cast.split()):
         me = f"{word}.{i}"
         if closer is not None and word == "X":
             threads[me] = partial(closer, rules)
         else:
-            rounds = None if "*" in word else int(word[1:].strip("~^?@") or 1)
+            rounds = None if "*" in word else int(word[1:].strip("~^?@!") or 1)
             side = Side(word[0] == "G", capacity)
             threads[me] = partial(caller, rules, side, me, "?" not in word, "~" in word, rounds)
     return explore(MEMORY | {"capacity": capacity}, threads, invariant=invariant, at_rest=at_rest)
@@ -483,6 +542,15 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
         ("G^ G^? P^2", 1, 10_000),
         ("G^ G2 P3", 2, 10_000),
         ("G^? G@ P2", 2, 3_000),
+        ("G@! G P P", 1, 10_000),
+        ("G@! G@@ P P", 1, 10_000),
+        ("G@! G@! G P2", 2, 5_000),
+        ("G@! G@@ G P2", 2, 10_000),
+        ("G@! G? G P2", 2, 10_000),
+        ("G P@! P P", 1, 10_000),
+        ("G@! G^ P2", 2, 3_000),
+        ("G@! G~ P2", 2, 2_000),
+        ("G@!? G@@? G P", 1, 5_000),
     ],
 )
 def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
@@ -499,6 +567,8 @@ def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_leas
         ("G G P2", 30_000),
         ("G@ P@", 100),
         ("G@? G P", 3_000),
+        ("G@! G P", 1_000),
+        ("G@! G@@ P", 1_000),
     ],
 )
 def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
@@ -520,7 +590,10 @@ LOST = "lost wake-up"
         ),
         pytest.param("leaver_passes_on", "G? G P", 1, LOST, id="search-given-up-without-a-look"),
         pytest.param("looks_before_parking", "G@ P", 1, LOST, id="task-sleeps-without-a-look"),
-        pytest.param("leaver_passes_on", "G@? G P", 1, LOST, id="cancelled-task-does-not-pass-it-on"),
+        pytest.param("leaver_passes_on", "G@? G@ P", 1, LOST, id="cancelled-task-does-not-pass-it-on"),
+        pytest.param("grants_a_thread_too", "G@! G P", 1, LOST, id="thread-behind-a-stopped-loop"),
+        pytest.param("grants_a_thread_too", "P@! P P G", 1, LOST, id="putter-behind-a-stopped-loop"),
+        pytest.param("grants_each_loop", "G@! G@@ P", 1, LOST, id="loop-behind-a-stopped-loop"),
         pytest.param("taker_passes_on", "G@ G~ P3", 3, LOST, id="woken-task-takes-one-and-looks-for-no-more"),
         pytest.param("taker_passes_on", "G G P2", 1, LOST, id="woken-takes-one-and-looks-for-no-more"),
         pytest.param("debt_outlives_sleep", "G G2 P3", 2, LOST, id="kept-awake-searcher-looks-for-no-more"),
