@@ -28,9 +28,10 @@ cdef class Stream:
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1
+    cdef int read_drawn(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline)
-    cdef int take_turn(self, int64_t deadline, bint block) except -1
+    cdef bint try_turn(self, uint64_t me) except -1
     cdef int give_turn(self) except -1
     cdef object not_here(self)
     cdef bint draw(self) except -1

@@ -3,9 +3,13 @@
 # A Stream is the reader's handle on a feed. The pool knows the feed only, so a stream that is dropped is collected, and
 # its feed is flagged for a worker to settle.
 #
-# Where the reader draws the source (wrap of an iterable), each read has the turn: one reader at a time draws and
-# reads. A read draws one operation for the one that it takes, and more, up to the buffer, while nothing is ready; then
-# it waits for what is under way. Between source and reader there are put_count(pending) - get_count(ready), so the
+# Where the reader draws the source (wrap of an iterable), it has the turn while it draws: one reader at a time. A read
+# draws one operation for the one that it takes, and more, up to the buffer, while nothing is ready; then it gives the
+# turn back, and waits in `ready`'s queue until an operation is ready or until it could draw: the turn is free, the source
+# not exhausted, and a place free. Who finds the turn taken waits likewise. So a reader that does not go on (a task whose
+# loop has stopped, a source that blocks) keeps no other reader from an operation that is ready. Whoever gives the turn
+# back, or takes an operation and so frees a place, notifies `ready`'s queue after that, and every look of a waiter is
+# sequentially consistent, as waiter.pyx wants them. Between source and reader there are put_count(pending) - get_count(ready), so the
 # rings' own positions keep the bound. Drawing runs the user's code; what that raises is kept by the feed and reaches
 # the reader after all that was accepted before it. KeyboardInterrupt and its like are raised at once as well.
 #
@@ -16,8 +20,7 @@
 # source is drawn for is a task. A cancelled await has taken no operation; one that was cancelled while it drew has passed the
 # cancellation through the source, and ends the stream, with an error, only if that ended the source.
 #
-# turn: a binary lock whose waiters sleep in a WaitQueue, since it is held while the source runs and while the reader
-# waits, and must respect a timeout and KeyboardInterrupt.
+# turn: a binary lock, held while the source runs. Its own queue is for who closes an async source: no task may draw it then.
 
 import _thread
 import operator
@@ -98,6 +101,30 @@ cdef int turn_more(void* stream) noexcept:
     return not (<Stream>stream).busy.load(memory_order_seq_cst)  # seq_cst: as notify
 
 
+cdef enum:
+    TURN = 3                    # beside the ring's results: nothing is ready, and the caller has the turn now
+
+cdef struct Reading:            # a read of a source that its readers draw, which has to wait
+    PyObject* stream
+    PyObject* op
+
+cdef inline bint _drawable(Stream stream) noexcept:
+    # Whether a reader that gets the turn would draw. seq_cst, all of it: a waiter's last look
+    return not is_shut(stream.feed.pending.ring) and stream.feed.places() > 0
+
+cdef int read_attempt(void* raw) noexcept:
+    cdef Reading* reading = <Reading*>raw
+    cdef Stream stream = <Stream>reading.stream
+    cdef int result = try_get(stream.feed.ready.ring, &reading.op, NULL)
+    if result == NOT_NOW and _drawable(stream) and turn_attempt(reading.stream):
+        return TURN
+    return result
+
+cdef int read_more(void* raw) noexcept:
+    cdef Stream stream = <Stream>(<Reading*>raw).stream
+    return has_items(stream.feed.ready.ring) or turn_more((<Reading*>raw).stream) and _drawable(stream)
+
+
 cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
     # Accepts what a source gave. Returns None, or the error that ends the source; raises nothing of its own.
     if not isinstance(op, OperationBase):
@@ -170,6 +197,8 @@ cdef class Stream:
                 Py_DECREF(<object>ticket)  # was the ring's
                 count -= 1
             notify(&self.feed.tickets.not_full)
+        elif self.draws:
+            notify(&self.feed.ready.not_empty)  # a reader that waits there may draw now
         return 0
 
     cdef object finish(self):
@@ -187,13 +216,8 @@ cdef class Stream:
             result = self.read_ready(op, deadline, block)
         elif self.awaits:
             raise self.not_here()
-        elif not self.take_turn(deadline, block):
-            return NOT_NOW
         else:
-            try:
-                result = self.read_drawing(op, deadline, block)
-            finally:
-                self.give_turn()
+            result = self.read_drawn(op, deadline, block)
         if result == DONE:
             if self.wraps:
                 self.taken(1)
@@ -213,8 +237,35 @@ cdef class Stream:
         finally:
             self.core.leave_wait(waiter)
 
+    cdef int read_drawn(self, PyObject** op, int64_t deadline, bint block) except -1:
+        # Where the readers draw the source.
+        cdef Reading reading
+        cdef int result = TURN if self.try_turn(PyThread_get_thread_ident()) else NOT_NOW
+        reading.stream = <PyObject*>self
+        while True:
+            if result == TURN:
+                # relaxed: equal only if this very thread wrote it
+                self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)
+                try:
+                    result = self.read_drawing(op, deadline, block)
+                finally:
+                    self.give_turn()
+            else:
+                result = try_get(self.feed.ready.ring, op, NULL)
+            if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
+                return result
+            waiter = self.core.enter_wait(None, self.feed)
+            try:
+                result = wait_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, NULL, 0, deadline)
+            finally:
+                if waiter is not None:
+                    self.core.leave_wait(waiter)
+            if result != TURN:
+                op[0] = reading.op
+                return result
+
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
-        # With the turn.
+        # With the turn. Does not wait, but for the source.
         cdef int result
         if self.source is not None and self.feed.places() > 0:
             self.draw()  # one for the one that we take
@@ -223,36 +274,28 @@ cdef class Stream:
             if result != NOT_NOW:
                 return result
             if self.source is None or self.feed.places() <= 0:
-                break
+                return NOT_NOW
             if not block or (deadline != NEVER and now_ns() >= deadline):
                 return NOT_NOW
             self.draw()
-        return self.read_ready(op, deadline, block)
 
     cdef object not_here(self):
         return TypeError(f"the source of {self!r} is an async iterable: read it with `async for`, or `aget`")
 
-    cdef int take_turn(self, int64_t deadline, bint block) except -1:
-        if not turn_attempt(<void*>self):
-            # relaxed: equal only if this very thread wrote it
-            if self.reader.load(memory_order_relaxed) == PyThread_get_thread_ident():
-                raise RuntimeError("the source of a stream reads that stream")
-            if not block or (deadline != NEVER and now_ns() >= deadline):
-                return 0
-            waiter = self.core.enter_wait(None, None)
-            try:
-                if not wait_for(&self.turn, turn_attempt, turn_more, <void*>self, NULL, 0, deadline):
-                    return 0
-            finally:
-                if waiter is not None:
-                    self.core.leave_wait(waiter)
-        self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as above
-        return 1
+    cdef bint try_turn(self, uint64_t me) except -1:
+        # `me`: the thread, or the task that draws an async source; 0: neither is to be checked.
+        if turn_attempt(<void*>self):
+            self.reader.store(me, memory_order_relaxed)  # relaxed: equal only if this very thread, or task, wrote it
+            return True
+        if me and self.reader.load(memory_order_relaxed) == me:  # relaxed: as above
+            raise RuntimeError("the source of a stream reads that stream")
+        return False
 
     cdef int give_turn(self) except -1:
-        self.reader.store(0, memory_order_relaxed)  # relaxed: as take_turn
+        self.reader.store(0, memory_order_relaxed)  # relaxed: as try_turn
         put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: before the look at the waiters; publishes what we wrote
         notify(&self.turn)
+        notify(&self.feed.ready.not_empty)
         return 0
 
     cdef bint draw(self) except -1:
@@ -309,21 +352,21 @@ cdef class Stream:
     # async readers
 
     async def _take_turn(self):
-        # As take_turn. While an async source is drawn, the holder is known by its task.
+        # Waits for the turn, to close the source. While an async source is drawn, the holder is known by its task.
         cdef void* task = running_task() if self.async_source else NULL
         if not turn_attempt(<void*>self):
-            if task and self.reader.load(memory_order_relaxed) == <uint64_t>task:  # relaxed: as take_turn
+            if task and self.reader.load(memory_order_relaxed) == <uint64_t>task:  # relaxed: as try_turn
                 raise RuntimeError("the source of a stream reads that stream")
             await await_for(&self.turn, turn_attempt, turn_more, <void*>self, self)
-        self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as take_turn
+        self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as try_turn
 
     cdef bint draw_here(self) except -1:
         # An iterable's next, for an async reader that has the turn.
-        self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as take_turn
+        self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as try_turn
         try:
             return self.draw()
         finally:
-            self.reader.store(0, memory_order_relaxed)  # relaxed: as take_turn
+            self.reader.store(0, memory_order_relaxed)  # relaxed: as try_turn
 
     async def _draw(self):
         # As draw, of an async source. A generator that is given up on is closed: its loop's collector would have to do it.
@@ -353,6 +396,8 @@ cdef class Stream:
         # As read, and gives the operation; None at the end.
         cdef PyObject* op = NULL
         cdef int result
+        cdef void* task
+        cdef Reading reading
         point = checkpoint()
         if point is not None:
             await point
@@ -361,28 +406,42 @@ cdef class Stream:
         if not self.draws:
             found = await self._read_ready()
         else:
-            if self.async_source or not turn_attempt(<void*>self):
-                await self._take_turn()
-            try:
-                if self.source is not None and self.feed.places() > 0:  # one for the one that we take
-                    if self.async_source:
-                        await self._draw()
-                    else:
-                        self.draw_here()
-                while True:
-                    result = try_get(self.feed.ready.ring, &op, NULL)
-                    if result != NOT_NOW or self.source is None or self.feed.places() <= 0:
-                        break
-                    if self.async_source:
-                        await self._draw()
-                    else:
-                        self.draw_here()
-                if result == NOT_NOW:
-                    found = await self._read_ready()
+            task = running_task() if self.async_source else NULL
+            reading.stream = <PyObject*>self
+            result = TURN if self.try_turn(<uint64_t>task) else NOT_NOW
+            while True:
+                if result == TURN:
+                    self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as try_turn
+                    try:
+                        if self.source is not None and self.feed.places() > 0:  # one for the one that we take
+                            if self.async_source:
+                                await self._draw()
+                            else:
+                                self.draw_here()
+                        while True:
+                            result = try_get(self.feed.ready.ring, &op, NULL)
+                            if result != NOT_NOW or self.source is None or self.feed.places() <= 0:
+                                break
+                            if self.async_source:
+                                await self._draw()
+                            else:
+                                self.draw_here()
+                    finally:
+                        self.give_turn()
                 else:
-                    found = steal(op) if result == DONE else None
-            finally:
-                self.give_turn()
+                    result = try_get(self.feed.ready.ring, &op, NULL)
+                if result != NOT_NOW:
+                    break
+                waiter = self.core.enter_wait(None, self.feed)
+                try:
+                    result = await await_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, self)
+                finally:
+                    if waiter is not None:
+                        self.core.leave_wait(waiter)
+                if result != TURN:
+                    op = reading.op
+                    break
+            found = steal(op) if result == DONE else None
         if found is None:
             self.finish()
         elif self.wraps:
@@ -495,20 +554,21 @@ cdef class Stream:
             raise self.core.stopped_error()
         if self.awaits:
             raise self.not_here()
-        if not self.take_turn(deadline, True):
-            raise Empty
-        try:
-            length = min(limit - 1, size(self.feed.ready.ring))
-            while length > 0 and self.source is not None and self.feed.places() > 0:
-                self.draw()
-                length -= 1
-            ops = [None]  # as in get_many
-            result = self.read_drawing(&op, deadline, True)
-            if result == DONE:
-                ops[0] = steal(op)
-                return self.feed.ready._take(min(limit - 1, size(self.feed.ready.ring)), ops)
-        finally:
-            self.give_turn()
+        ops = [None]  # as in get_many
+        if self.try_turn(PyThread_get_thread_ident()):
+            try:
+                length = min(limit - 1, size(self.feed.ready.ring))
+                while length > 0 and self.source is not None and self.feed.places() > 0:
+                    self.draw()
+                    length -= 1
+            finally:
+                self.give_turn()
+        result = self.read_drawn(&op, deadline, True)
+        if result == DONE:
+            ops[0] = steal(op)
+            ops = self.feed.ready._take(min(limit - 1, size(self.feed.ready.ring)), ops)
+            self.taken(len(ops))
+            return ops
         if result == NOT_NOW:
             raise Empty
         self.finish()
