@@ -17,6 +17,7 @@ MODULES = [
     "loop",
     "ring_buffer",
     "operation",
+    "context",
     "feed",
     "retry_queue",
     "books",

@@ -359,7 +359,7 @@ def set_and_get(value: str) -> str:
 
 
 def test_calls_see_the_context_of_their_submitter() -> None:
-    with PoolExecutor(1) as executor:
+    with PoolExecutor(1, context=True) as executor:
 
         def submitter(value: str) -> list[str]:
             name.set(value)
@@ -376,7 +376,7 @@ def test_calls_see_the_context_of_their_submitter() -> None:
 
 
 def test_calls_in_the_context_of_their_thread() -> None:
-    with PoolExecutor(1, context=False) as executor:
+    with PoolExecutor(1) as executor:
         name.set("caller")
         try:
             assert executor.submit(set_and_get, "first").result(LONG) != "caller"
@@ -410,7 +410,7 @@ def test_run_in_executor() -> None:
         gate.set()
         assert await asyncio.gather(*held) == [True, True]
 
-    with PoolExecutor(2) as executor:
+    with PoolExecutor(2, context=True) as executor:
         asyncio.run(main(executor))
 
 

@@ -52,7 +52,7 @@ class Future(PoolFuture[Any]):
     """Made without an executor, as the tests of Future make theirs."""
 
     def __init__(self) -> None:
-        super().__init__(Call(Crew(None, ()), int, (), {}, None))
+        super().__init__(Call(Crew(None, ()), int, (), {}))
 
 
 def create_future(state: str = "PENDING", exception: BaseException | None = None, result: Any = None) -> Future:

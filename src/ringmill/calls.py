@@ -17,14 +17,15 @@ May import `operation`, `worker`, `supervisor`, and nothing above.
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from contextvars import Context
 from typing import Any, Generic, TypeVar
 
+from ._core.context import InContext
 from .errors import BrokenPool
 from .operation import Operation
 from .supervisor import Supervisor
@@ -38,14 +39,18 @@ logger = logging.getLogger("concurrent.futures")  # where users of executors loo
 
 OVER = (FINISHED, CANCELLED_AND_NOTIFIED)
 wake = Operation.done
+run: Callable[[Call | Item[Any]], None] = operator.methodcaller("run")
 
 
 class Crew:
     """What an executor, its workers and its calls share."""
 
-    def __init__(self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    def __init__(
+        self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...], context: bool = False
+    ) -> None:
         self.initializer = initializer
         self.initargs = initargs
+        self.context = context  # whether calls run in their submitter's
         self.broken: BaseException | None = None  # what the initializer raised
         self.run: weakref.ref[Supervisor] | None = None
 
@@ -66,16 +71,13 @@ class Crew:
 class Call(Operation):
     """A call that was submitted."""
 
-    __slots__ = ("args", "context", "crew", "fn", "future", "kwargs")
+    __slots__ = ("args", "crew", "fn", "future", "kwargs")
 
-    def __init__(
-        self, crew: Crew, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context | None
-    ) -> None:
+    def __init__(self, crew: Crew, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.crew = crew
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
-        self.context = context
         self.future: PoolFuture[Any] = PoolFuture(self)
 
     def run(self) -> None:
@@ -83,10 +85,7 @@ class Call(Operation):
         try:
             if not future.set_running_or_notify_cancel():
                 return
-            if self.context is None:
-                value = self.fn(*self.args, **self.kwargs)
-            else:
-                value = self.context.run(self.fn, *self.args, **self.kwargs)
+            value = self.fn(*self.args, **self.kwargs)
         except BaseException as error:
             future._finish(None, error)
         else:
@@ -111,23 +110,19 @@ class Call(Operation):
 class Item(Operation, Generic[R]):
     """A call of `map`'s."""
 
-    __slots__ = ("args", "context", "crew", "fn", "raised", "value")
+    __slots__ = ("args", "crew", "fn", "raised", "value")
 
     value: R  #: what it returned, until the iterator takes it
 
-    def __init__(self, crew: Crew, fn: Callable[..., R], args: tuple[Any, ...], context: Context | None) -> None:
+    def __init__(self, crew: Crew, fn: Callable[..., R], args: tuple[Any, ...]) -> None:
         self.crew = crew
         self.fn = fn
         self.args = args
-        self.context = context
         self.raised: BaseException | None = None
 
     def run(self) -> None:
         try:
-            if self.context is None:
-                self.value = self.fn(*self.args)
-            else:
-                self.value = self.context.run(self.fn, *self.args)
+            self.value = self.fn(*self.args)
         except BaseException as error:
             self.raised = error
         finally:
@@ -143,28 +138,30 @@ class Hand(Worker[Any]):
     def __init__(self, crew: Crew, name: str) -> None:
         self.crew = crew
         self.name = name
-        self.ready = crew.initializer is None
+        self.run: Callable[[Call | Item[Any]], None] | None = None  # once the initializer has been called
 
     def init(self) -> None:
         threading.current_thread().name = self.name
 
     def process(self, op: Call | Item[Any]) -> None:
-        if self.ready or self._get_ready():
-            op.run()
+        call = self.run or self._get_ready()
+        if call is not None:
+            call(op)
         else:
             op.refuse()
         del op  # an error's traceback holds the frame that ran it, and that this one
 
-    def _get_ready(self) -> bool:
+    def _get_ready(self) -> Callable[[Call | Item[Any]], None] | None:
         crew = self.crew
         if crew.initializer is not None:
             try:
                 crew.initializer(*crew.initargs)
-                self.ready = True
             except BaseException as error:
                 logger.critical("Exception in initializer:", exc_info=True)
                 crew.break_down(error)
-        return self.ready
+                return None
+        self.run = InContext(run) if crew.context else run  # made now: it looks at what the initializer has set
+        return self.run
 
 
 # ----------------------------------------------------------------------------------------------------------------

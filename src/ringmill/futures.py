@@ -17,7 +17,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
-from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
 from ._core import clock
@@ -48,8 +47,8 @@ class PoolExecutor(Executor):
     The arguments are `ThreadPoolExecutor`'s, and so is what happens when `initializer` raises (later calls raise a
     `BrokenExecutor`, pending futures get it), when the executor is dropped (pending calls are done, then its threads
     end), and at interpreter exit (pending calls are done; after Ctrl-C, only those that have begun). `max_workers=None`
-    is the number of processors and 4, at most 32. `context`: calls see the submitter's contextvars as they were at the
-    submission; what they set stays theirs. Different from `ThreadPoolExecutor`: all threads start at the first
+    is the number of processors and 4, at most 32. `context=True`: calls run in a copy of the submitter's context, as those of
+    a `WorkerPool`; by default in the context of their thread, as in `ThreadPoolExecutor`. Different from `ThreadPoolExecutor`: all threads start at the first
     submission, and each calls `initializer` before its first call; a call that waits for another one, where no thread
     is left to do that, raises RuntimeError; in the child of a fork `submit` raises RuntimeError.
 
@@ -63,7 +62,7 @@ class PoolExecutor(Executor):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         *,
-        context: bool = True,
+        context: bool = False,
     ) -> None:
         if max_workers is None:
             max_workers = min(32, (_processors() or 1) + 4)
@@ -84,7 +83,7 @@ class PoolExecutor(Executor):
         name = thread_name_prefix or f"PoolExecutor-{next(_numbers)}"
         self._max_workers = max_workers
         self._context = context
-        self._crew = Crew(initializer, initargs)
+        self._crew = Crew(initializer, initargs, context)
         self._pool = _Pool(
             [Hand(self._crew, f"{name}_{index}") for index in range(max_workers)],
             queue_size=1,  # nothing goes there
@@ -107,10 +106,10 @@ class PoolExecutor(Executor):
         core = self._core
         if core is None:
             core = self._start()
-        call = Call(self._crew, fn, args, kwargs, copy_context() if self._context else None)
+        call = Call(self._crew, fn, args, kwargs)
         future: Future[R] = call.future
         try:
-            core.submit(call)
+            core.submit(call, self._context)
         except (PoolNotRunning, BrokenPool) as error:
             raise self._refusal(error) from None
         return future
@@ -159,9 +158,9 @@ class PoolExecutor(Executor):
         core = self._core
         if core is None:
             core = self._start()
-        item = Item(self._crew, fn, args, copy_context() if self._context else None)
+        item = Item(self._crew, fn, args)
         try:
-            core.submit(item)
+            core.submit(item, self._context)
         except (PoolNotRunning, BrokenPool) as error:
             raise self._refusal(error) from None
         items.append(item)

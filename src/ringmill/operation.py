@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from ._core.operation import OperationBase, Outcome, TaskBase
+from ._core.operation import OperationBase, Outcome
 from .errors import Reject, Retry
 
 __all__ = ["Operation", "Outcome", "Task"]
@@ -59,12 +59,11 @@ else:
         return own
 
 
-class Task(Operation, TaskBase, Generic[R]):
+class Task(Operation, Generic[R]):
     """An operation that calls `fn(*args, **kwargs)`; run by a `TaskWorker`, or by a worker that calls `run`.
 
     What `fn` raises, `KeyboardInterrupt` and its like included, becomes the task's error, and the outcome is FAILED; it
-    is no crash of the worker. `Retry` and `Reject` pass through to the pool. `fn` runs in a copy of the context
-    (contextvars) of who handed the task to the pool, unless the pool was made with `context=False`.
+    is no crash of the worker. `Retry` and `Reject` pass through to the pool.
 
     >>> task = Task(pow, 2, 5)
     >>> task.run()
@@ -85,16 +84,11 @@ class Task(Operation, TaskBase, Generic[R]):
 
     def run(self) -> None:
         """Calls the function and keeps what it returns or raises. For the worker's `process`."""
-        context = self._context
         try:
-            if context is None:
-                self.value = self.fn(*self.args, **self.kwargs)
-            else:
-                self.value = context.run(self.fn, *self.args, **self.kwargs)
+            self.value = self.fn(*self.args, **self.kwargs)
         except (Retry, Reject):
             raise
         except BaseException as error:
-            context = None  # the traceback keeps this frame
             self._fail(error)
 
     def result(self, timeout: float | None = None) -> R:

@@ -14,12 +14,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
-from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ._core import clock
+from ._core.context import copy_context
 from ._core.feed import Feed
 from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
@@ -83,9 +83,11 @@ class WorkerPool(PoolBase, Generic[OpT]):
     operation before it fails with `RetriesExhausted`; None is no limit. `backoff(tries)`: seconds before a failed try
     is repeated; None is at once. `max_restarts`: how many crashes of one worker within `restart_period` seconds are
     repaired; None is no limit. `restart_pause`: seconds before the second restart in a row, doubling up to 30.
-    `context`: what runs in a copy of the context (contextvars) of whoever handed it over: True: `process` and
-    `handle_error` for each operation; None: the functions of Tasks; False: nothing. Who draws a wrap's source hands it
-    over; what comes out of a RingBuffer was handed over by who wrapped that.
+    `context=True`: `process` and `handle_error` run in a copy of the submitter's context (contextvars), with a copy of
+    its decimal context. Variables that `init` has set on the worker's thread, and that the submitter's context lacks,
+    are set in the copy too; what `process` and `handle_error` set is discarded. By default they run in the context of
+    the worker's thread, which is empty when the thread starts. For `wrap`, the submitter is the thread or task that
+    draws the source; for a RingBuffer, the one that called `wrap`.
 
     All calls may be made from any thread. A pool can be started again after it was shut down.
     """
@@ -100,7 +102,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         max_restarts: int | None = 5,
         restart_period: float = 60.0,
         restart_pause: float = 0.5,
-        context: bool | None = None,
+        context: bool = False,
         name: str = "ringmill",
     ) -> None:
         if isinstance(workers, Worker):
@@ -118,8 +120,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise TypeError(f"name must be a string, not {name!r}")
         if backoff is not None and not callable(backoff):
             raise TypeError(f"backoff must be callable or None, not {backoff!r}")
-        if context is not None and not isinstance(context, bool):
-            raise TypeError(f"context must be True, False or None, not {context!r}")
+        if not isinstance(context, bool):
+            raise TypeError(f"context must be True or False, not {context!r}")
         self._settings = Settings(
             name=name,
             queue_size=_integer("queue_size", queue_size, 1, MAX_CAPACITY),

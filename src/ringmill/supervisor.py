@@ -25,14 +25,16 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
 from ._core import clock
+from ._core.context import InContext
 from ._core.dispatch import Core, Runner, matches
 from ._core.operation import log_event
 from .errors import Reject, RetriesExhausted, Retry, Unroutable, describe
-from .operation import Operation, Task
+from .operation import Operation
 from .worker import Worker
 
 logger = logging.getLogger("ringmill")
@@ -54,7 +56,7 @@ class Settings:
     max_restarts: int | None
     restart_period: float
     restart_pause: float
-    context: bool | None
+    context: bool
 
 
 class Crashes:
@@ -108,7 +110,7 @@ class Supervisor:
             for runner in self.core.runners:
                 thread = threading.Thread(target=runner.run, name=runner.name, daemon=True)
                 self.threads.append(thread)
-                thread.start()
+                Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
             while not lost:
                 left = None if deadline is None else max(0.0, deadline - clock.now())
                 if self.core.threads.await_reports(len(self.threads), self.SLICE if left is None else min(self.SLICE, left)):
@@ -265,7 +267,7 @@ class Supervisor:
         """
         process = runner.worker.process
         if self.settings.context:
-            process = _in_its_context(process)
+            process = InContext(process)
         while True:
             try:
                 for op in runner:
@@ -340,12 +342,11 @@ class Supervisor:
         broken: BaseException | None = None
         handles = type(runner.worker).handle_error is not Worker.handle_error
         if handles:
-            context = op._context if self.settings.context else None
             try:
-                if context is None:
-                    runner.worker.handle_error(error, op)
-                else:
-                    context.run(runner.worker.handle_error, error, op)
+                handle = runner.worker.handle_error
+                if self.settings.context:
+                    handle = InContext(handle)
+                handle(error, op)
             except BaseException as raised:
                 broken = raised
         runner.fail(error, handles)
@@ -394,7 +395,7 @@ class Supervisor:
         """
         try:
             timer = threading.Thread(target=self._run_timer, name=f"{self.name}-timer", daemon=True)
-            timer.start()
+            Context().run(timer.start)
             self.timers.append(timer)
         except BaseException as error:
             self.core.give_up_timer()
@@ -470,16 +471,3 @@ def finite_seconds(name: str, value: Any) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {describe(value)}")
     return seconds
-
-
-def _in_its_context(process: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`process`, called in the context of who submitted the operation. A Task enters that by itself."""
-
-    def process_in_context(op: Any) -> None:
-        context = op._context
-        if context is None or isinstance(op, Task):
-            process(op)
-        else:
-            context.run(process, op)
-
-    return process_in_context

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 CORE = Path("src/ringmill/_core")
 MACHINE = [HERE / "memory.cc", HERE / "threads.cc"]
 MODULES = [
-    *("spin", "waiter", "loop", "ring_buffer", "operation", "feed", "retry_queue", "books", "run_threads",
+    *("spin", "waiter", "loop", "ring_buffer", "operation", "context", "feed", "retry_queue", "books", "run_threads",
       "redrive", "dispatch", "stream"),
     *("subscription_ring", "subscription", "stage", "ring_calls", "pool_calls", "hub_calls", "scenarios"),
 ]

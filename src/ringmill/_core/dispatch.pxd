@@ -6,17 +6,17 @@ from libc.stdint cimport int64_t, uint64_t
 
 from ringmill._core.books cimport Tally
 from ringmill._core.feed cimport Feed
-from ringmill._core.operation cimport Carry, Note, OperationBase
+from ringmill._core.operation cimport Note, OperationBase
 from ringmill._core.redrive cimport Redrives
 from ringmill._core.retry_queue cimport RetryEntry
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.run_threads cimport RunThreads
 
 cdef class Core(Redrives):
-    cdef Carry carry                # written once, like the next
+    cdef bint carries               # operations carry their submitter's context; written once, like the next
     cdef readonly RunThreads threads
 
-    cdef int accept_new(self, OperationBase op) except -1
+    cdef int accept_new(self, OperationBase op, bint carries) except -1
     cdef bint hand_aside(self, OperationBase op) except -1
     cdef object handed(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
@@ -51,7 +51,6 @@ cdef class Runner(Tally):
     cdef int take_again(self) noexcept
     cdef int take_redrive(self) noexcept
     cdef int claim_from(self, Feed feed) noexcept
-    cdef int lend_context(self, Feed feed) noexcept
     cdef int end_source(self, Feed feed) noexcept
     cdef uint64_t since_wait(self) noexcept
     cdef bint settle(self, PyObject* raw) except -1

@@ -26,6 +26,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.books cimport ENDING, OPEN
+from ringmill._core.context cimport capture
 from ringmill._core.feed cimport emit
 from ringmill._core.loop cimport await_for
 from ringmill._core.machine cimport now_ns, steal
@@ -34,14 +35,9 @@ from ringmill._core.operation cimport (
     FAILED,
     QUEUED,
     SUCCEEDED,
-    CARRY_ALL,
-    CARRY_NONE,
-    CARRY_TASKS,
-    PyContext_CopyCurrent,
     PyTypeObject,
     accept,
     begin,
-    carries,
     end,
     is_operation,
     log_error,
@@ -135,9 +131,9 @@ cdef extern from *:
 cdef class Core(Redrives):
     """The compiled half of one run of a pool."""
 
-    def __init__(self, policy, workers, Py_ssize_t queue_size, context):
+    def __init__(self, policy, workers, Py_ssize_t queue_size, bint context):
         self.policy = policy
-        self.carry = CARRY_TASKS if context is None else CARRY_ALL if context else CARRY_NONE
+        self.carries = context
         self.inbox = RingBuffer(queue_size)
         self.inbox_feed = Feed(self.inbox)
         self.threads = RunThreads(len(workers))
@@ -156,22 +152,18 @@ cdef class Core(Redrives):
     # -----------------------------------------------------------------------------------------------------------
     # accept
 
-    cdef int accept_new(self, OperationBase op) except -1:
+    cdef int accept_new(self, OperationBase op, bint carries) except -1:
+        context = capture() if carries else None  # before it is accepted: this may fail
         self.check_open()
         if not accept(op, self.number):
             raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
+        if carries:
+            op.set_context(context)
         return 0
 
     cdef bint hand_aside(self, OperationBase op) except -1:
         # Accepts it. True: that was all; from a worker of this pool, which never blocks on it, or it was cancelled already.
-        self.accept_new(op)
-        if carries(<PyObject*>op, self.carry):
-            try:
-                op.set_context(PyContext_CopyCurrent())
-            except BaseException:
-                if not self.give_up(op):
-                    return True
-                raise
+        self.accept_new(op, self.carries)
         if self.current() is None:
             return False
         self.do_aside(op)
@@ -262,9 +254,12 @@ cdef class Core(Redrives):
             raise self.stopped_error()
         return 0
 
-    def submit(self, OperationBase op not None):
-        """Accepts one without waiting, however many are pending; those of one caller begin in their order."""
-        self.accept_new(op)
+    def submit(self, OperationBase op not None, bint context):
+        """Accepts one without waiting, however many are pending; those of one caller begin in their order.
+
+        `context`: whether the operation carries its submitter's context.
+        """
+        self.accept_new(op, context)
         self.do_aside(op)
 
     def execute(self, operations):
@@ -272,8 +267,6 @@ cdef class Core(Redrives):
         cdef list ops
         cdef Py_ssize_t count, k = 0, taken = 0
         cdef PyObject* raw
-        cdef PyObject* kind = NULL
-        cdef bint carry = False
         cdef Feed feed
         try:
             ops = list_of(operations)
@@ -284,6 +277,7 @@ cdef class Core(Redrives):
         count = len(ops)
         self.check_open()
         feed = Feed(RingBuffer(count or 1), RingBuffer(count or 1))
+        context = capture() if self.carries else None
         try:
             for k in range(count):
                 raw = (<PyListObject*>ops).ob_item[k]
@@ -294,11 +288,8 @@ cdef class Core(Redrives):
                         f"{<object>raw!r} is pending, or finished and not reset: reset() it when finished"
                     )
                 taken = k + 1
-                if <PyObject*>Py_TYPE(raw) != kind:
-                    kind = <PyObject*>Py_TYPE(raw)
-                    carry = carries(raw, self.carry)
-                if carry:
-                    (<OperationBase>raw).set_context(PyContext_CopyCurrent())
+                if self.carries:
+                    (<OperationBase>raw).set_context(context)
             if count:
                 fill(feed.pending.ring, (<PyListObject*>ops).ob_item)
                 Py_SET_SIZE(<PyObject*>ops, 0)  # the list's references are the ring's now
@@ -448,8 +439,8 @@ cdef class Runner(Tally):
             self.op = op
             if reset:
                 renew(<OperationBase>self.op, QUEUED, self.core.number)
-            if feed.foreign and carries(op, self.core.carry):
-                self.lend_context(feed)
+            if feed.foreign and self.core.carries:
+                (<OperationBase>op).set_context(feed.context)
             if feed.foreign or feed is self.core.inbox_feed:
                 notify(&feed.pending.not_full)
             return FOUND
@@ -458,14 +449,6 @@ cdef class Runner(Tally):
                 notify(&feed.pending.not_full)  # it was taken
             self.end_source(feed)
         return NOTHING
-
-    cdef int lend_context(self, Feed feed) noexcept:
-        # Nobody handed it over but the ring, so it runs in the context of who wrapped that.
-        try:
-            (<OperationBase>self.op).set_context(feed.context.copy())
-        except MemoryError:
-            pass  # in the worker's own
-        return 0
 
     cdef int end_source(self, Feed feed) noexcept:
         try:

@@ -14,7 +14,7 @@ cdef class Feed:
     cdef RingBuffer ready           # finished ones come out of it; None: nobody reads them
     cdef bint foreign               # `pending` is the user's ring: an item is accepted by the worker that takes it
     cdef bint resets                # a finished operation is reset as it is taken off a foreign ring
-    cdef object context             # foreign: contextvars of who wrapped the ring
+    cdef object context             # foreign: the submitter's is that of the thread that wrapped the ring
     cdef RingBuffer tickets         # drawn by a thread: one for each operation between source and reader
     cdef list shelf                 # ordered: finished ones that wait for their turn, NULL where none does
     cdef Bell bell                  # foreign: rung by the ring when an item comes in

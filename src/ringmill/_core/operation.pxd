@@ -60,7 +60,7 @@ cdef class OperationBase:
     cdef atomic[uint32_t] lives  # how often it was reset: who waits knows by it that the life it waited for is over
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
     cdef Note note              # guarded by the same; written before the phase that says so
-    cdef object context         # guarded by the same: a copy of the submitter's contextvars, while pending; or None
+    cdef object context         # guarded by the same: the submitter's context, while pending (context.pyx); or None
     cdef PyObject* delayed      # guarded by its pool's lock: its RetryEntry, borrowed, while a delay runs; else NULL
     cdef object __weakref__
 
@@ -75,10 +75,6 @@ cdef class OperationBase:
     cdef void set_note(self, Note note) noexcept
     cdef void set_context(self, object context) noexcept
 
-cdef class TaskBase(OperationBase):
-    # Marks operations that enter their submitter's context by themselves.
-    pass
-
 cdef extern from "Python.h":
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
     ctypedef PyObject* (*newfunc)(PyTypeObject*, PyObject*, PyObject*) noexcept
@@ -87,15 +83,7 @@ cdef extern from "Python.h":
         newfunc tp_new
     bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
 
-    object PyContext_CopyCurrent()
-
-cdef PyTypeObject* operation_type   # OperationBase; only to be read, like the next
-cdef PyTypeObject* task_type        # TaskBase
-
-cdef enum Carry:                # whose operations run in their submitter's context
-    CARRY_NONE = 0
-    CARRY_TASKS = 1
-    CARRY_ALL = 2
+cdef PyTypeObject* operation_type   # OperationBase; only to be read
 
 cdef object wake_waiters(OperationBase op)
 
@@ -104,9 +92,6 @@ cdef inline bint is_operation(PyObject* o) noexcept nogil:
 
 cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
     return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
-
-cdef inline bint carries(PyObject* op, Carry carry) noexcept nogil:
-    return carry == CARRY_ALL or carry == CARRY_TASKS and PyObject_TypeCheck(op, task_type)
 
 cdef inline bint accept(OperationBase op, uint32_t home) noexcept nogil:
     # NEW -> QUEUED, from any thread. False: it is pending somewhere, or finished and not reset.

@@ -427,11 +427,6 @@ cdef class OperationBase:
                 raise OperationReused(f"{self!r} still has its place in the queue, which no worker has passed yet")
             raise OperationReused(f"{self!r} is pending and cannot be reset: wait() for it first")
 
-    @property
-    def _context(self):
-        # For the worker that runs it.
-        return self.context
-
     def _fail(self, error):
         # For the worker that runs it: failed, though process returns. Task.run uses it.
         cdef PyObject* note = new_note(<PyObject*>error, <PyObject*>Py_TYPE(<PyObject*>self), False)
@@ -455,12 +450,6 @@ cdef class OperationBase:
     def __reduce_ex__(self, protocol):
         return copyreg.__newobj__, (type(self),), self.__getstate__()
 
-
-cdef class TaskBase(OperationBase):
-    pass
-
-
-task_type = <PyTypeObject*>TaskBase
 
 
 async def _until_done(OperationBase op):

@@ -32,13 +32,12 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.attached cimport exchange32, put32
+from ringmill._core.context cimport capture
 from ringmill._core.operation cimport (
     CANCELLED,
     OperationBase,
-    PyContext_CopyCurrent,
     PyTypeObject,
     accept,
-    carries,
     is_operation,
     once_more,
     phase_of,
@@ -126,19 +125,16 @@ cdef int read_more(void* raw) noexcept:
 
 
 cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
-    # Accepts what a source gave. Returns None, or the error that ends the source; raises nothing of its own.
+    # Accepts what a source gave. Returns None, or the error that ends the source; raises where memory is short only.
     if not isinstance(op, OperationBase):
         return TypeError(f"the source must give Operations, got {op!r}")
+    context = capture() if core.carries else None  # before it is accepted: this may fail
     if resets:
         reset(<OperationBase>op)
     if not accept(<OperationBase>op, core.number):
         return OperationReused(f"the source gave {op!r}, which is pending, or finished and not reset")
-    if carries(<PyObject*>op, core.carry):
-        try:
-            (<OperationBase>op).set_context(PyContext_CopyCurrent())
-        except MemoryError as error:
-            core.give_up(<OperationBase>op)
-            return error
+    if context is not None:
+        (<OperationBase>op).set_context(context)
     Py_INCREF(op)  # the ring's, if it gets there
     if try_put(feed.pending.ring, <PyObject*>op, NULL) != DONE:
         # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
@@ -319,7 +315,7 @@ cdef class Stream:
     cdef bint hand_over(self, PyObject* op) except -1:
         # The common case of accept_drawn: new, and without a context. If True, the caller's reference is the ring's.
         if <PyObject*>Py_TYPE(op) != <PyObject*>self.plain_type:
-            if self.resets or not is_operation(op) or carries(op, self.core.carry):
+            if self.resets or self.core.carries or not is_operation(op):
                 return False
             self.plain_type = type(<object>op)
         if not accept(<OperationBase>op, self.core.number):

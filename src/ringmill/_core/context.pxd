@@ -1,0 +1,3 @@
+# Copies of contexts (contextvars). The rules are at the head of context.pyx.
+
+cdef object capture()

@@ -1,0 +1,9 @@
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, final
+
+def copy_context() -> Context: ...
+@final
+class InContext:
+    def __init__(self, function: Callable[..., Any]) -> None: ...
+    def __call__(self, *args: Any) -> Any: ...
