@@ -11,10 +11,12 @@
 | hooks | a thread that frees without the GIL while `_testcapi` swaps the allocators crashes | CPython 3.11.7 |
 | start | Thread.start waits for ever: its thread died before it said that it runs | all |
 | keywords | an object of a Python subclass of an extension type, made with keywords, crashes | Cython 3.3.1 |
+| variable | ContextVar.set crashes where two allocations in a row fail: its token's, and the next | 3.11.7 to 3.13.0 |
 
 `start` is excused, and `function` made harmless (__main__.py); the hooks are put in once (trial.py). The others are
-avoided: copies are made by hand, lists stand for generators, and setup.py turns that code of Cython's off. For the
-last, compile `cdef class Base: pass` as faults_base.pyx.
+avoided: copies are made by hand, lists stand for generators, setup.py turns that code of Cython's off, and allocations
+fail one by one only where a variable is set (trial.alone). For `keywords`, compile `cdef class Base: pass` as
+faults_base.pyx.
 """
 
 from __future__ import annotations
@@ -125,10 +127,25 @@ def keywords(k: int) -> bool:
     return False
 
 
+VARIABLE = """
+import _testcapi, contextvars
+variable, value = contextvars.ContextVar("variable"), object()
+_testcapi.set_nomemory({k}, {k} + 2)
+try:
+    variable.set(value)
+except MemoryError:
+    pass
+"""
+
+
+def variable(k: int) -> bool:
+    return subprocess.run([sys.executable, "-c", VARIABLE.format(k=k)]).returncode != 0
+
+
 if __name__ == "__main__":
     shows = {
         "spread": spread, "generator": generator, "function": function, "hooks": hooks, "start": start,
-        "keywords": keywords,
+        "keywords": keywords, "variable": variable,
     }[sys.argv[1]]
     for _ in range(2):
         shows(1 << 20)  # what is made once, is made

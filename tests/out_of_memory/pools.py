@@ -7,6 +7,8 @@ fail.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import decimal
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -58,9 +60,9 @@ def over(pool: WorkerPool[Any], *, lost: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def standing(workers: int = 1) -> Iterator[WorkerPool[Any]]:
+def standing(workers: int = 1, context: bool = False) -> Iterator[WorkerPool[Any]]:
     """A pool all of whose workers stand still until the block ends; then the pool does."""
-    pool: WorkerPool[Any] = WorkerPool([Hand() for _ in range(workers)], queue_size=8)
+    pool: WorkerPool[Any] = WorkerPool([Hand() for _ in range(workers)], queue_size=8, context=context)
     pool.start()
     gates = [Gate() for _ in range(workers)]
     for gate in gates:
@@ -102,6 +104,27 @@ def pool_do(trial: Trial) -> None:
     settled(op, outcome is not FAILED)
 
 
+variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[WorkerPool[Any]]:
+    """As `standing`, with the contexts of submitters, which have a variable and a decimal context."""
+    variable.set(1)
+    decimal.getcontext()
+    with standing(context=True) as pool:
+        yield pool
+
+
+@case
+@alone
+def pool_do_context(trial: Trial) -> None:
+    op = Job(trial.thing())
+    with capturing() as pool:
+        outcome = trial(pool.do, op)
+    settled(op, outcome is not FAILED)
+
+
 @case
 def pool_do_full(trial: Trial) -> None:
     op = Job(trial.thing())
@@ -120,9 +143,9 @@ def pool_do_stopped(trial: Trial) -> None:
     settled(op, False)
 
 
-def executing(trial: Trial, kind: Callable[[list[Any]], Any]) -> None:
+def executing(trial: Trial, kind: Callable[[list[Any]], Any], pools: Callable[[], Any] = standing) -> None:
     ops = [Job(trial.thing()) for _ in range(3)]
-    with standing() as pool:
+    with pools() as pool:
         stream = trial(pool.execute, kind(ops))
     if stream is not FAILED:
         assert {*stream} == {*ops}
@@ -137,6 +160,12 @@ def executing(trial: Trial, kind: Callable[[list[Any]], Any]) -> None:
 @case
 def pool_execute(trial: Trial) -> None:
     executing(trial, list)
+
+
+@case
+@alone
+def pool_execute_context(trial: Trial) -> None:
+    executing(trial, list, capturing)
 
 
 @case
@@ -155,10 +184,12 @@ def pool_execute_refused(trial: Trial) -> None:
         settled(op, False)
 
 
-def wrapping(trial: Trial, source: Callable[[list[Any]], Any], **options: Any) -> None:
+def wrapping(
+    trial: Trial, source: Callable[[list[Any]], Any], pools: Callable[[], Any] = standing, **options: Any
+) -> None:
     ops = [Job(trial.thing()) for _ in range(3)]
     made = source(ops)
-    with standing() as pool:
+    with pools() as pool:
         stream = trial(pool.wrap, made, buffer=4, **options)
         if stream is not FAILED and isinstance(made, RingBuffer):
             made.close()
@@ -181,14 +212,21 @@ def pool_wrap_ordered(trial: Trial) -> None:
     wrapping(trial, iter, ordered=True)
 
 
+def filled(ops: list[Any]) -> RingBuffer[Any]:
+    made: RingBuffer[Any] = RingBuffer(4)
+    made.put_many(ops)
+    return made
+
+
 @case
 def pool_wrap_ring(trial: Trial) -> None:
-    def ring(ops: list[Any]) -> RingBuffer[Any]:
-        made: RingBuffer[Any] = RingBuffer(4)
-        made.put_many(ops)
-        return made
+    wrapping(trial, filled)
 
-    wrapping(trial, ring)
+
+@case
+@alone
+def pool_wrap_ring_context(trial: Trial) -> None:
+    wrapping(trial, filled, capturing)
 
 
 @case
@@ -293,18 +331,29 @@ def stream_reads(trial: Trial) -> None:
     assert flat + list(stream) == ops
 
 
-@case
-def stream_draws(trial: Trial) -> None:
+def drawing(trial: Trial, pools: Callable[[], Any]) -> None:
     ops = [Job(trial.thing()) for _ in range(3)]
-    with standing() as pool:
+    with pools() as pool:
         stream = pool.wrap(iter(ops), buffer=8)
         with contextlib.suppress(queue.Empty):
             trial(stream.get, 0.0001)
     rest = []
     with contextlib.suppress(MemoryError, PoolNotRunning):  # what ends the source, that is what its reader gets
-        rest = list(stream)
+        for op in stream:  # noqa: PERF402  # those before the error count
+            rest.append(op)
     for op in ops:
         assert rest.count(op) == (op.outcome is Outcome.SUCCEEDED)
+
+
+@case
+def stream_draws(trial: Trial) -> None:
+    drawing(trial, standing)
+
+
+@case
+@alone
+def stream_draws_context(trial: Trial) -> None:
+    drawing(trial, capturing)
 
 
 @case
@@ -322,8 +371,20 @@ def stream_close(trial: Trial) -> None:
 @alone
 def pool_work(trial: Trial) -> None:
     """Everything may fail here, on the workers' threads too: an operation still comes to an end."""
+    working(trial, False)
+
+
+@case
+@alone
+def pool_work_context(trial: Trial) -> None:
+    variable.set(1)
+    decimal.getcontext()
+    working(trial, True)
+
+
+def working(trial: Trial, context: bool) -> None:
     ops = [Job(trial.thing()), Task(pow, 2, 5), Task(fails)]
-    pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()], max_restarts=None, restart_pause=0)
+    pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()], max_restarts=None, restart_pause=0, context=context)
     pool.start()
     gates = [Gate(), Gate()]  # both workers have come up, beyond threading's own locks
     for gate in gates:

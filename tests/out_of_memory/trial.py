@@ -84,7 +84,9 @@ def case(function: Callable[[Trial], None]) -> Callable[[Trial], None]:
 
 
 def alone(function: Callable[[Trial], None]) -> Callable[[Trial], None]:
-    """Threads run Python code meanwhile: in a spell, a thread cannot even call the function that would report it."""
+    """Threads run Python code meanwhile: in a spell, a thread cannot even call the function that would report it. Or a
+    context variable is set: in a spell, that crashes (faults.py: variable).
+    """
     ALONE.add(function.__name__)
     return function
 
