@@ -254,7 +254,7 @@ cdef class Core(Redrives):
             raise self.stopped_error()
         return 0
 
-    def submit(self, OperationBase op not None, bint context):
+    def submit(self, OperationBase op not None, bint context=False):
         """Accepts one without waiting, however many are pending; those of one caller begin in their order.
 
         `context`: whether the operation carries its submitter's context.
