@@ -21,7 +21,8 @@ never (!: the loop may stop at any moment while the task waits). So nothing reli
 searcher grants the first thread, and with it the first task of each loop; of those loops only whose first task began
 to wait before that thread, if there is one. Where the putter stops at the first task instead, a thread behind it
 sleeps beside an item (`grants_a_thread_too`), and so does a task of another loop (`grants_each_loop`). A task owes the
-look of whoever was granted, whether it takes something or leaves. One that was granted in vain returns to its place in
+look of whoever was granted, whether it takes something or leaves. Until its loop resumes it, it is `pending`, and no
+other task of that loop is granted: so its look comes after that has ended. One that was granted in vain returns to its place in
 line: here it goes to the front or to the end, so nothing depends on the order.
 
 With a GIL, a sleeper may spin before it blocks (^): one in a queue, which a waker grants before the first. Who sees its
@@ -80,6 +81,8 @@ class Rules:
     grant_asks_for_searcher: bool = True
     grants_a_thread_too: bool = True  # also where a task is first in line
     grants_each_loop: bool = True
+    pending_ends_before_look: bool = True
+    leaver_ends_pending: bool = True  # before it passes the wake-up on
     spinner_is_forgotten: bool = True  # when it leaves the list
     spinner_is_queued: bool = True  # as it begins to spin: not granted before
     close_wakes_all: bool = True
@@ -98,12 +101,15 @@ class Waiting(NamedTuple):
     nodes: tuple[str, ...] = ()
     spinner: str | None = None
     awake: bool = False  # the spinner, still
+    pending: tuple[str, ...] = ()  # tasks that were granted and not resumed yet, while others of their loops wait
 
     def without(self, me: str, rules: Rules) -> Waiting:
         forgotten = self.spinner == me and rules.spinner_is_forgotten
+        nodes = tuple(node for node in self.nodes if node != me)
         return self._replace(
             sleepers=self.sleepers - 1,
-            nodes=tuple(node for node in self.nodes if node != me),
+            nodes=nodes,
+            pending=tuple(task for task in self.pending if any(loop_of(task) == loop_of(node) for node in nodes)),
             spinner=None if forgotten else self.spinner,
             awake=self.awake and not forgotten,
         )
@@ -248,7 +254,13 @@ def stop_spinning(me: str, w: Waiting) -> tuple[Waiting, None]:
 
 
 def leave(me: str, w: Waiting, rules: Rules = Rules()) -> tuple[Waiting, bool]:
-    return (w.without(me, rules), True) if me in w.nodes else (w, False)
+    if me in w.nodes:
+        return w.without(me, rules), True
+    return (end_pending(me, w)[0] if rules.leaver_ends_pending else w), False
+
+
+def end_pending(me: str, w: Waiting) -> tuple[Waiting, None]:
+    return w._replace(pending=tuple(task for task in w.pending if task != me)), None
 
 
 def start_search(w: Waiting) -> tuple[Waiting, bool]:
@@ -274,12 +286,14 @@ def grant(rules: Rules, w: Waiting) -> tuple[Waiting, tuple[str, ...]]:
     for node in before:
         if is_task(node):
             heads.setdefault(loop_of(node), node)
-    tasks = tuple(heads.values())
+    tasks = tuple(task for loop, task in heads.items() if loop not in map(loop_of, w.pending))
     if not rules.grants_each_loop:
         tasks = tasks[:1]
     granted = (thread, *tasks) if thread and (rules.grants_a_thread_too or not tasks) else tasks
     for node in granted:
         w = w.without(node, rules)._replace(searchers=w.searchers + (not is_task(node)))
+        if is_task(node) and any(is_task(other) and loop_of(other) == loop_of(node) for other in w.nodes):
+            w = w._replace(pending=(*w.pending, node))
     return w, granted
 
 
@@ -412,11 +426,13 @@ def operate_in_task(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
             queued = False
             if (yield from doze(me, patient)) == "woken":
                 owes = True
+                if rules.pending_ends_before_look:
+                    yield from section(rules, side.waits, "resumed on", partial(end_pending, me))
                 continue
-            owes = not (yield from section(rules, side.waits, "leave", partial(leave, me)))
+            owes = not (yield from section(rules, side.waits, "leave", partial(leave, me, rules=rules)))
             got = "timeout"
         elif queued:
-            owes = not (yield from section(rules, side.waits, "leave", partial(leave, me)))
+            owes = not (yield from section(rules, side.waits, "leave", partial(leave, me, rules=rules)))
             queued = False
         else:
             yield from settle(rules, side, False, owes and rules.taker_passes_on)
@@ -551,6 +567,9 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
         ("G@! G^ P2", 2, 3_000),
         ("G@! G~ P2", 2, 2_000),
         ("G@!? G@@? G P", 1, 5_000),
+        ("G@ G@ P3", 3, 1_000),
+        ("G@? G@ G P2", 2, 10_000),
+        ("G@ G@ G@@ P2", 2, 10_000),
     ],
 )
 def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
@@ -569,6 +588,7 @@ def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_leas
         ("G@? G P", 3_000),
         ("G@! G P", 1_000),
         ("G@! G@@ P", 1_000),
+        ("G@ G@ P2", 1_000),
     ],
 )
 def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
@@ -594,6 +614,8 @@ LOST = "lost wake-up"
         pytest.param("grants_a_thread_too", "G@! G P", 1, LOST, id="thread-behind-a-stopped-loop"),
         pytest.param("grants_a_thread_too", "P@! P P G", 1, LOST, id="putter-behind-a-stopped-loop"),
         pytest.param("grants_each_loop", "G@! G@@ P", 1, LOST, id="loop-behind-a-stopped-loop"),
+        pytest.param("pending_ends_before_look", "G@ G@ P2", 2, LOST, id="resumed-task-counts-as-pending-still"),
+        pytest.param("leaver_ends_pending", "G@? G@ P", 1, LOST, id="cancelled-task-counts-as-pending-still"),
         pytest.param("taker_passes_on", "G@ G~ P3", 3, LOST, id="woken-task-takes-one-and-looks-for-no-more"),
         pytest.param("taker_passes_on", "G G P2", 1, LOST, id="woken-takes-one-and-looks-for-no-more"),
         pytest.param("debt_outlives_sleep", "G G2 P3", 2, LOST, id="kept-awake-searcher-looks-for-no-more"),

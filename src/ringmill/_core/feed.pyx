@@ -233,7 +233,6 @@ cdef class Bell(Sleeper):
     cdef void arm(self, WaitQueue* queue) noexcept:
         # seq_cst: of several, one queues the node; whoever sees it armed may sleep
         if not self.armed.exchange(1, memory_order_seq_cst):
-            self.node.place = 0  # it begins to wait anew
             begin_sleep(queue, &self.node, False)
 
     cdef void disarm(self, WaitQueue* queue) noexcept:

@@ -47,6 +47,7 @@ from ringmill._core.waiter cimport (
     acquire,
     begin_sleep,
     cancel_sleep,
+    end_pending,
     notify,
     release,
     visitproc,
@@ -380,7 +381,18 @@ async def _doze_in_trio(LoopSleeper sleeper):
 
 
 cdef class LoopWait(LoopSleeper):
+    cdef bint wake(self) noexcept:
+        if LoopSleeper.wake(self):
+            return True
+        end_pending(self.queue, &self.node)  # the next of the lane may be reached, or not either
+        return False
+
+    cdef int resume(self) except -1:
+        end_pending(self.queue, &self.node)  # before the task looks
+        return LoopSleeper.resume(self)
+
     cdef void pass_on(self) noexcept:
+        end_pending(self.queue, &self.node)
         notify(self.queue)
 
     async def run(self):

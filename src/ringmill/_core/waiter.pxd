@@ -67,7 +67,10 @@ cdef struct WaitNode:
     WaitNode* above             # the first of a lane: the first of the lanes beside it; guarded by the queue's lock
     WaitNode* below
     bint heads                  # it is the first of a lane; guarded by the queue's lock
-    uint64_t place              # when it began to wait, by the queue's clock; 0: a Sleeper that begins to
+    void* pending               # the first of a lane: a granted one of the lane that is not resumed yet; never read through
+    bint pends                  # granted: the lane had others; they are not granted before it has been resumed
+    uint64_t since              # when it was queued last, by the queue's clock
+    uint64_t place              # of a Sleeper: when it was queued first; 0: it was not yet
     PyThread_type_lock lock     # a thread parks on it; locked at rest, released by the one grant
     PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see begin_sleep)
     uint32_t epoch              # the fork epoch in which it was queued
@@ -85,7 +88,7 @@ cdef struct WaitQueue:
     WaitNode* last
     WaitNode* lanes             # Sleepers: the first of each lane, one lane for each owner
     WaitNode* last_lane
-    uint64_t clock              # how many have begun to wait
+    uint64_t clock              # how many have been queued
     WaitNode* spinner           # one in the list that spins, or did; guarded by the lock; GIL builds only
     Spin spin                   # of those who wait here
     int64_t linger_ns           # how long the next search goes on when it has been hinted; guarded by the lock, adapts
@@ -109,6 +112,7 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept
 cdef bint wake_node(WaitNode* node) noexcept
 cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1
 cdef void end_search(WaitQueue* q) noexcept
+cdef void end_pending(WaitQueue* q, WaitNode* node) noexcept
 cdef Looked search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
 
 # What a waiter waits for. An attempt that is over (done, or in vain for good) returns non-zero; it is also the last

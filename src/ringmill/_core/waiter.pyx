@@ -44,19 +44,26 @@
 # threads are in a list of their own. A waker that meets no searcher grants, under one hold of the lock,
 #
 #   the first thread, which becomes the searcher, and
-#   the first Sleeper of each lane: of every lane, where no thread waits; else of those lanes whose first Sleeper began
-#   to wait before that thread.
+#   the first Sleeper of each lane: of every lane, where no thread waits; else of those lanes whose first Sleeper was
+#   queued before that thread.
 #
 # A lane that is passed over loses nothing: the thread was granted, and takes one and notifies if there is more, or finds
 # that there is nothing, or leaves and notifies. A waker that meets a searcher passes over all lanes for the same reason.
 # Where no thread waits and none searches, each publication is announced in every lane; whatever one loop does about it,
-# the others have been told themselves. What is owed within a loop is as for threads: a Sleeper that was granted, and
-# takes one and sees more, or leaves without having looked, notifies. (The model has loops that are stopped; where a waker
-# stops at the first Sleeper it finds the lost wake-up.)
+# the others have been told themselves.
+#
+# Within a lane, a granted Sleeper is what a searcher is among threads: until its loop resumes it (`pending`) no other of
+# the lane is granted, so that a busy loop is woken once and not with each publication, and one loop does not find what
+# several were woken for taken. It looks after `pending` has ended (end_pending, or cancel_sleep), and for more than it
+# takes itself; so it sees whatever was published until then, and notifies if there is more. If its loop never resumes it,
+# its lane is not granted any more: that is the loop which does not run. Where the tasks of one loop are all that wait,
+# nothing is found taken, and each publication grants the next, so that they run side by side. (The model has loops that stop; where a waker
+# stops at the first Sleeper, or where a task looks for more before `pending` ends, it finds the lost wake-up.)
 #
 # So a Sleeper may be granted in vain: a thread, or a task of another loop, was faster. It returns to the place that it
-# had in its lane (`place`), not to the end, and is granted with each publication until no lane and no thread that began
-# to wait before it is left; so none is passed over for ever. A thread that was granted in vain goes to the end of the
+# had in its lane (`place`), not to the end, but behind the threads that wait by then (`since`): it is granted again after
+# as many wake-ups at the latest, if it is the first of its lane; so none is passed over for ever, and threads that are
+# always faster than a loop do not wake it with each item. A thread that was granted in vain goes to the end of the
 # threads' list; those before it become fewer with each wake-up, so it is first again after as many.
 #
 # A walk over the lanes, under the lock, is as long as the number of event loops that wait in one queue. Sleeper.wake says
@@ -196,7 +203,7 @@ cdef inline void _set_word(WaitQueue* q, uint64_t word) noexcept:
 cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
     # A thread, at the end of the list of threads.
     q.clock += 1
-    node.place = q.clock
+    node.since = q.clock
     node.prev = q.last
     node.next = NULL
     if q.last:
@@ -208,6 +215,7 @@ cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
 
 cdef void _set_lane(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* below) noexcept:
     # The node is the first of its lane, between those two lanes.
+    # Its `pending` is the caller's matter.
     node.heads = True
     node.above = above
     node.below = below
@@ -225,15 +233,18 @@ cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
     # A Sleeper, in the lane of its owner: at the end, or at the place that it has had already. A lane is a circular list.
     cdef WaitNode* head = q.lanes
     cdef WaitNode* at
+    q.clock += 1
+    node.since = q.clock
     if node.place == 0:
-        q.clock += 1
-        node.place = q.clock
+        node.place = node.since
     node.heads = False
+    node.pends = False
     while head and head.owner != node.owner:
         head = head.below
     if head == NULL:
         node.prev = node
         node.next = node
+        node.pending = NULL
         _set_lane(q, node, q.last_lane, NULL)
         return
     at = head  # it goes before that one; before the first is behind the last
@@ -246,6 +257,7 @@ cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
     at.prev = node
     if at == head and node.place < head.place:
         head.heads = False
+        node.pending = head.pending
         _set_lane(q, node, head.above, head.below)
 
 
@@ -253,6 +265,7 @@ cdef void _unlink_from_lane(WaitQueue* q, WaitNode* node) noexcept:
     if node.heads:
         node.heads = False
         if node.next != node:
+            node.next.pending = node.pending
             _set_lane(q, node.next, node.above, node.below)
         else:
             if node.above:
@@ -316,6 +329,27 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
     release(&q.lock)
 
 
+cdef inline void _end_pending(WaitQueue* q, WaitNode* node) noexcept:
+    cdef WaitNode* head = q.lanes
+    if not node.sleeper or not node.pends:
+        return
+    node.pends = False
+    while head and head.owner != node.owner:
+        head = head.below
+    if head and head.pending == <void*>node:
+        head.pending = NULL
+
+
+cdef void end_pending(WaitQueue* q, WaitNode* node) noexcept:
+    # A Sleeper that was granted is resumed, or will not be; it must look after this, or notify.
+    if not node.pends:  # written before it was woken
+        return
+    _lock(q)
+    if node.epoch == epoch_now:
+        _end_pending(q, node)
+    release(&q.lock)
+
+
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
     # Leaves the queue. True: a wake-up had been granted and is consumed, and the caller is a searcher now; or, for a
     # Sleeper, which never is one, owes a look all the same.
@@ -325,7 +359,9 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
         release(&q.lock)
         return False
     granted = not node.queued
-    if not granted:
+    if granted:
+        _end_pending(q, node)  # before the look that it owes
+    else:
         _unlink(q, node)
         _set_word(q, _word(q) - SLEEPER)
     release(&q.lock)
@@ -362,20 +398,24 @@ cdef bint wake_node(WaitNode* node) noexcept:
 
 cdef WaitNode* _grant(WaitQueue* q) noexcept:
     # Under the lock, where nobody searches. Those that are to be woken, out of their lists and chained by `next`: the
-    # first thread, then the first of each lane, unless it began to wait after that thread.
+    # first thread, then the first of each lane, unless it was queued after that thread or another of it is pending.
     cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first
     cdef WaitNode* head = q.lanes
     cdef WaitNode* below
     cdef WaitNode* granted = NULL
     cdef WaitNode* last = NULL
     cdef uint64_t word = _word(q)
+    cdef bint shared = thread != NULL or head != q.last_lane  # with others than one event loop
     if thread:
         _unlink(q, thread)
         word += SEARCHER - SLEEPER
         granted = last = thread
     while head:
         below = head.below
-        if thread == NULL or head.place < thread.place:
+        if head.pending == NULL and (thread == NULL or head.since < thread.since):
+            if shared and head.next != head:
+                head.pending = <void*>head  # goes to the next one, which is the first then
+                head.pends = True
             _unlink_from_lane(q, head)
             word -= SLEEPER
             if last:
