@@ -32,16 +32,33 @@ cdef class Tally:
     cdef readonly Py_ssize_t index
     cdef public str name
     cdef Books books
+    cdef PyObject* op               # what the worker has taken and not ended, owned; used by its own thread only
     cdef atomic[uint64_t] word      # twice the operations it ended, plus one while it runs one
     cdef uint64_t failed            # these four are written under the pool's lock
     cdef uint64_t redriven
     cdef uint64_t tries
     cdef uint64_t restarts
     cdef atomic[uint32_t] alive     # between init and the end of its loop: may be handed redrives
-    cdef bint retired               # written under the pool's lock, like the next three
-    cdef bint waits                 # for work of its own pool, so it takes none; for:
-    cdef OperationBase awaited      # this operation
-    cdef Feed awaited_feed          # or what comes out here
+    cdef bint retired               # written under the pool's lock, like all that follows
+    cdef PyObject* first_wait       # its WorkerWaits, borrowed: each is linked while its owner is in the wait
+    cdef PyObject* running          # the operation in which it entered the last of them; only to be compared
+    cdef PyObject* next_stalled     # in the bucket of Books.stalled that `running` belongs to
+    cdef uint64_t visited           # the last search of waits_for_itself that has come here, and its next worker
+    cdef PyObject* todo
+
+cdef class WorkerWait:
+    # A wait without a timeout, on a worker's thread, for work of its own pool. Written before it is linked.
+    cdef Tally runner
+    cdef OperationBase operation    # it waits for this operation,
+    cdef Feed feed                  # or for what comes out here,
+    cdef atomic[uint32_t]* turn     # or, unless NULL, for the turn to read that: for this to be 0
+    cdef object keeper              # keeps `turn` alive
+    cdef uint32_t life              # of the operation
+    cdef uint64_t word              # the worker's
+    cdef bint in_task               # a task of an event loop waits, and the thread may go on
+    cdef bint linked                # guarded by the pool's lock, like the next two
+    cdef PyObject* next
+    cdef PyObject* prev
 
     cdef void enter(self) noexcept
     cdef void leave(self) noexcept
@@ -56,6 +73,10 @@ cdef class Books(Home):
     cdef uint64_t cancelled
     cdef uint64_t failed        # without a worker: by breakage
     cdef Py_ssize_t present     # workers that are not retired
+    cdef Py_ssize_t stalled_count  # those of them that have a WorkerWait, whether or not it has come
+    cdef Py_ssize_t look_from   # the worker that was found not to wait when one was last looked for
+    cdef PyObject* stalled[64]  # chains of the Tallies that have a WorkerWait, by the operation that they run
+    cdef uint64_t visits        # numbers the searches of waits_for_itself
     cdef atomic[uint32_t] phase
     cdef atomic[uint32_t] sealed  # nothing more will be accepted: every feed has ended
     cdef atomic[Py_ssize_t] side_count  # the length of `retries`; written under the lock
@@ -77,5 +98,16 @@ cdef class Books(Home):
     cdef bint settled(self) noexcept nogil
     cdef bint ends(self) noexcept
     cdef int wake_for_the_end(self) except -1
-    cdef Py_ssize_t waiting(self) noexcept
+    cdef void link_wait(self, PyObject* wait) noexcept
+    cdef void unlink_wait(self, PyObject* wait) noexcept
+    cdef void join_stalled(self, PyObject* runner, PyObject* running) noexcept
+    cdef void leave_stalled(self, PyObject* runner) noexcept
+    cdef bint worker_left(self) noexcept
+    cdef bint waits_for_itself(self, PyObject* runner, PyObject* wait) noexcept
     cdef int review_side(self) except -1
+
+# Both under the pool's lock; `runner` is a Tally, borrowed. Whether it is in a wait without a timeout for work of its pool
+# that has not come: it takes no operation before that has.
+cdef bint is_waiting(PyObject* runner) noexcept nogil
+# Whether it waits so for this operation, or for what comes out of this feed. The last two are borrowed; or NULL.
+cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed) noexcept nogil

@@ -12,17 +12,30 @@
 # finds nothing counts, and when all are settled it sets ENDING and wakes all. The last one to settle looks for the next
 # operation afterwards, so somebody counts after the last settlement; whoever settles one without a worker wakes some.
 #
-# Waiting for one's own pool. A worker that waits for an operation or a stream of its pool takes no work meanwhile; the
-# last one must not. Whom the awaited has come for already, though it has not run yet, does not count as waiting.
+# Waiting inside a worker for work of its own pool. Each wait without a timeout has a WorkerWait, linked to its worker's
+# Tally while the wait lasts: one if the thread itself waits, any number if its event loop has tasks that do. A worker
+# takes no operation until `process` returns, which is taken to be after all these waits are over. So a worker counts as
+# waiting while any of them has not come. What has come stays so (an operation that is done; a stream that has ended; an
+# item in a stream may be read by another reader), hence workers begin to count only where a wait is entered, and there it
+# is refused with RuntimeError if
+#   - no worker would be left that does not wait (worker_left), or
+#   - what it waits for is an operation that runs on a worker which waits in turn, directly or through others, for the one
+#     that this worker runs (waits_for_itself).
+# The same count decides whether the pool is broken when a worker is lost. A wait with a timeout, which ends by itself, is
+# not registered. Nor can be seen: that a task which waits will be cancelled by another (asyncio.wait_for, asyncio.timeout),
+# and a wait by other means (concurrent.futures.wait, a lock, an event).
+#
+# A task may be left behind in its wait when `process` returns. So a task's wait counts only while the worker's word is
+# what it was: in the same call of `process`; or before the worker takes operations (init), or after (cleanup).
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_tss_create, PyThread_tss_get, PyThread_tss_set
-from libc.stdint cimport uint32_t, uint64_t
-from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.feed cimport Bell
-from ringmill._core.operation cimport RELEASED
+from ringmill._core.operation cimport PHASE, RELEASED, RUNNING
 from ringmill._core.ring cimport has_items, is_shut
 from ringmill._core.waiter cimport (
     NEVER,
@@ -331,61 +344,216 @@ cdef class Books(Home):
     # -----------------------------------------------------------------------------------------------------------
     # waiting for work of one's own pool
 
-    cdef Py_ssize_t waiting(self) noexcept:
-        # Under the lock. How many workers wait for work of this pool that has not come yet.
-        cdef Py_ssize_t count = 0, k
+    cdef void link_wait(self, PyObject* wait) noexcept:
+        # Under the lock, on the worker's thread.
+        cdef PyObject* runner = <PyObject*>(<WorkerWait>wait).runner
+        cdef PyObject* running = (<Tally>runner).op
+        if (<Tally>runner).first_wait and (<Tally>runner).running != running:
+            self.leave_stalled(runner)
+            self.join_stalled(runner, running)
+        elif not (<Tally>runner).first_wait:
+            self.join_stalled(runner, running)
+            if not (<Tally>runner).retired:
+                self.stalled_count += 1
+        (<WorkerWait>wait).linked = True
+        (<WorkerWait>wait).prev = NULL
+        (<WorkerWait>wait).next = (<Tally>runner).first_wait
+        if (<Tally>runner).first_wait:
+            (<WorkerWait>(<Tally>runner).first_wait).prev = wait
+        (<Tally>runner).first_wait = wait
+
+    cdef void unlink_wait(self, PyObject* wait) noexcept:
+        # Under the lock, on any thread. Idempotent.
+        cdef PyObject* runner = <PyObject*>(<WorkerWait>wait).runner
+        if not (<WorkerWait>wait).linked:
+            return
+        (<WorkerWait>wait).linked = False
+        if (<WorkerWait>wait).next:
+            (<WorkerWait>(<WorkerWait>wait).next).prev = (<WorkerWait>wait).prev
+        if (<WorkerWait>wait).prev:
+            (<WorkerWait>(<WorkerWait>wait).prev).next = (<WorkerWait>wait).next
+            return
+        (<Tally>runner).first_wait = (<WorkerWait>wait).next
+        if not (<Tally>runner).first_wait:
+            self.leave_stalled(runner)
+            if not (<Tally>runner).retired:
+                self.stalled_count -= 1
+
+    cdef void join_stalled(self, PyObject* runner, PyObject* running) noexcept:
+        cdef PyObject** bucket = &self.stalled[(<uintptr_t>running >> 6) & 63]
+        (<Tally>runner).running = running
+        (<Tally>runner).next_stalled = bucket[0]
+        bucket[0] = runner
+
+    cdef void leave_stalled(self, PyObject* runner) noexcept:
+        cdef PyObject** link = &self.stalled[(<uintptr_t>(<Tally>runner).running >> 6) & 63]
+        while link[0] != runner:
+            link = &(<Tally>link[0]).next_stalled
+        link[0] = (<Tally>runner).next_stalled
+        (<Tally>runner).next_stalled = NULL
+
+    cdef bint worker_left(self) noexcept:
+        # Under the lock. Whether a worker is left that does not wait. It looks at them one by one only where each has
+        # entered some wait, and begins with the one that it found last.
+        cdef Py_ssize_t left = self.crew
         cdef PyObject* runner
-        for k in range(self.crew):
-            runner = (<PyListObject*>self.runners).ob_item[k]
-            if not (<Tally>runner).waits:
-                continue
-            # acquire: pairs with end. It may have come, and the worker not run yet.
+        if self.stalled_count < self.present:
+            return True
+        while left:
+            left -= 1
+            if self.look_from >= self.crew:
+                self.look_from = 0
+            runner = (<PyListObject*>self.runners).ob_item[self.look_from]
+            if not (<Tally>runner).retired and not is_waiting(runner):
+                return True
+            self.look_from += 1
+        return False
+
+    cdef bint waits_for_itself(self, PyObject* runner, PyObject* wait) noexcept:
+        # Under the lock. Whether the operation that this worker runs must be over before the wait can come: from each
+        # operation that is waited for to the worker that runs it and waits itself, and on to what that waits for.
+        cdef PyObject* own = (<Tally>runner).running
+        cdef PyObject* operation = <PyObject*>(<WorkerWait>wait).operation
+        cdef PyObject* found
+        cdef PyObject* at = wait
+        cdef PyObject* todo = NULL      # workers whose waits have not been followed, linked by the next
+        if own == NULL or operation == <PyObject*>None:
+            return False
+        self.visits += 1
+        (<Tally>runner).visited = self.visits
+        while True:
+            operation = <PyObject*>(<WorkerWait>at).operation
+            # acquire: pairs with begin; a snapshot, but who runs it and waits has registered that under this lock
             if (
-                (<Tally>runner).awaited is not None
-                and (<Tally>runner).awaited.state.load(memory_order_acquire) & RELEASED
+                operation != <PyObject*>None
+                and holds_worker(at)
+                and (<OperationBase>operation).state.load(memory_order_acquire) & PHASE == RUNNING
             ):
-                continue
-            if (<Tally>runner).awaited_feed is not None and (
-                has_items((<Tally>runner).awaited_feed.ready.ring) or is_shut((<Tally>runner).awaited_feed.ready.ring)
-            ):
-                continue
-            count += 1
+                if operation == own:
+                    return True
+                found = self.stalled[(<uintptr_t>operation >> 6) & 63]
+                while found and (
+                    (<Tally>found).running != operation or (<Tally>found).visited == self.visits
+                ):
+                    found = (<Tally>found).next_stalled
+                if found:
+                    (<Tally>found).visited = self.visits
+                    (<Tally>found).todo = todo
+                    todo = found
+            at = (<WorkerWait>at).next if at != wait else NULL
+            while at == NULL:
+                if todo == NULL:
+                    return False
+                at = (<Tally>todo).first_wait
+                todo = (<Tally>todo).todo
+
+    def _count_waiting(self):
+        # For tests.
+        cdef Py_ssize_t count = 0, k
+        acquire(&self.lock)
+        for k in range(self.crew):
+            count += is_waiting((<PyListObject*>self.runners).ob_item[k])
+        release(&self.lock)
         return count
 
-    cdef object enter_wait(self, OperationBase awaited, object stream):
-        # A worker of this pool is about to wait for its work: returns it, for leave_wait. None: this thread is none of them.
-        cdef bint last
+    cdef object enter_wait(self, OperationBase operation, object feed, atomic[uint32_t]* turn, object keeper,
+                           bint in_task):
+        # Before a wait without a timeout. If this thread is a worker of this pool: what leave_wait takes; RuntimeError
+        # where the wait could not end. None if it is not.
+        cdef WorkerWait wait
+        cdef PyObject* raw
+        cdef bint refused
         cdef Tally runner = self.current()
-        if runner is None or runner.waits:  # its own flag: a task of a loop on that thread, and another waits already
+        if runner is None:
             return None
+        wait = WorkerWait()
+        wait.runner = runner
+        wait.operation = operation
+        wait.feed = <Feed>feed
+        wait.turn = turn
+        wait.keeper = keeper
+        wait.in_task = in_task
+        wait.word = runner.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
+        if operation is not None:
+            wait.life = operation.lives.load(memory_order_acquire)  # acquire: pairs with renew
+        raw = <PyObject*>wait
         acquire(&self.lock)
-        last = self.waiting() + 1 >= self.present
-        if not last:
-            runner.waits = True
-            runner.awaited = awaited  # None goes, so nothing runs under the lock
-            runner.awaited_feed = <Feed>stream
+        self.link_wait(raw)
+        refused = holds_worker(raw) and (not self.worker_left() or self.waits_for_itself(<PyObject*>runner, raw))
+        if refused:
+            self.unlink_wait(raw)
         release(&self.lock)
         if self.side_count.load(memory_order_seq_cst):  # seq_cst: as take
             self.review_side()  # what only this worker was to take, others may now, or nobody
-        if last:
+        if refused:
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
             )
-        return runner
+        return wait
 
     cdef int review_side(self) except -1:
         return 0
 
-    cdef void leave_wait(self, object waiter) noexcept:
+    cdef void leave_wait(self, object wait) noexcept:
         # From any thread: a task that is destroyed is closed wherever the collector runs.
-        cdef Tally runner = <Tally>waiter
         acquire(&self.lock)
-        awaited = runner.awaited  # they go after the lock
-        feed = runner.awaited_feed
-        runner.waits = False
-        runner.awaited = None
-        runner.awaited_feed = None
+        self.unlink_wait(<PyObject*>wait)
         release(&self.lock)
+
+
+cdef class WorkerWait:
+    def __dealloc__(self):
+        # A coroutine that cannot run to its end any more: the runner and its books are still there, see above.
+        if self.linked and self.runner is not None and self.runner.books is not None:
+            self.runner.books.leave_wait(self)
+
+
+cdef bint has_come(PyObject* wait) noexcept nogil:
+    cdef PyObject* operation = <PyObject*>(<WorkerWait>wait).operation
+    cdef PyObject* feed = <PyObject*>(<WorkerWait>wait).feed
+    if operation != <PyObject*>None:
+        # acquire twice: pairs with end, and with renew: it was done, and begins another life
+        return (
+            (<OperationBase>operation).state.load(memory_order_acquire) & RELEASED != 0
+            or (<OperationBase>operation).lives.load(memory_order_acquire) != (<WorkerWait>wait).life
+        )
+    # acquire: as turn_attempt's, which will look again
+    if (<WorkerWait>wait).turn and not (<WorkerWait>wait).turn[0].load(memory_order_acquire):
+        return True
+    return has_items((<Feed>feed).ready.ring) or is_shut((<Feed>feed).ready.ring)
+
+
+cdef bint holds_worker(PyObject* wait) noexcept nogil:
+    # Under the lock. Whether its worker takes no operation for it.
+    cdef PyObject* runner = <PyObject*>(<WorkerWait>wait).runner
+    cdef uint64_t word
+    if (<WorkerWait>wait).in_task:
+        word = (<Tally>runner).word.load(memory_order_acquire)  # acquire: as count
+        # relaxed: written by its own thread, which looks for operations only after that
+        if word != (<WorkerWait>wait).word or not word & 1 and (<Tally>runner).alive.load(memory_order_relaxed):
+            return False
+    return not has_come(wait)
+
+
+cdef bint is_waiting(PyObject* runner) noexcept nogil:
+    cdef PyObject* wait = (<Tally>runner).first_wait
+    while wait:
+        if holds_worker(wait):
+            return True
+        wait = (<WorkerWait>wait).next
+    return False
+
+
+cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed) noexcept nogil:
+    cdef PyObject* wait = (<Tally>runner).first_wait
+    while wait:
+        if holds_worker(wait) and (
+            operation and <PyObject*>(<WorkerWait>wait).operation == operation
+            or feed and <PyObject*>(<WorkerWait>wait).feed == feed
+        ):
+            return True
+        wait = (<WorkerWait>wait).next
+    return False
 
 
 cdef int pause_attempt(void* core) noexcept:

@@ -30,7 +30,6 @@ cdef class Runner(Tally):
     # One worker's loop. Used by its own thread only.
     cdef Core core
     cdef object crash               # what broke the worker, unless `process` raised it
-    cdef PyObject* op               # what take() found, owned
     cdef uint64_t position
     cdef Feed feed                  # where it comes from, and where the next is looked for
     cdef Feed came_from             # where the operation at hand goes to: `feed`, or a Redrive's

@@ -154,10 +154,11 @@ cdef class Home:
     cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
-    cdef object enter_wait(self, OperationBase awaited, object stream):
+    cdef object enter_wait(self, OperationBase operation, object feed, atomic[uint32_t]* turn, object keeper,
+                           bint in_task):
         raise NotImplementedError
 
-    cdef void leave_wait(self, object waiter) noexcept:
+    cdef void leave_wait(self, object wait) noexcept:
         pass
 
     cdef object stopped_error(self):
@@ -283,8 +284,9 @@ cdef class OperationBase:
     def wait(self, timeout=None):
         """Blocks until the operation is done, at most `timeout` seconds (None: without limit).
 
-        Returns whether it is done. Any number of threads may wait. Raises RuntimeError inside a worker of the pool
-        that has to do it, when no worker would be left; `PoolNotRunning` in the child of a fork.
+        Returns whether it is done. Any number of threads may wait. Without a timeout it raises RuntimeError inside a
+        worker of the pool that has to do it, when no worker would be left to do it. Raises `PoolNotRunning` in the
+        child of a fork.
         """
         cdef int64_t deadline = deadline_of(timeout)
         cdef Home home
@@ -300,13 +302,13 @@ cdef class OperationBase:
             return False  # only a look
         if spin_until(&self.state, RELEASED, &home.spin, 0, deadline) == FOUND_HINT:
             return True
-        waiter = home.enter_wait(self, None)
-        if waiter is None:
+        entered = home.enter_wait(self, None, NULL, None, False) if deadline == NEVER else None
+        if entered is None:
             return bool(self.park(deadline))
         try:
             return bool(self.park(deadline))
         finally:
-            home.leave_wait(waiter)
+            home.leave_wait(entered)
 
     def __await__(self):
         """Waits until the operation is done, and gives it: `wait` for a task of asyncio or trio.
@@ -456,7 +458,7 @@ async def _until_done(OperationBase op):
     cdef LoopSleeper sleeper = None
     cdef uint32_t life
     cdef Home home
-    waiter = None
+    entered = None
     point = checkpoint()
     if point is not None:
         await point
@@ -467,7 +469,7 @@ async def _until_done(OperationBase op):
     if home is not None:
         if home.epoch != epoch_now:
             raise home.stopped_error()
-        waiter = home.enter_wait(op, None)
+        entered = home.enter_wait(op, None, NULL, None, True)
     try:
         sleeper = LoopSleeper()
         settle_in(sleeper)
@@ -484,8 +486,8 @@ async def _until_done(OperationBase op):
             if op.lives.load(memory_order_acquire) != life:  # acquire: as park
                 return op
     finally:
-        if waiter is not None:
-            home.leave_wait(waiter)
+        if entered is not None:
+            home.leave_wait(entered)
 
 
 cdef object wake_waiters(OperationBase op):

@@ -25,7 +25,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.books cimport BROKEN, DRAINING, ENDING
+from ringmill._core.books cimport BROKEN, DRAINING, ENDING, is_waiting, waits_for
 from ringmill._core.feed cimport emit
 from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, PyTypeObject, begin, end, new_note, phase_of, unplace
 from ringmill._core.retry_queue cimport RetryEntry, RetryQueue, new_entry
@@ -134,7 +134,7 @@ cdef class Redrives(Books):
                 not in_mask(had, k)
                 and not in_mask(rejected, k)
                 and (<Tally>other).alive.load(memory_order_relaxed)
-                and not (<Tally>other).waits
+                and not is_waiting(other)
             ):
                 return False
         return True
@@ -149,10 +149,7 @@ cdef class Redrives(Books):
             runner = (<PyListObject*>self.runners).ob_item[k]
             if (<Tally>runner).retired or in_mask(rejected, k):
                 continue
-            if not (<Tally>runner).waits or (
-                (<Tally>runner).awaited is not (<RetryEntry>entry).operation
-                and ((<Tally>runner).awaited_feed is None or (<Tally>runner).awaited_feed is not (<RetryEntry>entry).feed)
-            ):
+            if not waits_for(runner, <PyObject*>(<RetryEntry>entry).operation, <PyObject*>(<RetryEntry>entry).feed):
                 return True
         return False
 
@@ -204,7 +201,9 @@ cdef class Redrives(Books):
         if not runner.retired:
             runner.retired = True
             self.present -= 1
-        enough = self.present > self.waiting()
+            if runner.first_wait:
+                self.stalled_count -= 1
+        enough = self.present > 0 and self.worker_left()
         release(&self.lock)
         if enough:
             self.review_side()

@@ -225,13 +225,13 @@ cdef class Stream:
         cdef int result = try_get(self.feed.ready.ring, op, NULL)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
-        waiter = self.core.enter_wait(None, self.feed)
-        if waiter is None:
+        entered = self.core.enter_wait(None, self.feed, NULL, None, False) if deadline == NEVER else None
+        if entered is None:
             return self.feed.ready.get_item(op, deadline, True)
         try:
             return self.feed.ready.get_item(op, deadline, True)
         finally:
-            self.core.leave_wait(waiter)
+            self.core.leave_wait(entered)
 
     cdef int read_drawn(self, PyObject** op, int64_t deadline, bint block) except -1:
         # Where the readers draw the source.
@@ -250,15 +250,21 @@ cdef class Stream:
                 result = try_get(self.feed.ready.ring, op, NULL)
             if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
                 return result
-            waiter = self.core.enter_wait(None, self.feed)
+            entered = None
+            if deadline == NEVER:
+                entered = self.core.enter_wait(None, self.feed, self.awaited_turn(), self, False)
             try:
                 result = wait_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, NULL, 0, deadline)
             finally:
-                if waiter is not None:
-                    self.core.leave_wait(waiter)
+                if entered is not None:
+                    self.core.leave_wait(entered)
             if result != TURN:
                 op[0] = reading.op
                 return result
+
+    cdef atomic[uint32_t]* awaited_turn(self) noexcept:
+        # For enter_wait: the turn, if another reader has it, whose end also ends our wait.
+        return &self.busy if self.busy.load(memory_order_acquire) else NULL  # acquire: as turn_more
 
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
         # With the turn. Does not wait, but for the source.
@@ -428,12 +434,12 @@ cdef class Stream:
                     result = try_get(self.feed.ready.ring, &op, NULL)
                 if result != NOT_NOW:
                     break
-                waiter = self.core.enter_wait(None, self.feed)
+                entered = self.core.enter_wait(None, self.feed, self.awaited_turn(), self, True)
                 try:
                     result = await await_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, self)
                 finally:
-                    if waiter is not None:
-                        self.core.leave_wait(waiter)
+                    if entered is not None:
+                        self.core.leave_wait(entered)
                 if result != TURN:
                     op = reading.op
                     break
@@ -452,14 +458,14 @@ cdef class Stream:
             return steal(op)
         if result == SHUT:
             return None
-        waiter = self.core.enter_wait(None, self.feed)
+        entered = self.core.enter_wait(None, self.feed, NULL, None, True)
         try:
             return await self.feed.ready.aget()
         except Closed:
             return None
         finally:
-            if waiter is not None:
-                self.core.leave_wait(waiter)
+            if entered is not None:
+                self.core.leave_wait(entered)
 
     async def aget(self):
         """Takes the next operation, awaiting it: `get` for a task of asyncio or trio.
