@@ -437,13 +437,16 @@ def test_check_in_each_state(held: tuple[WorkerPool[Any], Script]) -> None:
     with pytest.raises(CancelledError):
         cancelled.check()
     lengths = []
+    raised: list[ValueError] = []
     for _ in range(3):
         with pytest.raises(ValueError, match="no") as caught:
             failing.check()
-        assert caught.value is error
+        raised.append(caught.value)
         lengths.append(len(caught.traceback))
-    if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # see once_more in operation.pyx
-        assert len(set(lengths)) == 1  # the traceback does not grow with each look
+    assert raised[0] is error
+    assert len(set(map(id, raised))) == 3  # each an object of its own
+    assert all(later.__cause__ is error for later in raised[1:])
+    assert len(set(lengths)) == 1  # the traceback does not grow with each look
 
 
 def test_reset_in_each_state(held: tuple[WorkerPool[Any], Script]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import sysconfig
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -322,40 +321,65 @@ def test_pools_chain(feed: str, ordered: bool) -> None:
     assert (one.stats().succeeded, two.stats().succeeded) == (100, 100)
 
 
-def test_failed_operations_are_new_in_the_next_pool() -> None:
-    class Mending(Worker[Number]):
-        def process(self, op: Number) -> None:
-            assert (op.error, op.tries) == (None, 0)
-            op.number = abs(op.number)
-
-    with WorkerPool([Quick()]) as one, WorkerPool([Mending()]) as two:
-        ring = RingBuffer[Number](4)
-        for op in one.wrap(map(Number, [-1, 2, -3])):
-            ring.put(op)
-        ring.close()
-        came = list(two.wrap(ring, reset=True, ordered=True))
-    assert [(op.number, op.outcome.name) for op in came] == [(1, "SUCCEEDED"), (2, "SUCCEEDED"), (3, "SUCCEEDED")]
-
-
 def test_without_reset_a_chain_says_reused() -> None:
     with WorkerPool([Quick()]) as one, WorkerPool([Quick()]) as two, pytest.raises(OperationReused):
         list(two.wrap(one.wrap(Source(3))))
 
 
-@pytest.mark.skipif(
-    bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-    reason="CPython does not guard a traceback that one thread shortens and another extends",
-)
 @pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_an_error_that_is_read_again_does_not_grow(feed: Any) -> None:
-    """Its traceback would hold every reader's frames."""
-    lengths = set()
+def test_an_error_of_the_source_is_raised_once(feed: Any) -> None:
+    error = ValueError("the source's own")
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(Source(2, ValueError("the source's own")), feed=feed)
+        stream = pool.wrap(Source(2, error), feed=feed)
         assert len(stream.get_many(1)) + len(stream.get_many(1)) == 2
-        for _ in range(3):
-            with pytest.raises(ValueError, match="the source's own") as raised:
+        with pytest.raises(ValueError, match="the source's own") as raised:
+            stream.get()
+        assert raised.value is error
+        assert raised.traceback[-1].name == "__next__"  # where it was raised first
+        for _ in range(2):
+            with pytest.raises(Closed):
                 stream.get()
-            lengths.add(len(raised.traceback))
-            assert raised.traceback[-1].name == "__next__"  # where it was raised first
-    assert len(lengths) == 1
+            assert list(stream) == []
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_of_several_readers_one_is_told_the_error_of_the_source(feed: str) -> None:
+    error = ValueError("the source's own")
+
+    def read() -> list[BaseException]:
+        try:
+            for _ in stream:
+                pass
+        except BaseException as raised:
+            return [raised]
+        return []
+
+    for _ in range(20):
+        with WorkerPool([Quick(), Quick()]) as pool:
+            if feed == "ring":
+                stream = wrap(pool, [Number(0), Number(1), "no operation"], feed, buffer=2)
+            else:
+                stream = wrap(pool, Source(3, error), feed, buffer=2)
+            told = [one for each in run_threads(*[read] * 4) for one in each]
+        assert [type(one) for one in told] == [TypeError if feed == "ring" else ValueError]
+
+
+def test_the_end_of_the_pool_is_told_to_each_reader_by_an_error_of_its_own() -> None:
+    def read() -> BaseException | None:
+        try:
+            for _ in stream:
+                pass
+        except PoolNotRunning as raised:
+            return raised
+        return None
+
+    ring = RingBuffer[Number](4)
+    with WorkerPool([Quick()]) as pool:
+        stream = pool.wrap(ring)
+        readers = start_threads(*[read] * 4)
+        ring.put(Number(0))
+        wait_until(lambda: pool.stats().succeeded == 1)
+    told = readers.join()
+    assert [type(error) for error in told] == [PoolNotRunning] * 4
+    assert len(set(map(id, told))) == 4
+    assert isinstance(read(), PoolNotRunning)  # and to those who come later

@@ -26,6 +26,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Generic, TypeVar
 
 from ._core.context import InContext
+from ._core.operation import raise_copy
 from .errors import BrokenPool
 from .operation import Operation
 from .supervisor import Supervisor
@@ -182,6 +183,7 @@ class PoolFuture(Future[R]):
         self._waiters: list[Any] = []
         self._done_callbacks: list[Callable[[Future[R]], object]] = []
         self._call: Call | None = call  # until it is over
+        self._raised = False  # somebody raises the exception itself; guarded by the lock
 
     def result(self, timeout: float | None = None) -> R:
         """As every future's; RuntimeError where no thread of the executor would be left to make the call."""
@@ -190,10 +192,19 @@ class PoolFuture(Future[R]):
             if self._state != FINISHED:
                 raise CancelledError
             if self._exception is not None:
-                raise self._exception
+                raise self._own_exception(self._exception)
             return self._result  # type: ignore[return-value]
         finally:
             del self  # the error's traceback holds this frame
+
+    def _own_exception(self, error: BaseException) -> BaseException:
+        """The exception for the first that raises it, a copy for each later one: two threads must not raise one object."""
+        with self._condition:
+            if not self._raised:
+                self._raised = True
+                self._traceback = error.__traceback__
+                return error
+        return raise_copy(error, self._traceback)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As every future's; RuntimeError as `result`."""

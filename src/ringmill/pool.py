@@ -311,8 +311,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
         reader at a time: each read draws one for the one that it takes, and more while nothing is ready. With
         `feed="thread"` a thread of its own draws it, for sources that block. A RingBuffer is drawn by the workers as
         items arrive. The stream closes when the source is exhausted, or closed, and all its operations are done; an
-        exception in the source reaches the reader after what was accepted before it. `ordered=True`: in the order of
-        the source. `reset=True`: each operation is reset as it is drawn, so that pools can be chained.
+        exception in the source is raised once, by one reader, after what was accepted before it. `ordered=True`: in the
+        order of the source. `reset=True`: each operation that succeeded is reset as it is drawn, so that pools can be
+        chained; one that failed or was cancelled before is not accepted, and comes out in its place as it is.
 
         An async iterable is drawn by the reading task, so the stream must be read by `async for` or `aget`. A read that
         draws waits for the source; where a source gives its next operation only in answer to a result, use `buffer=1`,
@@ -335,8 +336,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise ValueError(f"feed='thread' cannot draw an async iterable, which belongs to its loop: {source!r}")
         iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else _iterator(source)
         if feed == "reader":
-            return self._wrap(run.core, Feed(RingBuffer(size), ready, ordered=ordered), iterator, True, reset, awaits)
-        inlet = Feed(RingBuffer(size), ready, ordered=ordered, tickets=RingBuffer(size))
+            inlet = Feed(RingBuffer(size), ready, ordered=ordered, resets=reset)
+            return self._wrap(run.core, inlet, iterator, True, reset, awaits)
+        inlet = Feed(RingBuffer(size), ready, ordered=ordered, resets=reset, tickets=RingBuffer(size))
         stream: Stream[OpT] = self._wrap(run.core, inlet, None, False, reset)
         threading.Thread(
             target=copy_context().run,

@@ -11,16 +11,14 @@ What runs on a worker's thread here takes no lock and changes nothing in two ste
 come at any line, from a tracer, from another thread, or for want of memory. `Runner.run` ends the current operation then,
 and calls `_live` again.
 
-May import `operation`, `worker` and the compiled core.
+May import `operation`, `stacks`, `worker` and the compiled core.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
 import threading
-import traceback
 import warnings
 import weakref
 from collections import deque
@@ -35,6 +33,7 @@ from ._core.dispatch import Core, Runner, matches
 from ._core.operation import log_event
 from .errors import Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
+from .stacks import stacks_of
 from .worker import Worker
 
 logger = logging.getLogger("ringmill")
@@ -223,10 +222,10 @@ class Supervisor:
         for runner, thread in crew:
             if runner not in busy or type(runner.worker).interrupt is not Worker.interrupt:
                 thread.join(max(0.0, patience - clock.now()))
-        frames = sys._current_frames()
-        for thread in self.alive():
-            frame = frames.get(thread.ident or 0)
-            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(it has just ended)"
+        stuck = self.alive()
+        stacks = stacks_of([thread.ident or 0 for thread in stuck])
+        for thread in stuck:
+            stack = stacks.get(thread.ident or 0, "(no stack: it has just ended, or none can be taken here)\n")
             logger.warning("worker %s is stuck after %g s of shutdown:\n%s", thread.name, timeout, stack)
 
     # ------------------------------------------------------------------------------------------------------------

@@ -30,12 +30,13 @@
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from cpython.pythread cimport PyThread_tss_create, PyThread_tss_get, PyThread_tss_set
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.feed cimport Bell
-from ringmill._core.operation cimport PHASE, RELEASED, RUNNING
+from ringmill._core.operation cimport PHASE, RELEASED, RUNNING, traverseproc
 from ringmill._core.ring cimport has_items, is_shut
 from ringmill._core.waiter cimport (
     NEVER,
@@ -46,12 +47,17 @@ from ringmill._core.waiter cimport (
     notify,
     notify_all,
     release,
+    visitproc,
     wait_for,
 )
 
 from ringmill.errors import BrokenPool, PoolNotRunning
 
 cdef extern from "Python.h":
+    ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
+        inquiry tp_clear
     ctypedef struct PyListObject:
         PyObject** ob_item
 
@@ -79,6 +85,11 @@ cdef class Tally:
         self.alive.store(alive, memory_order_seq_cst)  # seq_cst: before the wake-up
         if not alive:
             notify_all(&self.books.idle)
+
+    def __dealloc__(self):
+        # Only in the child of a fork: its thread was left in the parent, with an operation in its hands.
+        if self.op:
+            Py_DECREF(<object>self.op)
 
     @property
     def is_running(self):
@@ -558,3 +569,28 @@ cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed) noexc
 
 cdef int pause_attempt(void* core) noexcept:
     return (<Books>core).ends()
+
+
+# The garbage collector: Cython knows nothing of raw pointers (rule 11). All but `op` are borrowed.
+cdef PyTypeObject* tally_type = <PyTypeObject*>Tally
+cdef traverseproc base_traverse = tally_type.tp_traverse
+cdef inquiry base_clear = tally_type.tp_clear
+
+
+cdef int tally_traverse(PyObject* tally, visitproc visit, void* arg) noexcept:
+    cdef int status = base_traverse(tally, visit, arg)
+    if not status and (<Tally>tally).op:
+        status = visit((<Tally>tally).op, arg)
+    return status
+
+
+cdef int tally_clear(PyObject* tally) noexcept:
+    cdef PyObject* op = (<Tally>tally).op
+    (<Tally>tally).op = NULL
+    if op:
+        Py_DECREF(<object>op)  # was the worker's
+    return base_clear(tally)
+
+
+tally_type.tp_traverse = tally_traverse
+tally_type.tp_clear = tally_clear

@@ -27,7 +27,7 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 
 from ringmill._core.books cimport ENDING, OPEN
 from ringmill._core.context cimport capture
-from ringmill._core.feed cimport emit
+from ringmill._core.feed cimport AS_IT_IS, PASS, RENEW, Renewal, emit
 from ringmill._core.loop cimport await_for
 from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.operation cimport (
@@ -204,17 +204,17 @@ cdef class Core(Redrives):
         cdef int result
         if self.hand_aside(op):
             return op
-        Py_INCREF(op)  # the inbox's, if it gets there
         asking.core = <PyObject*>self
         asking.op = <PyObject*>op
         try:
-            result = do_attempt(&asking)
+            result = do_counted(&asking)
             if result == NOT_NOW:
-                result = await await_for(&self.inbox.not_full, do_attempt, do_more, &asking, self)
+                result = await await_for(&self.inbox.not_full, do_counted, do_more, &asking, self)
         except BaseException:
-            Py_DECREF(op)
             self.give_up(op)  # as in do
             raise
+        if result != DONE:
+            Py_INCREF(op)  # for handed to drop
         return self.handed(op, result)
 
     cdef bint give_up(self, OperationBase op) except -1:
@@ -406,6 +406,17 @@ cdef int do_attempt(void* asking) noexcept:
         return NOT_NOW
     return try_put(inbox, (<Asking*>asking).op, NULL)
 
+cdef int do_counted(void* asking) noexcept:
+    # For a task, which may be suspended for ever: it holds no reference for the inbox meanwhile, that the collector knows
+    # nothing of.
+    cdef PyObject* op = (<Asking*>asking).op
+    cdef int result
+    Py_INCREF(<object>op)  # the inbox's, if it gets there
+    result = do_attempt(asking)
+    if result != DONE:
+        Py_DECREF(<object>op)
+    return result
+
 cdef int do_more(void* asking) noexcept:
     return has_room((<Core>(<Asking*>asking).core).inbox.ring)
 
@@ -432,12 +443,16 @@ cdef class Runner(Tally):
         self.set_name(str(index))
 
     cdef int claim_from(self, Feed feed) noexcept:
-        cdef bint reset = False
+        cdef Renewal renewal = AS_IT_IS
         cdef PyObject* op = NULL
-        cdef Result result = feed.claim(&op, &self.position, self.core.number, &reset)
+        cdef Result result = feed.claim(&op, &self.position, self.core.number, &renewal)
+        if result == DONE and renewal == PASS:
+            notify(&feed.pending.not_full)
+            emit(feed, op, self.position)
+            return NOTHING  # the caller goes on to the next feed, which may be this one
         if result == DONE:
             self.op = op
-            if reset:
+            if renewal == RENEW:
                 renew(<OperationBase>self.op, QUEUED, self.core.number)
             if feed.foreign and self.core.carries:
                 (<OperationBase>op).set_context(feed.context)
@@ -459,7 +474,7 @@ cdef class Runner(Tally):
                     error = OperationReused(f"the source gave {describe(culprit)}, which is pending, or finished and not reset")
                 else:
                     error = TypeError(f"the source must give Operations, got {describe(culprit)}")
-            feed.end(error)
+            feed.end_source(error)
         except BaseException:
             log_exception("a source ended with a failure in %s", self.name)
         return 0

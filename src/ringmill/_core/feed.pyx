@@ -15,12 +15,19 @@
 # others sleep, under the pool's lock while the feed is linked; a ring's put rings it, which disarms it, and it wakes a
 # worker, which looks at the ring. (tests/test_model_bell.py searches all interleavings.)
 #
+# Chained pools (`reset=True`). One that succeeded upstream is reset as it is drawn, and accepted. One that failed there or
+# was cancelled is not accepted: who draws it (of a foreign ring, the worker that takes it) emits it at once, untouched. It
+# has a place between source and reader like any other, so `passed` is added wherever places and what comes out are counted.
+# Where the stream is ordered, an operation's position in the source is its position in `pending` and the number of those
+# that passed before it, which `shifts` remembers.
+#
 # The end: `total` is written once, when nothing more will be accepted (source exhausted, pool stopping, reader gone).
 # Whoever emits compares the count with `total` after its put, whoever writes `total` compares it with the count after
 # that; both are sequentially consistent, so one of them sees that all came out, and closes `ready`.
 
 import weakref
 
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
@@ -28,6 +35,7 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 from ringmill._core.attached cimport swap64
 from ringmill._core.operation cimport (
     CANCELLED,
+    FAILED,
     PHASE,
     PLACED,
     RESETTING,
@@ -48,26 +56,37 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
-from ringmill._core.waiter cimport acquire, begin_sleep, cancel_sleep, notify, release
+from ringmill._core.waiter cimport acquire, begin_sleep, cancel_sleep, notify, release, visitproc
 
 cdef extern from "Python.h":
     ctypedef struct PyListObject:
         PyObject** ob_item
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
+        inquiry tp_clear
     object PyLong_FromVoidPtr(void*)
 
 cdef object ref = weakref.ref
 
 
-cdef bint _take_over(OperationBase op) noexcept nogil:
-    # Finished -> RESETTING: the caller resets it, and nobody else may.
+cdef bint take_over(OperationBase op) noexcept nogil:
+    # SUCCEEDED -> RESETTING: the caller renews it, and nobody else may.
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
-    while SUCCEEDED <= seen & PHASE <= CANCELLED and not seen & PLACED:
+    while seen & PHASE == SUCCEEDED:
         # acquire twice: of several, one gets it
         if swap64(
             op.state, seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
         ):
             return True
     return False
+
+
+cdef bint is_unsuccessful(OperationBase op) noexcept nogil:
+    # Failed or cancelled; but not one that still has a place in a queue, where its pool will find it.
+    cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
+    return (seen & PHASE == FAILED or seen & PHASE == CANCELLED) and not seen & PLACED
 
 
 cdef class Feed:
@@ -80,11 +99,17 @@ cdef class Feed:
         self.tickets = tickets
         self.context = context
         self.shelf = [None] * ready.capacity if ordered else None
+        if ordered and resets and not foreign:
+            self.shifts = <uint64_t*>PyMem_RawMalloc(ready.capacity * sizeof(uint64_t))
+            if self.shifts == NULL:
+                raise MemoryError
+        self.passed.store(0, memory_order_relaxed)  # relaxed: as the next
         self.total.store(-1, memory_order_relaxed)  # relaxed: published with the object
 
     def __dealloc__(self):
         if self.culprit:
             Py_DECREF(<object>self.culprit)
+        PyMem_RawFree(self.shifts)
         self.unlist()
 
     cdef int list_in(self, dict streams) except -1:
@@ -106,11 +131,11 @@ cdef class Feed:
             Py_DECREF(<object>self.key)
             Py_DECREF(<object>streams)
 
-    cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, bint* reset) noexcept nogil:
+    cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t home, Renewal* renewal) noexcept nogil:
         # Takes the next operation, and the reference to it, for a worker (or for who cancels). SHUT: nothing is left
-        # and nothing comes. `reset`: the taker must reset it before it goes on.
+        # and nothing comes.
         cdef Result result
-        reset[0] = False
+        renewal[0] = AS_IT_IS
         if not self.foreign:
             return try_get(self.pending.ring, op, position)
         acquire(&self.lock)
@@ -124,15 +149,47 @@ cdef class Feed:
                 if is_operation(op[0]) and accept(<OperationBase>op[0], home):
                     position[0] = self.drawn
                     self.drawn += 1
-                elif is_operation(op[0]) and self.resets and _take_over(<OperationBase>op[0]):
-                    reset[0] = True
+                elif is_operation(op[0]) and self.resets and take_over(<OperationBase>op[0]):
+                    renewal[0] = RENEW
                     position[0] = self.drawn
                     self.drawn += 1
+                elif is_operation(op[0]) and self.resets and is_unsuccessful(<OperationBase>op[0]):
+                    renewal[0] = PASS
+                    position[0] = self.drawn
+                    self.drawn += 1
+                    self.passed.fetch_add(1, memory_order_relaxed)  # relaxed: read under the lock
                 else:
                     self.culprit = op[0]  # owned by the feed now; whoever gets SHUT ends it
                     result = SHUT
         release(&self.lock)
         return result
+
+    cdef bint pass_by(self, PyObject* op) noexcept:
+        # For one that failed upstream, or was cancelled: it is not accepted, and comes out in its place. By whoever draws,
+        # one thread at a time, not for a foreign feed. Takes the caller's reference if True. False: the feed has ended.
+        cdef uint64_t position = 0
+        cdef bint ended
+        acquire(&self.lock)
+        ended = self.ended()
+        if not ended:
+            position = put_count(self.pending.ring) + self.passed.load(memory_order_relaxed)  # relaxed: under the lock
+            self.passed.fetch_add(1, memory_order_relaxed)  # relaxed: as above; `places` is asked by the thread that draws
+        release(&self.lock)
+        if ended:
+            return False
+        if self.shelf is not None:
+            self.emit_in_order(op, position)
+        else:
+            emit(self, op, position)
+        return True
+
+    cdef void note_position(self) noexcept:
+        # By whoever draws, before it puts the next one into `pending`, which publishes this to the worker that takes it. The
+        # place is free again: the operation that had it has been read, as `places` says.
+        if self.shifts:
+            self.shifts[put_count(self.pending.ring) % <uint64_t>self.ready.capacity] = self.passed.load(
+                memory_order_relaxed  # relaxed: only this thread writes it now
+            )
 
     cdef void emit_in_order(self, PyObject* op, uint64_t position) noexcept:
         # The shelf has a slot for each operation between source and reader, so positions do not collide.
@@ -157,7 +214,15 @@ cdef class Feed:
             came_out(self, place)
 
     cdef bint end(self, object failure) except -1:
-        # Nothing more will be accepted. True for the first who says so; its `failure` is what the stream ends with.
+        # Nothing more will be accepted. True for the first who says so; its `failure` is what the stream ends with, for each
+        # of its readers.
+        return self.end_with(failure, False)
+
+    cdef bint end_source(self, object error) except -1:
+        # The same, for the source: the error, unless None, is raised by one reader.
+        return self.end_with(error, True)
+
+    cdef bint end_with(self, object failure, bint from_source) except -1:
         cdef bint first
         cdef uint64_t count = 0
         trace = failure.__traceback__ if failure is not None else None
@@ -166,9 +231,13 @@ cdef class Feed:
         acquire(&self.lock)
         first = not self.ended()
         if first:
-            count = self.drawn if self.foreign else put_count(self.pending.ring)
+            if self.foreign:
+                count = self.drawn
+            else:
+                count = put_count(self.pending.ring) + self.passed.load(memory_order_relaxed)  # relaxed: under the lock
             self.failure = failure
             self.trace = trace
+            self.from_source = from_source
             self.total.store(<int64_t>count, memory_order_seq_cst)  # seq_cst: pairs with emit
         release(&self.lock)
         if first and self.tickets is not None:
@@ -186,6 +255,7 @@ cdef class Feed:
         acquire(&self.lock)
         if self.failure is None:
             self.failure = failure  # None goes, so nothing runs under the lock
+            self.from_source = False
         release(&self.lock)
         self.ready.close_ring()
         return 0
@@ -198,14 +268,17 @@ cdef class Feed:
         if not self.foreign:
             return put_count(self.pending.ring)
         acquire(&self.lock)
-        count = self.drawn
+        count = self.drawn - self.passed.load(memory_order_relaxed)  # relaxed: under the lock
         release(&self.lock)
         return count
 
     cdef Py_ssize_t places(self) noexcept nogil:
         # How many more may be accepted until the reader reads. For a foreign feed, under the lock or as a hint.
-        cdef uint64_t accepted = self.drawn if self.foreign else put_count(self.pending.ring)
-        return self.ready.capacity - <Py_ssize_t>(accepted - get_count(self.ready.ring))
+        # relaxed: asked by the thread that draws, the only one that counts those
+        cdef uint64_t drawn = (
+            self.drawn if self.foreign else put_count(self.pending.ring) + self.passed.load(memory_order_relaxed)
+        )
+        return self.ready.capacity - <Py_ssize_t>(drawn - get_count(self.ready.ring))
 
     cdef bint has_work(self) noexcept nogil:
         # Whether a worker would find something to do: an operation, or the end of the source.
@@ -238,3 +311,31 @@ cdef class Bell(Sleeper):
     cdef void disarm(self, WaitQueue* queue) noexcept:
         if self.armed.exchange(1, memory_order_seq_cst):  # seq_cst: as arm; stays 1, for good
             cancel_sleep(queue, &self.node)
+
+
+# The garbage collector: Cython knows nothing of raw pointers (rule 11).
+cdef PyTypeObject* feed_type = <PyTypeObject*>Feed
+cdef traverseproc base_traverse = feed_type.tp_traverse
+cdef inquiry base_clear = feed_type.tp_clear
+
+
+cdef int feed_traverse(PyObject* feed, visitproc visit, void* arg) noexcept:
+    cdef int status = base_traverse(feed, visit, arg)
+    if not status and (<Feed>feed).culprit:
+        status = visit((<Feed>feed).culprit, arg)
+    if not status and (<Feed>feed).streams:
+        status = visit((<Feed>feed).streams, arg)
+    return status
+
+
+cdef int feed_clear(PyObject* feed) noexcept:
+    # `streams` stays, for __dealloc__: it holds weak references only, so no cycle goes through it.
+    cdef PyObject* culprit = (<Feed>feed).culprit
+    (<Feed>feed).culprit = NULL
+    if culprit:
+        Py_DECREF(<object>culprit)  # was the feed's
+    return base_clear(feed)
+
+
+feed_type.tp_traverse = feed_traverse
+feed_type.tp_clear = feed_clear

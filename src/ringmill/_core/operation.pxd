@@ -35,6 +35,7 @@ cdef class Note:
     cdef object traceback
     cdef object kind            # the type of the operation that failed
     cdef bint seen
+    cdef atomic[uint32_t] raised  # 1: somebody was given the error itself to raise
 
 # For callers that must not fail: NULL, with MemoryError set, where there is no memory. The caller owns it.
 cdef PyObject* new_note(PyObject* error, PyObject* kind, bint seen) noexcept
@@ -152,7 +153,10 @@ cdef inline void unplace(OperationBase op) noexcept nogil:
     # Its place was claimed; it had been cancelled, and may be reset from here on.
     op.state.fetch_and(~<uint64_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
-cdef object once_more(object error, object traceback)
+# What to raise for an error that several threads may raise: see raisable in operation.pyx.
+cdef object raisable(Note note)
+cdef object copy_of(object error)
+cdef object own_error(object error)
 cdef int log_exception(str what, object subject) except -1
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
 cdef object reset(OperationBase op)

@@ -36,7 +36,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
-from ringmill._core.attached cimport fetch_or64, swap64
+from ringmill._core.attached cimport exchange32, fetch_or64, swap64
 from ringmill._core.loop cimport LoopSleeper, checkpoint, settle_in
 from ringmill._core.machine cimport FREE_THREADED, now_ns, steal
 from ringmill._core.spin cimport FOUND_HINT, init_spin, spin_until
@@ -55,7 +55,7 @@ from ringmill._core.waiter cimport (
     wake_node,
 )
 
-from ringmill.errors import BrokenPool, OperationReused, PoolNotRunning
+from ringmill.errors import OperationReused
 
 cdef extern from *:
     """
@@ -67,6 +67,7 @@ cdef extern from *:
 
 cdef extern from "Python.h":
     PyObject* PyException_GetTraceback(PyObject* error) noexcept
+    int PyException_SetTraceback(object error, object traceback) except -1
     PyTypeObject* Py_TYPE(PyObject* o) nogil
     PyObject* PyType_GetQualName(PyTypeObject* type) noexcept
     PyObject* call_log "PyObject_Call"(PyObject* function, PyObject* arguments, PyObject* keywords) noexcept
@@ -80,8 +81,13 @@ cdef object logger = logging.getLogger("ringmill")
 cdef object is_finalizing = sys.is_finalizing
 cdef object log = logger.log
 
+cdef object args_of = BaseException.__dict__["args"]
+cdef object get_attribute = object.__getattribute__
+cdef object set_attribute = object.__setattr__
+
 cdef enum:
     BUCKETS = 256               # a power of two
+    HEAPTYPE = 1 << 9           # Py_TPFLAGS_HEAPTYPE
 
 cdef ShortLock buckets[BUCKETS]
 cdef object homes = WeakValueDictionary()
@@ -404,6 +410,8 @@ cdef class OperationBase:
         """Returns the operation if it succeeded, raises its error otherwise.
 
         `concurrent.futures.CancelledError` if it was cancelled, `InvalidStateError` while it is pending. Never blocks.
+        The first call raises `error` itself, each later one a copy whose `__cause__` is the error (or that of the
+        error; then `__context__` is the error), so that no two threads raise one object.
         """
         cdef uint32_t phase = phase_of(self)
         cdef Note note
@@ -413,7 +421,7 @@ cdef class OperationBase:
             note = self.get_note()
             if note is not None:
                 note.seen = True
-                raise once_more(note.error, note.traceback)
+                raise raisable(note)
         if phase == CANCELLED:
             raise CancelledError(f"{self!r} was cancelled")
         raise InvalidStateError(f"{self!r} is not finished: wait() for it first")
@@ -539,17 +547,84 @@ cdef int operation_traverse(PyObject* self, visitproc visit, void* arg) noexcept
 operation_type.tp_traverse = operation_traverse
 
 
-cdef object once_more(object error, object traceback):
-    # For raising. That a pool has ended is one error for all its streams and operations, and their readers are told at
-    # the same moment: each gets one of his own, since free-threaded CPython does not guard the traceback of an exception
-    # that two threads raise at once. Another error is raised as it is, with the traceback that it had at first, since
-    # each raiser's own way is not the next one's; but not on free-threaded builds, where the longer one would be freed
-    # though another thread may be adding to it.
-    if type(error) is PoolNotRunning or type(error) is BrokenPool:
-        own = type(error)(*error.args)
-        own.__cause__ = error.__cause__
-        return own.with_traceback(traceback)
-    return error if FREE_THREADED else error.with_traceback(traceback)
+# Errors that several threads may raise (check(), a pool's end that all its readers are told, a future's result). CPython adds
+# each raiser's frames to the traceback of the object that is raised, and a free-threaded build does not guard that. So each
+# gets an object of his own: the first the error itself, those after him a copy. Only the first raiser writes to the error;
+# the traceback that copies begin with was taken before. With a GIL the traceback is also the better one: it does not grow.
+
+cdef object with_traceback(object error, object traceback):
+    # Not by the method, which the error's class may have replaced.
+    PyException_SetTraceback(error, traceback)
+    return error
+
+
+cdef object raisable(Note note):
+    error = note.error
+    # acq_rel: of several threads one raises the error itself
+    if not exchange32(note.raised, 1, memory_order_acq_rel):
+        return error if FREE_THREADED else with_traceback(error, note.traceback)
+    try:
+        own = copy_of(error)
+    except MemoryError:
+        if FREE_THREADED:
+            raise
+        return with_traceback(error, note.traceback)
+    if own is None:
+        return error if FREE_THREADED else with_traceback(error, note.traceback)
+    return with_traceback(own, note.traceback)
+
+
+def raise_copy(error, traceback):
+    """A copy of an error that another thread may have raised, with this traceback; the error if it cannot be copied."""
+    own = copy_of(error)
+    return error if own is None else with_traceback(own, traceback)
+
+
+cdef object copy_of(object error):
+    # Chained to the error. Calls neither the class's __init__ nor its __new__, __reduce__ or __copy__, which may do
+    # anything: fields are copied one by one, and what the built-in base keeps outside of them by the base's own methods.
+    # None if the class cannot be copied so: an extension type with state of its own.
+    kind = type(error)
+    try:
+        for base in type.mro(kind) if type(kind) is type else kind.__mro__:
+            if not base.__flags__ & HEAPTYPE:
+                break
+        reduced = base.__reduce__(error)
+        own = base.__new__(kind, *reduced[1])
+        base.__init__(own, *reduced[1])
+        fields = error.__dict__
+        if len(reduced) > 2 and type(reduced[2]) is dict:
+            for name, value in list(reduced[2].items()):
+                if name not in fields:
+                    set_attribute(own, name, value)
+        own.__dict__.update(fields)
+        notes = fields.get("__notes__")
+        if type(notes) is list:
+            own.__dict__["__notes__"] = list(notes)
+        for name in copyreg._slotnames(kind):
+            try:
+                value = get_attribute(error, name)
+            except AttributeError:
+                continue
+            set_attribute(own, name, value)
+        args_of.__set__(own, args_of.__get__(error))
+        if error.__cause__ is None:
+            own.__cause__ = error
+        else:
+            own.__cause__ = error.__cause__
+            own.__context__ = error
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    return own if type(own) is kind else None
+
+
+cdef object own_error(object error):
+    # Another like it: of an error of ringmill's own, that is told to many.
+    own = type(error)(*error.args)
+    own.__cause__ = error.__cause__
+    return own
 
 
 cdef Home _home_of(OperationBase op):

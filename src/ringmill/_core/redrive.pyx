@@ -26,9 +26,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.books cimport BROKEN, DRAINING, ENDING, is_waiting, waits_for
-from ringmill._core.feed cimport emit
 from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, PyTypeObject, begin, end, new_note, phase_of, unplace
 from ringmill._core.retry_queue cimport RetryEntry, RetryQueue, new_entry
+from ringmill._core.feed cimport AS_IT_IS, Renewal, emit
 from ringmill._core.ring cimport DONE
 from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.waiter cimport NEVER, acquire, init_queue, notify, notify_all, notify_owner, release, wait_for
@@ -441,11 +441,11 @@ cdef class Redrives(Books):
         # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`. Returns as end_one.
         cdef PyObject* raw = NULL
         cdef uint64_t position = 0
-        cdef bint reset = False
+        cdef Renewal renewal = AS_IT_IS
         cdef int unlisted = 0
         if feed.foreign:
             return 0
-        while feed.claim(&raw, &position, self.number, &reset) == DONE:
+        while feed.claim(&raw, &position, self.number, &renewal) == DONE:
             op = <OperationBase>steal(raw)
             unlisted += self.end_one(op, feed, position, phase, NULL, ended)
         return unlisted

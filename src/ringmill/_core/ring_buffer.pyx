@@ -99,6 +99,17 @@ cdef struct Wish:               # what a waiting put or get wants
 cdef int put_attempt(void* wish) noexcept:
     return try_put((<RingBuffer>(<Wish*>wish).ring).ring, (<Wish*>wish).item, NULL)
 
+cdef int put_counted(void* wish) noexcept:
+    # For a task, which may be suspended for ever: it holds no reference for the slot meanwhile, that the collector knows
+    # nothing of.
+    cdef PyObject* item = (<Wish*>wish).item
+    cdef int result
+    Py_INCREF(<object>item)  # the slot's, if it gets there
+    result = put_attempt(wish)
+    if result != DONE:
+        Py_DECREF(<object>item)
+    return result
+
 cdef int put_more(void* wish) noexcept:
     return has_room((<RingBuffer>(<Wish*>wish).ring).ring)
 
@@ -425,14 +436,13 @@ cdef class RingBuffer:
         Py_INCREF(item)  # the slot's, if it gets there
         result = try_put(self.ring, <PyObject*>item, NULL)
         if result == NOT_NOW:
+            Py_DECREF(item)
             wish.ring = <PyObject*>self
             wish.item = <PyObject*>item
-            try:
-                result = await await_for(&self.not_full, put_attempt, put_more, &wish, self)
-            except BaseException:
-                Py_DECREF(item)
-                raise
-        if result != DONE:
+            result = await await_for(&self.not_full, put_counted, put_more, &wish, self)
+            if result != DONE:
+                _raise_put(self, result)
+        elif result != DONE:
             Py_DECREF(item)
             _raise_put(self, result)
         notify(&self.not_empty)

@@ -29,19 +29,26 @@ from types import GenericAlias
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport (
+    memory_order_acq_rel,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+    memory_order_seq_cst,
+)
 
 from ringmill._core.attached cimport exchange32, put32
 from ringmill._core.context cimport capture
 from ringmill._core.operation cimport (
     CANCELLED,
+    NEW,
     OperationBase,
     PyTypeObject,
     accept,
     is_operation,
-    once_more,
-    phase_of,
-    reset,
+    own_error,
+    renew,
+    traverseproc,
 )
 from ringmill._core.ring cimport (
     DONE,
@@ -54,6 +61,7 @@ from ringmill._core.ring cimport (
     try_get,
     try_put,
 )
+from ringmill._core.feed cimport is_unsuccessful, take_over
 from ringmill._core.loop cimport await_for, checkpoint, in_trio, running_task
 from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.waiter cimport (
@@ -65,6 +73,8 @@ from ringmill._core.waiter cimport (
     init_queue,
     notify,
     release,
+    visit_sleepers,
+    visitproc,
     wait_for,
 )
 
@@ -129,13 +139,20 @@ cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
     if not isinstance(op, OperationBase):
         return TypeError(f"the source must give Operations, got {op!r}")
     context = capture() if core.carries else None  # before it is accepted: this may fail
-    if resets:
-        reset(<OperationBase>op)
+    if resets and take_over(<OperationBase>op):
+        renew(<OperationBase>op, NEW, 0)
+    elif resets and is_unsuccessful(<OperationBase>op):
+        Py_INCREF(op)  # the stream's, if it gets there
+        if feed.pass_by(<PyObject*>op):
+            return None
+        Py_DECREF(op)
+        return core.stopped_error()  # ended meanwhile, by the pool or by the reader
     if not accept(<OperationBase>op, core.number):
         return OperationReused(f"the source gave {op!r}, which is pending, or finished and not reset")
     if context is not None:
         (<OperationBase>op).set_context(context)
     Py_INCREF(op)  # the ring's, if it gets there
+    feed.note_position()
     if try_put(feed.pending.ring, <PyObject*>op, NULL) != DONE:
         # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
         Py_DECREF(op)
@@ -201,8 +218,14 @@ cdef class Stream:
         # All that will come out has been read.
         self.core.remove(self.feed)
         # acquire: pairs with close
-        if self.feed.failure is not None and not self.closed_by_reader.load(memory_order_acquire):
-            raise once_more(self.feed.failure, self.feed.trace)
+        if self.feed.failure is None or self.closed_by_reader.load(memory_order_acquire):
+            return
+        if not self.feed.from_source:
+            # The pool has ended, which all its streams' readers are told at the same moment: each by an object of its own.
+            raise own_error(self.feed.failure)
+        # acq_rel: of several readers one is told
+        if not exchange32(self.feed.told, 1, memory_order_acq_rel):
+            raise self.feed.failure.with_traceback(self.feed.trace)
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
         cdef int result
@@ -341,12 +364,13 @@ cdef class Stream:
 
     cdef bint end_source(self, object error) except -1:
         self.source = None
-        self.feed.end(error)
+        self.feed.end_source(error)
         return False
 
     cdef bint source_raised(self, object error) except -1:
         self.end_source(error)
         if not isinstance(error, Exception):
+            self.feed.told.store(1, memory_order_release)  # release: as the exchange in finish. At once, and once
             raise error
         return False
 
@@ -639,6 +663,19 @@ cdef class Stream:
 
 
 
+# The garbage collector: Cython knows nothing of the tasks that wait for the turn (rule 11).
+cdef PyTypeObject* stream_type = <PyTypeObject*>Stream
+cdef traverseproc base_traverse = stream_type.tp_traverse
+
+
+cdef int stream_traverse(PyObject* stream, visitproc visit, void* arg) noexcept:
+    cdef int status = base_traverse(stream, visit, arg)
+    return status or visit_sleepers(&(<Stream>stream).turn, visit, arg)
+
+
+stream_type.tp_traverse = stream_traverse
+
+
 async def _close_source(source):
     aclose = getattr(source, "aclose", None)
     if aclose is not None:
@@ -665,7 +702,7 @@ def feed_from_thread(Core core, Feed feed, iterator, bint resets):
         error = None
     except BaseException as raised:
         error = raised
-    feed.end(error)
+    feed.end_source(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------
