@@ -246,10 +246,10 @@ def act(op: Gate) -> None:
 def test_a_worker_counts_as_waiting_until_all_that_its_tasks_await_has_come(backend: str) -> None:
     """One worker's loop awaits two operations. When the first has come, the other worker must not wait as well."""
     refused: list[RuntimeError] = []
-    first_came = threading.Event()
+    both_wait, first_came = threading.Event(), threading.Event()
 
     def parent() -> None:
-        first, blocker, second = Gate(), Gate(wait_as_well), Gate()
+        first, blocker, second = Gate(lambda: both_wait.wait(LONG)), Gate(wait_as_well), Gate()
         for op in (first, blocker, second):
             pool.do(op)
 
@@ -260,7 +260,11 @@ def test_a_worker_counts_as_waiting_until_all_that_its_tasks_await_has_come(back
         async def await_second() -> None:
             await second
 
-        run_loop(backend, lambda: together(await_first, await_second))
+        async def tell() -> None:
+            await let_others_run()
+            both_wait.set()
+
+        run_loop(backend, lambda: together(await_first, await_second, tell))
 
     def wait_as_well() -> None:
         assert first_came.wait(LONG)
@@ -532,6 +536,7 @@ def test_the_pool_is_broken_when_all_that_are_left_wait_without_a_timeout(kind: 
         waits.set()
         if kind == "thread":
             child.wait()
+            assert other.wait(LONG)
         else:
             asyncio.run(await_both())
         outcomes.extend([child.error, other.error])

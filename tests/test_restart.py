@@ -476,5 +476,5 @@ def test_a_pool_breaks_while_it_drains() -> None:
         jobs[1].check()
     with pytest.raises(BrokenPool) as second:
         jobs[2].check()
-    assert first.value is not second.value  # each caller's own: see once_more
+    assert first.value is not second.value  # each operation's own
     assert len(list(stream)) == 3
