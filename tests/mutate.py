@@ -123,7 +123,7 @@ DROPPED = {
         "waiter.pyx", "        if searching:\n            end_search(q)\n", "",
     ),
     "grant: does not ask for a searcher again": (
-        "waiter.pyx", "        if q.first and not _word(q) & SEARCHERS:", "        if q.first:",
+        "waiter.pyx", "        if not _word(q) & SEARCHERS:\n            node = _grant(q)", "        if True:\n            node = _grant(q)",
     ),
     "search: does not ask again under the lock": (
         "waiter.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",

@@ -10,14 +10,14 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import anyio
 import pytest
 
 from ringmill import Closed, Hub, Operation, RingBuffer, Worker, WorkerPool
-from tests.loops import BACKENDS, Elsewhere, StoppedLoop, let_others_run, make_idle_loop, run_loop
+from tests.loops import BACKENDS, Elsewhere, StoppedLoop, let_others_run, make_idle_loop, run_loop, together
 from tests.threads import start_threads, wait_until
 
 IDLE = ("stopped", *BACKENDS)
@@ -330,6 +330,36 @@ def test_of_a_stream_whose_source_blocks_ready_operations_are_read() -> None:
         go_on.set()
         assert waiting.join() == [first]
         assert drawing.join() == [[]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_a_stream_whose_source_awaits_in_a_stopped_loop_ready_operations_are_read(backend: str) -> None:
+    gate = threading.Event()
+    first = Job(gate)
+
+    async def source() -> AsyncIterator[Job]:
+        yield first
+        await asyncio.Event().wait()
+
+    with WorkerPool([Gated()]) as pool:
+        stream = pool.wrap(source())
+        stopped = StoppedLoop(stream.aget)
+        waits = threading.Event()
+
+        async def read() -> Job:
+            results = await together(stream.aget, tell)
+            return results[0]
+
+        async def tell() -> None:
+            await let_others_run()
+            waits.set()
+
+        elsewhere = Elsewhere(backend, read)
+        waits.wait()
+        gate.set()
+        assert_ends(elsewhere.thread)
+        assert elsewhere.join() is first
+        stopped.end()
 
 
 def test_readers_that_wait_draw_what_another_has_made_place_for() -> None:
