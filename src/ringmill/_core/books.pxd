@@ -46,6 +46,9 @@ cdef class Tally:
     cdef uint64_t visited           # the last search of waits_for_itself that has come here, and its next worker
     cdef PyObject* todo
 
+    cdef void enter(self) noexcept
+    cdef void leave(self) noexcept
+
 cdef class WorkerWait:
     # A wait without a timeout, on a worker's thread, for work of its own pool. Written before it is linked.
     cdef Tally runner
@@ -59,9 +62,6 @@ cdef class WorkerWait:
     cdef bint linked                # guarded by the pool's lock, like the next two
     cdef PyObject* next
     cdef PyObject* prev
-
-    cdef void enter(self) noexcept
-    cdef void leave(self) noexcept
 
 cdef class Books(Home):
     cdef ShortLock lock         # guards what follows down to `phase`, and the feeds' links
