@@ -339,16 +339,38 @@ def test_verbs_that_raise_are_logged_and_break_nothing(
     assert logged.count("in increment_try") == 3 * script.count("retry")
 
 
-def test_done_that_raises_does_not_break_cancel(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_done_that_raises_does_not_break_cancel(kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     class Bad(Operation):
         def done(self) -> None:
-            raise KeyboardInterrupt
+            raise kind
 
     op = Bad()
     assert op.cancel()
     assert op.wait(0)
     assert op.outcome is Outcome.CANCELLED
     assert len(caplog.records) == 1
+
+
+def test_a_keyboard_interrupt_in_done_is_raised_by_cancel_on_the_main_thread_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Bad(Operation):
+        def done(self) -> None:
+            raise KeyboardInterrupt
+
+    op = Bad()
+    with pytest.raises(KeyboardInterrupt):
+        op.cancel()
+    assert op.wait(0)
+    assert op.outcome is Outcome.CANCELLED
+    assert not caplog.records
+    assert not op.cancel()
+    other = Bad()
+    assert run_threads(other.cancel) == [True]
+    assert len(caplog.records) == 1
+    assert Bad().outcome is Outcome.PENDING
+    assert not op.cancel()  # nothing is left over for a later call
 
 
 # cancel

@@ -247,15 +247,22 @@ def test_an_interrupt_that_raises_stops_nothing(
             super().interrupt()
             raise kind("from interrupt")
 
-    worker = Bad(gate)
-    pool = start(worker)
-    op = hold(pool, gate)
+    worker, other = Bad(gate), Bad(gate)
+    pool = start(worker, other)
+    op, second = hold(pool, gate), hold(pool, gate)
     pending = pool.do(Job())
     with caplog.at_level(logging.WARNING, "ringmill"):
-        assert pool.shutdown(timeout=SHORT) == [pending]
+        if kind is KeyboardInterrupt:  # on the main thread it is the program's
+            with pytest.raises(KeyboardInterrupt, match="from interrupt"):
+                pool.shutdown(timeout=SHORT)
+        else:
+            assert pool.shutdown(timeout=SHORT) == [pending]
     assert op.wait(LONG)
-    assert worker.interrupted_from == [threading.get_ident()]
-    assert any(record.exc_info and isinstance(record.exc_info[1], kind) for record in caplog.records)
+    assert second.wait(LONG)
+    assert pending.outcome is Outcome.CANCELLED
+    assert worker.interrupted_from == other.interrupted_from == [threading.get_ident()]
+    logged = [record for record in caplog.records if record.exc_info and isinstance(record.exc_info[1], kind)]
+    assert len(logged) == (0 if kind is KeyboardInterrupt else 2)
     assert pool.shutdown() == []
     assert worker.calls == ["init", "process", "cleanup"]
 

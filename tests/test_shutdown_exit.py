@@ -51,17 +51,17 @@ PRELUDE = """
             say("cleanup")
 
     def watch(times, main=threading.main_thread().ident):
-        # Says it each time that the main thread waits for the workers at another place.
+        # Says it each time that the main thread begins to wait for the workers.
         seen = None
         while times:
             time.sleep(0.001)
-            frame, line = sys._current_frames().get(main), None
+            frame, joining = sys._current_frames().get(main), None
             while frame is not None:
                 if frame.f_code.co_name == "join":
-                    line = frame.f_back.f_lineno
+                    joining = frame
                 frame = frame.f_back
-            if line is not None and line != seen:
-                seen = line
+            if joining is not None and joining is not seen:
+                seen = joining
                 times -= 1
                 say("joining")
 

@@ -271,11 +271,19 @@ class PoolFuture(Future[R]):
         self._call_back()
 
     def _call_back(self) -> None:
-        """Calls what is to be called, each once."""
+        """Calls what is to be called, each once. A KeyboardInterrupt or its like is raised when all have been called."""
         with self._condition:
             callbacks, self._done_callbacks = self._done_callbacks, []
+        interrupt: BaseException | None = None
         for callback in callbacks:
             try:
                 callback(self)
             except Exception:
                 logger.exception("exception calling callback for %r", self)
+            except BaseException as error:
+                interrupt = interrupt or error
+        if interrupt is not None:
+            try:
+                raise interrupt
+            finally:
+                interrupt = None  # its traceback holds this frame

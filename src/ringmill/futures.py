@@ -8,7 +8,6 @@ May import `pool`, `calls`, `operation` and the compiled core.
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import threading
@@ -28,6 +27,8 @@ from .pool import WorkerPool
 
 __all__ = ["PoolExecutor"]
 
+_numbers = itertools.count()
+_processors = getattr(os, "process_cpu_count", os.cpu_count)
 LONGEST_BEGINNING = 1.0  # seconds in which a free thread surely takes a call, unless all threads wait for calls
 
 P = ParamSpec("P")
@@ -170,9 +171,12 @@ class PoolExecutor(Executor):
 
     def _start(self) -> Core:
         """Starts the threads, at the first submission: an executor that is not used costs none."""
-        if self._closed or _exiting:
+        if self._closed:
             raise self._refusal(None)
-        self._pool.start()
+        try:
+            self._pool.start()
+        except PoolNotRunning:
+            raise self._refusal(None) from None  # the main thread has ended
         run = self._pool._run
         assert run is not None
         self._crew.run = weakref.ref(run)
@@ -198,15 +202,23 @@ class PoolExecutor(Executor):
 
         `cancel_futures`: what has not begun is cancelled, once each thread that is free has begun one. Idempotent. One
         of the executor's own threads cannot wait for its end: RuntimeError, after the rest of this. A KeyboardInterrupt
-        while it waits cancels what has not begun, and is raised once what has is finished; a second one is raised at
-        once.
+        on the main thread, also one in a callback, cancels what has not begun, and is raised once what has is finished; a
+        second one is raised at once.
         """
         self._closed = True
-        if cancel_futures:
-            self._let_begin()
-        self._pool.shutdown(wait=False, cancel_pending=cancel_futures)
-        if wait:
-            self._pool.shutdown()
+        run = self._pool._current()
+        if run is None:
+            return
+        own = run.core.is_own_thread()
+        try:
+            if cancel_futures:
+                self._let_begin()
+        except KeyboardInterrupt:
+            run.end(wait and not own, True, None, interrupted=True)
+            raise
+        run.end(wait and not own, cancel_futures, None)
+        if wait and own:
+            self._pool.shutdown()  # RuntimeError
 
     def _let_begin(self) -> None:
         """A call that a free thread was about to begin has not been left for want of a thread: for a moment, waits."""
@@ -275,20 +287,3 @@ class _Pool(WorkerPool[Any]):
         run = getattr(self, "_run", None)
         if run is not None and run.core.is_open:
             run.core.drain()
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# the end of the interpreter
-
-_numbers = itertools.count()
-_processors = getattr(os, "process_cpu_count", os.cpu_count)
-_exiting = False
-
-
-def _note_exit() -> None:
-    """Runs before the pools are ended, since it was registered after that."""
-    global _exiting
-    _exiting = True
-
-
-atexit.register(_note_exit)

@@ -5,11 +5,9 @@ May import `operation`, `worker`, `supervisor` and the compiled core.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import operator
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -18,11 +16,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from . import at_exit
 from ._core import clock
 from ._core.context import copy_context
 from ._core.feed import Feed
 from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
+from ._core.waiter import check_threads
 from .errors import PoolNotRunning, WorkerInitError
 from .offload import Offloaded, shield
 from .operation import Operation
@@ -158,8 +158,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
         When an `init` raises, those that came up are cleaned up, and `WorkerInitError` carries every cause; the pool is
         stopped then and may be started again. TimeoutError after `timeout` seconds (None: without limit): late inits
         are cleaned up. While a thread of an earlier run still lives it waits for it, up to `timeout`, then raises
-        RuntimeError.
+        RuntimeError. `PoolNotRunning` once the main thread has ended; RuntimeError where gevent or eventlet has replaced
+        threads by greenlets.
         """
+        check_threads()
         if timeout is not None:
             _seconds("timeout", timeout)
         deadline = None if timeout is None else clock.now() + timeout
@@ -188,6 +190,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
             if not earlier.join(deadline):
                 stuck = ", ".join([thread.name for thread in earlier.alive()])
                 raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
+        if at_exit.has_begun():
+            raise self._too_late()
         run = self._starting = Supervisor(self._workers, self._settings)
         try:
             causes, late = run.start(deadline)
@@ -196,17 +200,24 @@ class WorkerPool(PoolBase, Generic[OpT]):
             self._starting = None
         if not causes and not late:
             try:
-                _running.add(run)
-                self._open(run.core)
+                in_time = at_exit.add(run)
+                if in_time:
+                    self._open(run.core)
             except BaseException:  # no memory, or Ctrl-C: nobody can use it, so it ends
                 run.core.end_now()
                 raise
+            if not in_time:
+                run.end(True, True, None)
+                raise self._too_late()
             entering = Offloaded.running_for(self)
             if entering is not None and not entering.keep():  # an `async with` that was cancelled
                 run.end(False, True, None)  # before the next start, which begins a run of its own
         elif not late:
             run.join(None)
         return causes, late
+
+    def _too_late(self) -> PoolNotRunning:
+        return PoolNotRunning(f"{self!r} cannot be started: the interpreter is shutting down")
 
     def shutdown(
         self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None
@@ -217,8 +228,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
         CANCELLED and returns it. After `timeout` seconds, what is left is cancelled and returned, and the log names
         each worker that is still stuck, with its stack. `wait=False` returns at once; a later call can wait.
         Idempotent, quiet on a broken pool; afterwards `start()` works again. RuntimeError from one of the pool's own
-        workers, unless `wait=False`. A KeyboardInterrupt while it waits cancels what has not begun, and is raised when
-        the rest is finished; a second one is raised at once.
+        workers, unless `wait=False`. A KeyboardInterrupt on the main thread, also one in an operation's `done()` or in a
+        worker's `interrupt()`, cancels what has not begun, and is raised when the rest is finished; a second one is raised
+        at once.
         """
         if timeout is not None:
             _seconds("timeout", timeout)
@@ -246,6 +258,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     async def __aenter__(self) -> WorkerPool[OpT]:
         """As `with`, without blocking the loop: workers are started, and ended, while other tasks run."""
+        check_threads()  # before it waits for another thread
         start = Offloaded(self.start, f"{self._name}-start", self)
         try:
             await start.result()
@@ -258,12 +271,20 @@ class WorkerPool(PoolBase, Generic[OpT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """A cancelled await cancels what has not begun, and is raised when the rest is finished."""
+        """A cancelled await cancels what has not begun, and is raised when the rest is finished.
+
+        Where no thread can be started for it, the pool is ended first, and `shutdown` is called when it has.
+        """
         run = self._current()
         if run is None or run.core.is_own_thread():
             self.__exit__(kind, error, trace)
             return
-        end = Offloaded(lambda: self.__exit__(kind, error, trace), f"{self._name}-shutdown")
+        try:
+            end = Offloaded(lambda: self.__exit__(kind, error, trace), f"{self._name}-shutdown")
+        except (MemoryError, RuntimeError):
+            await self._end_without_thread(run, kind is not None)
+            self.__exit__(kind, error, trace)
+            return
         try:
             await end.result()
         except BaseException:
@@ -271,6 +292,17 @@ class WorkerPool(PoolBase, Generic[OpT]):
                 self.shutdown(wait=False, cancel_pending=True)
                 with shield():
                     await end.result()
+            raise
+
+    async def _end_without_thread(self, run: Supervisor, cancel_pending: bool) -> None:
+        try:
+            run.end(False, cancel_pending, None)
+            await run.wait_until_ended()
+        except BaseException:
+            if not run.core.threads.is_over:
+                run.end(False, True, None)
+                with shield():
+                    await run.wait_until_ended()
             raise
 
     def __del__(self) -> None:
@@ -371,32 +403,20 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# the end of a run
+# the child of a fork
 
-_running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 _pools: weakref.WeakSet[WorkerPool[Any]] = weakref.WeakSet()
-
-
-def _end_all() -> None:
-    """At interpreter exit: running pools finish what they accepted; after Ctrl-C, only what has begun."""
-    interrupted = issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
-    runs = [run for run in _running if not run.core.is_inherited and not run.given_up]
-    for run in runs:
-        run.core.drain()
-        run.core.cancel_delayed()
-    for run in runs:
-        run.end(True, interrupted, None, interrupted=interrupted)
 
 
 def _after_fork_in_child() -> None:
     """Locks that a thread of the parent may have held are made anew; the core does the same for its own."""
     global _claims_lock
-    _claims_lock = threading.Lock()
+    _claims_lock = threading.RLock()
+    at_exit.after_fork_in_child()
     for pool in list(_pools):
         pool._after_fork()
 
 
-atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
@@ -405,25 +425,42 @@ if hasattr(os, "register_at_fork"):
 # arguments
 
 _claims: dict[int, tuple[weakref.ref[Worker[Any]], weakref.ref[WorkerPool[Any]]]] = {}
-_claims_lock = threading.Lock()
+_claims_lock = threading.RLock()  # re-entrant: the collector may run a finalizer that makes a pool
 
 
 def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
-    """Makes the workers the pool's, all or none. By identity: a worker need not be hashable."""
+    """Makes the workers the pool's, all or none. By identity: a worker need not be hashable.
+
+    Under the lock no user's code is called, and nothing is dropped: messages and errors are made after it.
+    """
+    claims = []
+    for worker in crew:
+        # Called with the dead reference, which pop takes for its default; no inner function: where one cannot be
+        # made for want of memory, 3.12 and 3.13 crash.
+        forget = functools.partial(_claims.pop, id(worker))
+        claims.append((weakref.ref(worker, forget), weakref.ref(pool)))
+    seen: dict[int, None] = {}
+    held: list[Any] = []  # what the claims refer to: it may be the last reference
+    taken = owner = None
     with _claims_lock:
-        seen = set()
         for worker in crew:
             claim = _claims.get(id(worker))
-            if claim is not None and claim[0]() is worker and claim[1]() is not None:
-                raise ValueError(f"workers: {worker!r} belongs to another pool: {claim[1]()!r}")
+            if claim is not None:
+                held += [claim, claim[0](), claim[1]()]
+                if held[-2] is worker and held[-1] is not None:
+                    taken, owner = worker, held[-1]
+                    break
             if id(worker) in seen:
-                raise ValueError(f"workers: {worker!r} is listed twice")
-            seen.add(id(worker))
-        for worker in crew:
-            # Called with the dead reference, which pop takes for its default; no inner function: where one cannot be
-            # made for want of memory, 3.12 and 3.13 crash.
-            forget = functools.partial(_claims.pop, id(worker))
-            _claims[id(worker)] = (weakref.ref(worker, forget), weakref.ref(pool))
+                taken = worker
+                break
+            seen[id(worker)] = None
+        else:
+            for worker, claim in zip(crew, claims, strict=True):
+                _claims[id(worker)] = claim
+    if owner is not None:
+        raise ValueError(f"workers: {taken!r} belongs to another pool: {owner!r}")
+    if taken is not None:
+        raise ValueError(f"workers: {taken!r} is listed twice")
 
 
 def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:

@@ -16,6 +16,7 @@ May import `operation`, `stacks`, `worker` and the compiled core.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -30,8 +31,9 @@ from typing import Any
 from ._core import clock
 from ._core.context import InContext
 from ._core.dispatch import Core, Runner, matches
-from ._core.operation import log_event
-from .errors import Reject, RetriesExhausted, Retry, Unroutable, describe
+from ._core.operation import log_event, report_hook, take_interrupt
+from ._core.waiter import check_threads
+from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
 from .stacks import stacks_of
 from .worker import Worker
@@ -72,6 +74,7 @@ class Supervisor:
 
     #: Seconds. A signal that comes just before the main thread waits for a lock does not end that wait: it ends itself.
     SLICE = 1.0
+    _take_interrupt = staticmethod(take_interrupt)  # no global name: see end
 
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
         self.name = name = settings.name
@@ -103,6 +106,7 @@ class Supervisor:
         The deadline is of the core's clock. Unless the result is ([], False), the run is over: threads clean up and
         end by themselves.
         """
+        check_threads()
         late = False
         lost: list[tuple[Worker[Any], BaseException]] = []
         try:
@@ -152,27 +156,62 @@ class Supervisor:
         it uses no global names: it may be called by a finalizer when those are gone.
         """
         deadline = None if timeout is None else clock.now() + timeout
-        self.core.drain()
-        cancelled = self.core.cancel_pending() if cancel_pending else []
-        if not wait:
-            return cancelled
+        cancelled: list[Any] = []
+        interrupt: BaseException | None = None
         try:
             try:
-                ended = self.join(deadline)
-            except KeyboardInterrupt:
+                self.core.drain()
+                if cancel_pending:
+                    cancelled = self.core.cancel_pending()
+                self._raise_interrupt()  # out of a done(): all have ended by now
+                ended = not wait or self.join(deadline)
+            except KeyboardInterrupt as error:
                 if interrupted:
                     raise
-                self.core.cancel_pending()
-                self.join(None)
-                raise
+                interrupt = error
+                ended = self._finish_begun(wait, cancel_pending, deadline)
         except KeyboardInterrupt:
-            self.given_up = True
+            self.given_up = wait
+            interrupt = None
             raise
         if not ended and timeout is not None:
             self.given_up = True
             cancelled += self.core.cancel_pending()
             self.force(timeout)
+            if interrupt is None:
+                self._raise_interrupt()
+        if interrupt is not None:
+            try:
+                raise interrupt
+            finally:
+                interrupt = None  # its traceback holds this frame
         return cancelled
+
+    def _finish_begun(self, wait: bool, cancel_pending: bool, deadline: float | None) -> bool:
+        """After a KeyboardInterrupt, which the caller raises: cancels what has not begun, waits for the rest, as `join`."""
+        self.core.drain()
+        if wait or cancel_pending:
+            self.core.cancel_pending()
+        self._raise_interrupt()  # a second one
+        return not wait or self.join(deadline)
+
+    def _raise_interrupt(self) -> None:
+        error = self._take_interrupt()
+        if error is not None:
+            raise error
+
+    def stop_accepting(self) -> None:
+        """The main thread has ended: what was accepted is finished, what is delayed, or would be, is cancelled."""
+        self.core.drain()
+        self.core.cancel_delayed()
+
+    async def wait_until_ended(self) -> None:
+        """`join` for a task of asyncio or trio, without a limit."""
+        if self.verdict is None:
+            self._announce(False)  # as in join
+        with contextlib.suppress(Closed):
+            await self.core.threads.over_for_tasks.aget()
+        self.join(None)  # the threads have nothing left to do
 
     def join(self, deadline: float | None) -> bool:
         """Waits until all threads have ended, or until the deadline; returns whether they have."""
@@ -216,8 +255,8 @@ class Supervisor:
         for runner in busy:
             try:
                 runner.worker.interrupt()
-            except BaseException:
-                logger.exception("interrupt of worker %s raised", runner.name)
+            except BaseException as error:
+                report_hook(error, "interrupt of worker %s raised", runner.name)
         patience = clock.now() + GRACE
         for runner, thread in crew:
             if runner not in busy or type(runner.worker).interrupt is not Worker.interrupt:
@@ -373,7 +412,7 @@ class Supervisor:
         if True not in [other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
                         for other in self.core.runners]:
             had = self._equal_to(runner)  # all have had it: it starts over
-        if delay > 0 and not self.core.timer_runs:
+        if delay > 0 and not self.core.timer_runs and not self.core.cancels_delayed:
             self._start_timer()
         runner.put_back(had, rejected, delay)
         return None

@@ -71,6 +71,7 @@ cdef class OperationBase:
     cdef int end_overridden(self, uint32_t phase) except -1
     cdef int tell(self, uint32_t phase, bint overridden) except -1
     cdef int release(self, uint32_t phase) except -1
+    cdef bint cancel_quietly(self) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef bint enqueue(self, WaitNode* node) noexcept
     cdef bint unlink(self, WaitNode* node) noexcept
@@ -159,5 +160,9 @@ cdef object copy_of(object error)
 cdef object own_error(object error)
 cdef int log_exception(str what, object subject) except -1
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
+cdef int hook_raised(object error, str what, object subject) except -1
+cdef bint keep_interrupt(object error) except -1
+cdef int raise_kept() except -1
+cpdef object take_interrupt()
 cdef object reset(OperationBase op)
 cdef void renew(OperationBase op, uint32_t phase, uint32_t home) noexcept

@@ -21,7 +21,10 @@
 # WAITED in one read-modify-write, then takes the chain of waiters under that lock. Both on one word: one of them sees
 # the other. The buckets are a fixed table of locks, chosen by address, so that an operation carries none.
 #
-# Verbs that a subclass overrides (increment_try, wait, done) are notifications: nothing here depends on them.
+# Verbs that a subclass overrides (increment_try, wait, done) are notifications: nothing here depends on them. What an
+# override raises is logged; but a KeyboardInterrupt of the main thread is the program's, so it is raised there, once what
+# was begun is complete: it is kept meanwhile (hook_raised), and the outermost call that the main thread made raises it at
+# its end (raise_kept, take_interrupt). Only the main thread touches what is kept, so that needs no lock.
 
 import copyreg
 import enum
@@ -29,6 +32,7 @@ import itertools
 import logging
 import os
 import sys
+import threading
 from concurrent.futures import CancelledError, InvalidStateError
 from weakref import WeakValueDictionary
 
@@ -43,12 +47,14 @@ from ringmill._core.spin cimport FOUND_HINT, init_spin, spin_until
 from ringmill._core.waiter cimport (
     NEVER,
     PyThread_acquire_lock,
+    PyThread_get_thread_ident,
     ShortLock,
     acquire,
     deadline_of,
     epoch_now,
     give_node,
     park,
+    refuse_greenlets,
     release,
     take_node,
     visitproc,
@@ -85,6 +91,10 @@ cdef object args_of = BaseException.__dict__["args"]
 cdef object get_attribute = object.__getattribute__
 cdef object set_attribute = object.__setattr__
 
+cdef extern from "Python.h":
+    void PyErr_SetObject(object kind, object value)
+    void PyErr_WriteUnraisable(object subject)
+
 cdef enum:
     BUCKETS = 256               # a power of two
     HEAPTYPE = 1 << 9           # Py_TPFLAGS_HEAPTYPE
@@ -92,15 +102,21 @@ cdef enum:
 cdef ShortLock buckets[BUCKETS]
 cdef object homes = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
+cdef unsigned long main_thread = threading.main_thread().ident
+cdef object kept_interrupt = None  # the main thread's: see the head
 
 cdef inline ShortLock* _bucket(OperationBase op) noexcept nogil:
     return &buckets[(<uintptr_t><void*>op >> 6) & (BUCKETS - 1)]
 
 
 def _after_fork_in_child():
+    global main_thread, kept_interrupt
     cdef int k
     for k in range(BUCKETS):
         buckets[k].held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
+    if main_thread != PyThread_get_thread_ident():
+        main_thread = PyThread_get_thread_ident()
+        kept_interrupt = None  # of the parent's main thread
 
 
 if hasattr(os, "register_at_fork"):
@@ -205,8 +221,8 @@ cdef class OperationBase:
         if overridden:
             try:
                 self.done()
-            except BaseException:
-                log_exception("done() raised in %s", type(self).__qualname__)
+            except BaseException as error:
+                hook_raised(error, "done() raised in %s", type(self).__qualname__)
         self.release(phase)
         return 0
 
@@ -324,9 +340,11 @@ cdef class OperationBase:
         return _until_done(self).__await__()
 
     cdef int park(self, int64_t deadline) except -1:
-        cdef WaitNode* node = take_node()
+        cdef WaitNode* node
         cdef bint granted = True
         cdef uint32_t life
+        refuse_greenlets()
+        node = take_node()
         try:
             while granted:
                 life = self.lives.load(memory_order_acquire)  # acquire: pairs with renew; before the look at the state
@@ -385,8 +403,14 @@ cdef class OperationBase:
     def cancel(self):
         """Ends the operation as CANCELLED unless a worker is running it now or it is finished: False then.
 
-        Never blocks; safe from any thread. An operation that no pool has accepted is cancelled too.
+        Never blocks; safe from any thread. An operation that no pool has accepted is cancelled too. A KeyboardInterrupt
+        in an overridden `done()`, on the main thread, is raised once the operation has ended.
         """
+        cdef bint cancelled = self.cancel_quietly()
+        raise_kept()
+        return cancelled
+
+    cdef bint cancel_quietly(self) except -1:
         cdef uint64_t seen
         cdef Home home
         cdef int cancelled
@@ -691,8 +715,72 @@ cdef int log_exception(str what, object subject) except -1:
     # Logs the exception that is being handled. A logging handler that raises must not stop what goes on after it.
     try:
         logger.exception(what, subject)
-    except BaseException:
-        pass
+    except BaseException as error:
+        keep_interrupt(error)
+    return 0
+
+
+cdef int hook_raised(object error, str what, object subject) except -1:
+    # A user's hook raised the error, which is being handled, and what called the hook goes on: see the head.
+    if not keep_interrupt(error):
+        log_exception(what, subject)
+    return 0
+
+
+cdef bint keep_interrupt(object error) except -1:
+    # Keeps a KeyboardInterrupt of the main thread, the first of several. False: it is none.
+    global kept_interrupt
+    if not isinstance(error, KeyboardInterrupt) or PyThread_get_thread_ident() != main_thread:
+        return False
+    if kept_interrupt is None:
+        kept_interrupt = error
+    return True
+
+
+cdef int raise_kept() except -1:
+    # At the end of a call that may have run users' hooks: raises the KeyboardInterrupt that one of them was left by.
+    error = take_interrupt()
+    if error is not None:
+        raise error
+    return 0
+
+
+cpdef object take_interrupt():
+    """The KeyboardInterrupt that a user's hook was left by on the main thread, to be raised by the caller; or None."""
+    global kept_interrupt
+    if PyThread_get_thread_ident() != main_thread or kept_interrupt is None:
+        return None
+    error = kept_interrupt
+    kept_interrupt = None
+    return error
+
+
+def report_hook(error, str what, subject):
+    """Logs what a user's hook raised, while that is being handled; keeps a KeyboardInterrupt of the main thread."""
+    hook_raised(error, what, subject)
+
+
+def complete(step, int interrupts):
+    """Calls `step(interrupts)` until it returns; each time that it raises, reports that and adds one to `interrupts`.
+
+    For the end of the interpreter, where a KeyboardInterrupt must not get out, however often it comes: a signal handler
+    runs between two bytecodes of Python code, so no Python function can promise that.
+    """
+    cdef int left = 100
+    while left:
+        left -= 1
+        try:
+            step(interrupts)
+            return
+        except BaseException as error:
+            interrupts += 1
+            report_unraisable(error, step)
+
+
+cdef int report_unraisable(object error, object subject) except -1:
+    # By sys.unraisablehook; what that raises, the interpreter reports by itself.
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(subject)
     return 0
 
 

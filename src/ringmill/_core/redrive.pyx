@@ -285,6 +285,11 @@ cdef class Redrives(Books):
         """Whether the timer's thread runs; a snapshot."""
         return self.has_timer
 
+    @property
+    def cancels_delayed(self):
+        """Whether retries that would be delayed are cancelled: the program ends."""
+        return self.undelayed
+
     def give_up_timer(self):
         """The timer's thread cannot be started: retries are not delayed, until one can."""
         acquire(&self.lock)

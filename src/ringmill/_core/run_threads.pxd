@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libcpp.atomic cimport atomic
 
+from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.waiter cimport ShortLock, WaitQueue
 
 cdef class RunThreads:
@@ -16,6 +17,7 @@ cdef class RunThreads:
     cdef WaitQueue reported         # the thread that starts the run waits here
     cdef WaitQueue decided          # workers that have come up wait here
     cdef WaitQueue ended            # threads that join the run wait here
+    cdef readonly RingBuffer over_for_tasks  # closed when all have ended: tasks that join the run wait here
 
     cdef bint begin(self, Py_ssize_t index) noexcept
     cdef bint end(self, Py_ssize_t index) noexcept

@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
+from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.waiter cimport (
     NEVER,
     ShortLock,
@@ -47,6 +48,7 @@ cdef class RunThreads:
         init_queue(&self.reported)
         init_queue(&self.decided)
         init_queue(&self.ended)
+        self.over_for_tasks = RingBuffer(1)
         self.stages = <uint8_t*>PyMem_RawMalloc(count if count > 0 else 1)
         if self.stages == NULL:
             raise MemoryError
@@ -147,6 +149,12 @@ cdef class RunThreads:
         # All threads have ended, and nothing of the run is left to do.
         self.over.store(1, memory_order_seq_cst)  # seq_cst: publishes to the joiners (waiter.pyx)
         notify_all(&self.ended)
+        self.over_for_tasks.close_ring()
+
+    @property
+    def is_over(self):
+        """Whether all have ended; a snapshot."""
+        return bool(over_attempt(<void*>self))
 
     def await_over(self, timeout):
         """Waits until all have ended; returns whether they have, within `timeout` seconds (None: no limit)."""

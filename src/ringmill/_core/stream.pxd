@@ -43,6 +43,7 @@ cdef class Stream:
     cdef bint source_raised(self, object error) except -1
     cdef int taken(self, Py_ssize_t count) except -1
     cdef object finish(self)
+    cdef int close_quietly(self) except -1
 
 cdef class PoolBase:
     cdef object __weakref__

@@ -48,6 +48,7 @@ from ringmill._core.operation cimport (
     is_operation,
     own_error,
     renew,
+    raise_kept,
     traverseproc,
 )
 from ringmill._core.ring cimport (
@@ -601,9 +602,16 @@ cdef class Stream:
         raise Closed(f"all operations have been read: {self!r}")
 
     def close(self):
-        """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks."""
+        """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks.
+
+        A KeyboardInterrupt in an overridden `done()`, on the main thread, is raised once all have ended.
+        """
+        self.close_quietly()
+        raise_kept()
+
+    cdef int close_quietly(self) except -1:
         if self.core.epoch != epoch_now:
-            return
+            return 0
         self.closed_by_reader.store(1, memory_order_release)  # release: pairs with finish
         self.feed.end(None)
         self.feed.ready.close_ring()
@@ -611,18 +619,22 @@ cdef class Stream:
         self.core.remove(self.feed)
         notify(&self.core.idle)
         self.feed.ready.shutdown(immediate=True)
+        return 0
 
     async def aclose(self):
         """`close`, and closes an async source too, an async generator's `finally` included, when no task draws it."""
-        self.close()
-        if self.awaits:
-            await self._take_turn()
-            try:
-                source = self.source
-                self.source = None
-                await _close_source(source)
-            finally:
-                self.give_turn()
+        self.close_quietly()
+        try:
+            if self.awaits:
+                await self._take_turn()
+                try:
+                    source = self.source
+                    self.source = None
+                    await _close_source(source)
+                finally:
+                    self.give_turn()
+        finally:
+            raise_kept()
 
     async def __aenter__(self):
         return self

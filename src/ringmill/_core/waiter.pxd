@@ -104,6 +104,7 @@ cdef class Sleeper:
 
 
 cdef void init_queue(WaitQueue* q) noexcept
+cdef int refuse_greenlets() except -1
 cdef WaitNode* take_node() except NULL
 cdef void give_node(WaitNode* node) noexcept
 

@@ -72,7 +72,9 @@
 # After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
 # epoch it belongs to, and the first to touch it in the child empties it.
 
+import _thread
 import os
+import sys
 import threading
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -132,6 +134,16 @@ epoch_now = 1
 cdef ShortLock free_lock        # guards free_nodes
 cdef WaitNode* free_nodes = NULL
 cdef unsigned long main_thread = threading.main_thread().ident
+
+cdef extern from "Python.h":
+    PyObject* PyDict_GetItem(PyObject* dict, PyObject* key) noexcept
+
+# What gevent and eventlet replace when they make greenlets of threads. All greenlets of a thread stand still while one of
+# them sleeps in the core, those that would wake it included, so such a wait is refused.
+cdef dict thread_module = _thread.__dict__
+cdef str start_name = "start_new_thread"
+cdef dict modules = sys.modules
+cdef PyObject* native_start = NULL  # the start_new_thread that was found to start threads; borrowed, only compared
 
 
 cdef void _after_fork_in_child() noexcept:
@@ -618,6 +630,8 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
             result = attempt(context)
             if result or (deadline != NEVER and now_ns() >= deadline):
                 return result
+            if owner == NULL:  # a worker's own thread is one, whatever was patched since it started
+                refuse_greenlets()
             begin_sleep(q, node, searching)
             searching = False
             result = attempt(context)  # the last look
@@ -652,6 +666,44 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
             notify(q)
         if looked == NAPPED:
             learn_nap(&q.spin, rest)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# greenlets
+
+cdef int refuse_greenlets() except -1:
+    # Before a thread sleeps. What was looked at before costs a look into a dict.
+    global native_start
+    cdef PyObject* start = PyDict_GetItem(<PyObject*>thread_module, <PyObject*>start_name)
+    if start == native_start or start == NULL or start == <PyObject*>None:  # none: the interpreter has let go of it
+        return 0
+    library = patched_by()
+    if library is not None:
+        raise RuntimeError(
+            f"{library} has replaced threads by greenlets (monkey-patching), which ringmill cannot work with: "
+            "leave threads as they are, with gevent.monkey.patch_all(thread=False) or eventlet.monkey_patch(thread=False)"
+        )
+    native_start = start
+    return 0
+
+
+cdef str patched_by():
+    # Another tool, a debugger for instance, may replace the function too, by one that starts a thread.
+    for library, module, function, names in (
+        ("gevent", "gevent.monkey", "is_module_patched", ("threading", "_thread", "thread")),
+        ("eventlet", "eventlet.patcher", "is_monkey_patched", ("thread", "threading", "_thread")),
+    ):
+        is_patched = getattr(modules.get(module), function, None)
+        if is_patched is not None and True in [bool(is_patched(name)) for name in names]:
+            return library
+        if str(getattr(thread_module.get(start_name), "__module__", None)).split(".")[0] == library:
+            return library
+    return None
+
+
+def check_threads():
+    """RuntimeError if gevent or eventlet has replaced threads by greenlets."""
+    refuse_greenlets()
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""The end of the program: running pools finish what they accepted, before the program's own exit hooks run.
+
+`threading` calls what is registered with its `_register_atexit` when the main thread has ended, before it joins the
+non-daemon threads, and so before `atexit`, `weakref.finalize` and `TemporaryDirectory`. `concurrent.futures` itself uses
+it; it is private, and the one private name of the standard library that ringmill depends on. The functions are called in
+reverse order, so this module registers after `concurrent.futures.thread`, and once more after
+`concurrent.futures.process`: the pools come first, and their operations may use executors until the end.
+
+Where the name is missing, or another hook of that kind was left by an exception, `atexit` calls it: later than the hooks
+that were registered after ringmill was imported, and otherwise the same.
+
+An exception that left the hook would skip the older hooks and the joining of non-daemon threads; so none does. It waits
+on events of the runs: on CPython 3.11 a Thread.join that was interrupted cannot be repeated.
+
+May import `supervisor` and the compiled core.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+
+from ._core.operation import complete, take_interrupt
+from .supervisor import Supervisor
+
+_register: Callable[[Callable[[], None]], object] | None = getattr(threading, "_register_atexit", None)
+_begun = False  # nothing is started any more
+_ended = False  # the hook has run
+_ahead_of_processes = False
+_runs: dict[int, weakref.ref[Supervisor]] = {}  # those that were started, by id; some are over, or gone
+
+
+def has_begun() -> bool:
+    """Whether the main thread has ended, so that no pool may be started."""
+    return _begun
+
+
+def add(run: Supervisor) -> bool:
+    """Has the run finished when the main thread ends. False: that has begun, and the caller ends the run."""
+    global _ahead_of_processes
+    for key, reference in list(_runs.items()):
+        if reference() is None:
+            _runs.pop(key, None)
+    _runs[id(run)] = weakref.ref(run)
+    if not _ahead_of_processes and "concurrent.futures.process" in sys.modules:
+        _ahead_of_processes = True
+        _register_hook()
+    return not _begun  # read after the run was added; _finish reads in the other order, so one of the two sees the other
+
+
+def after_fork_in_child() -> None:
+    """The runs are the parent's, and a thread of the parent may have been inside the dict."""
+    global _runs
+    _runs = {}
+
+
+def _register_hook() -> None:
+    global _begun
+    if _register is not None:
+        try:
+            _register(_at_exit)
+        except RuntimeError:  # too late
+            _begun = True
+
+
+def _at_exit() -> None:
+    if not _ended:
+        complete(_finish, 1 if _was_interrupted() else 0)
+
+
+def _was_interrupted() -> bool:
+    """Whether a KeyboardInterrupt ended the program. In an interactive one it ended a statement only."""
+    return not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
+
+
+def _finish(interrupts: int) -> None:
+    """Finishes all runs; after one interrupt only what has begun, after a second one it does not wait.
+
+    Called again, with one more, whenever it is left by an exception: see `complete`.
+    """
+    global _begun, _ended
+    _begun = True
+    runs = [run for reference in list(_runs.values()) if (run := reference()) is not None]
+    runs = [run for run in runs if not run.core.is_inherited and not run.given_up]
+    for run in runs:
+        run.stop_accepting()
+    if interrupts:
+        for run in runs:
+            with contextlib.suppress(MemoryError):  # all are cancelled; the list of them is of no use here
+                run.core.cancel_pending()
+    interrupt = take_interrupt()
+    if interrupt is not None:
+        raise interrupt
+    for run in runs:
+        if interrupts < 2:
+            run.join(None)
+        else:
+            run.given_up = True
+    _ended = True
+
+
+with contextlib.suppress(RuntimeError):  # it registers a hook of its own, which is too late once the end has begun
+    import concurrent.futures.thread  # noqa: F401
+_register_hook()
+atexit.register(_at_exit)
