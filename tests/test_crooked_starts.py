@@ -6,6 +6,7 @@ place in turn; test_memory_errors.py fails the allocations themselves.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -203,3 +204,99 @@ def test_a_last_thread_that_cannot_end_the_run(monkeypatch: pytest.MonkeyPatch) 
     wait_until(lambda: not run.alive())
     assert not run.core.threads.await_over(0)
     works_again(pool, crew)
+
+
+@pytest.mark.parametrize("raised", [None, ZeroDivisionError, asyncio.CancelledError])
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_async_with_ends_the_pool_though_no_thread_can_be_started_for_it(
+    raised: type[BaseException] | None, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was accepted is finished, or cancelled after an error; the loop is not blocked meanwhile."""
+    start = threading.Thread.start
+    gate, begun, calls = threading.Event(), threading.Event(), []
+
+    class Held(Hand):
+        def process(self, op: Job) -> None:
+            begun.set()
+            assert gate.wait(LONG)
+
+    class Told(WorkerPool[Job]):
+        def shutdown(self, *args: Any, **kwargs: Any) -> list[Job]:
+            calls.append("shutdown")
+            return super().shutdown(*args, **kwargs)
+
+    def start_or_raise(thread: threading.Thread) -> None:
+        if thread.name.endswith("-shutdown"):
+            raise error
+        start(thread)
+
+    crew = [Held()]
+    pool = Told(crew)
+    ops = [Job() for _ in range(3)]
+
+    async def main() -> None:
+        async with pool:
+            for op in ops:
+                pool.do(op)
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            monkeypatch.setattr(threading.Thread, "start", start_or_raise)
+            asyncio.get_running_loop().call_later(0.05, gate.set)
+            if raised is not None:
+                raise raised
+
+    if raised is None:
+        asyncio.run(main())
+    else:
+        with pytest.raises(raised):
+            asyncio.run(main())
+    rest = Outcome.SUCCEEDED if raised is None else Outcome.CANCELLED
+    assert [op.outcome for op in ops] == [Outcome.SUCCEEDED, rest, rest]
+    assert crew[0].cleanups == 1
+    assert calls == ["shutdown"]
+    run = pool._run
+    assert run is not None
+    assert not run.alive()
+
+
+def test_async_with_that_is_cancelled_as_it_ends_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not begun is cancelled, and the cancellation goes on when the rest is finished."""
+    gate, begun = threading.Event(), threading.Event()
+
+    class Held(Hand):
+        def process(self, op: Job) -> None:
+            begun.set()
+            assert gate.wait(LONG)
+
+    start = threading.Thread.start
+
+    def start_or_raise(thread: threading.Thread) -> None:
+        if thread.name.endswith("-shutdown"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    pool = WorkerPool([Held()])
+    ops = [Job() for _ in range(3)]
+
+    async def use() -> None:
+        async with pool:
+            for op in ops:
+                pool.do(op)
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        task = asyncio.create_task(use())
+        while "shutting down" not in repr(pool):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        while ops[-1].outcome is Outcome.PENDING:
+            await asyncio.sleep(0.001)
+        assert not task.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_raise)
+    asyncio.run(main())
+    assert [op.outcome for op in ops] == [Outcome.SUCCEEDED, Outcome.CANCELLED, Outcome.CANCELLED]

@@ -143,7 +143,13 @@ cdef extern from "Python.h":
 cdef dict thread_module = _thread.__dict__
 cdef str start_name = "start_new_thread"
 cdef dict modules = sys.modules
-cdef PyObject* native_start = NULL  # the start_new_thread that was found to start threads; borrowed, only compared
+cdef str gevent_name = "gevent.monkey"
+cdef str eventlet_name = "eventlet.patcher"
+# The addresses of the start_new_thread that was found to start threads, and of those two modules then; only compared.
+# relaxed, all: a thread that reads an older one looks again.
+cdef atomic[uint64_t] native_start
+cdef atomic[uint64_t] gevent_then
+cdef atomic[uint64_t] eventlet_then
 
 
 cdef void _after_fork_in_child() noexcept:
@@ -672,26 +678,40 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
 # greenlets
 
 cdef int refuse_greenlets() except -1:
-    # Before a thread sleeps. What was looked at before costs a look into a dict.
-    global native_start
+    # Before a thread sleeps. Where nothing has changed since the last time, it costs a look into two dicts.
     cdef PyObject* start = PyDict_GetItem(<PyObject*>thread_module, <PyObject*>start_name)
-    if start == native_start or start == NULL or start == <PyObject*>None:  # none: the interpreter has let go of it
+    cdef PyObject* gevent = PyDict_GetItem(<PyObject*>modules, <PyObject*>gevent_name)
+    cdef PyObject* eventlet = PyDict_GetItem(<PyObject*>modules, <PyObject*>eventlet_name)
+    if (
+        native_start.load(memory_order_relaxed) == <uint64_t>start
+        and gevent_then.load(memory_order_relaxed) == <uint64_t>gevent
+        and eventlet_then.load(memory_order_relaxed) == <uint64_t>eventlet
+    ):
         return 0
+    if start == NULL or start == <PyObject*>None:  # the interpreter ends, and has let go of it
+        return 0
+    check_threads()
+    native_start.store(<uint64_t>start, memory_order_relaxed)
+    gevent_then.store(<uint64_t>gevent, memory_order_relaxed)
+    eventlet_then.store(<uint64_t>eventlet, memory_order_relaxed)
+    return 0
+
+
+def check_threads():
+    """RuntimeError if gevent or eventlet has replaced threads by greenlets."""
     library = patched_by()
     if library is not None:
         raise RuntimeError(
             f"{library} has replaced threads by greenlets (monkey-patching), which ringmill cannot work with: "
             "leave threads as they are, with gevent.monkey.patch_all(thread=False) or eventlet.monkey_patch(thread=False)"
         )
-    native_start = start
-    return 0
 
 
 cdef str patched_by():
     # Another tool, a debugger for instance, may replace the function too, by one that starts a thread.
     for library, module, function, names in (
-        ("gevent", "gevent.monkey", "is_module_patched", ("threading", "_thread", "thread")),
-        ("eventlet", "eventlet.patcher", "is_monkey_patched", ("thread", "threading", "_thread")),
+        ("gevent", gevent_name, "is_module_patched", ("threading", "_thread", "thread")),
+        ("eventlet", eventlet_name, "is_monkey_patched", ("thread", "threading", "_thread")),
     ):
         is_patched = getattr(modules.get(module), function, None)
         if is_patched is not None and True in [bool(is_patched(name)) for name in names]:
@@ -699,11 +719,6 @@ cdef str patched_by():
         if str(getattr(thread_module.get(start_name), "__module__", None)).split(".")[0] == library:
             return library
     return None
-
-
-def check_threads():
-    """RuntimeError if gevent or eventlet has replaced threads by greenlets."""
-    refuse_greenlets()
 
 
 # ---------------------------------------------------------------------------------------------------------------
