@@ -1,5 +1,6 @@
-"""A KeyboardInterrupt on the main thread inside a hook of the user's: raised by the call that the main thread made, once
-what that call began is complete. On any other thread it is logged.
+"""A KeyboardInterrupt on the main thread inside a hook of the user's: raised by the call that the main thread made.
+
+Raised once what that call began is complete. On any other thread it is logged.
 
 pytest runs tests on the main thread; whatever a hook raises, the test sees where it comes out.
 """
@@ -202,14 +203,13 @@ def test_a_stream_that_is_closed(kind: str, end: str, interrupt: Callable[[], No
     else:
         stream = running.pool.wrap(running.jobs, feed="thread")
         wait_until(lambda: running.pool.stats().accepted == 6)
+    ends: dict[str, Callable[[], object]] = {
+        "close": stream.close,
+        "with": lambda: stream.__exit__(None, None, None),
+        "aclose": lambda: asyncio.run(stream.aclose()),
+    }
     with pytest.raises(KeyboardInterrupt):
-        if end == "close":
-            stream.close()
-        elif end == "with":
-            with stream:
-                pass
-        else:
-            asyncio.run(stream.aclose())
+        ends[end]()
     assert stream.closed
     assert [*stream] == []
     running.worker.gate.set()

@@ -1,13 +1,13 @@
 """The end of the program: running pools finish what they accepted, before the program's own exit hooks run.
 
 `threading` calls what is registered with its `_register_atexit` when the main thread has ended, before it joins the
-non-daemon threads, and so before `atexit`, `weakref.finalize` and `TemporaryDirectory`. `concurrent.futures` itself uses
-it; it is private, and the one private name of the standard library that ringmill depends on. The functions are called in
+non-daemon threads, and so before `atexit`, `weakref.finalize` and `TemporaryDirectory`. `concurrent.futures` uses it
+too. It is private, the one private name of the standard library that ringmill depends on. The functions are called in
 reverse order, so this module registers after `concurrent.futures.thread`, and once more after
 `concurrent.futures.process`: the pools come first, and their operations may use executors until the end.
 
-Where the name is missing, or another hook of that kind was left by an exception, `atexit` calls it: later than the hooks
-that were registered after ringmill was imported, and otherwise the same.
+Where the name is missing, or another function of that kind was left by an exception, `atexit` calls the hook: later
+than the hooks that were registered after ringmill was imported, and otherwise the same.
 
 An exception that left the hook would skip the older hooks and the joining of non-daemon threads; so none does. It waits
 on events of the runs: on CPython 3.11 a Thread.join that was interrupted cannot be repeated.
@@ -49,7 +49,7 @@ def add(run: Supervisor) -> bool:
     if not _ahead_of_processes and "concurrent.futures.process" in sys.modules:
         _ahead_of_processes = True
         _register_hook()
-    return not _begun  # read after the run was added; _finish reads in the other order, so one of the two sees the other
+    return not _begun  # read after the run was added; _finish does it in the other order, so one sees the other
 
 
 def after_fork_in_child() -> None:

@@ -271,7 +271,7 @@ class PoolFuture(Future[R]):
         self._call_back()
 
     def _call_back(self) -> None:
-        """Calls what is to be called, each once. A KeyboardInterrupt or its like is raised when all have been called."""
+        """Calls what is to be called, each once. Raises a KeyboardInterrupt, or its like, when all have been called."""
         with self._condition:
             callbacks, self._done_callbacks = self._done_callbacks, []
         interrupt: BaseException | None = None

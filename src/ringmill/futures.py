@@ -202,8 +202,8 @@ class PoolExecutor(Executor):
 
         `cancel_futures`: what has not begun is cancelled, once each thread that is free has begun one. Idempotent. One
         of the executor's own threads cannot wait for its end: RuntimeError, after the rest of this. A KeyboardInterrupt
-        on the main thread, also one in a callback, cancels what has not begun, and is raised once what has is finished; a
-        second one is raised at once.
+        on the main thread, also one in a callback, cancels what has not begun, and is raised once what has is finished;
+        a second one is raised at once.
         """
         self._closed = True
         run = self._pool._current()

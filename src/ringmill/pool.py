@@ -158,8 +158,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
         When an `init` raises, those that came up are cleaned up, and `WorkerInitError` carries every cause; the pool is
         stopped then and may be started again. TimeoutError after `timeout` seconds (None: without limit): late inits
         are cleaned up. While a thread of an earlier run still lives it waits for it, up to `timeout`, then raises
-        RuntimeError. `PoolNotRunning` once the main thread has ended; RuntimeError where gevent or eventlet has replaced
-        threads by greenlets.
+        RuntimeError. `PoolNotRunning` once the main thread has ended; RuntimeError where gevent or eventlet has
+        replaced threads by greenlets.
         """
         check_threads()
         if timeout is not None:
@@ -228,9 +228,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
         CANCELLED and returns it. After `timeout` seconds, what is left is cancelled and returned, and the log names
         each worker that is still stuck, with its stack. `wait=False` returns at once; a later call can wait.
         Idempotent, quiet on a broken pool; afterwards `start()` works again. RuntimeError from one of the pool's own
-        workers, unless `wait=False`. A KeyboardInterrupt on the main thread, also one in an operation's `done()` or in a
-        worker's `interrupt()`, cancels what has not begun, and is raised when the rest is finished; a second one is raised
-        at once.
+        workers, unless `wait=False`. A KeyboardInterrupt on the main thread, also one in an operation's `done()` or in
+        a worker's `interrupt()`, cancels what has not begun, and is raised when the rest is finished; a second one is
+        raised at once.
         """
         if timeout is not None:
             _seconds("timeout", timeout)

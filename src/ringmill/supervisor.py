@@ -188,7 +188,7 @@ class Supervisor:
         return cancelled
 
     def _finish_begun(self, wait: bool, cancel_pending: bool, deadline: float | None) -> bool:
-        """After a KeyboardInterrupt, which the caller raises: cancels what has not begun, waits for the rest, as `join`."""
+        """After a KeyboardInterrupt, which the caller raises: cancels what has not begun, waits as `join` does."""
         self.core.drain()
         if wait or cancel_pending:
             self.core.cancel_pending()
