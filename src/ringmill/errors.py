@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import sys
-import threading
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
+
+from .arguments import describe as describe
+from .arguments import seconds
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -28,31 +32,43 @@ __all__ = [
 ]
 
 
-#: How many characters of a `repr` a message quotes.
-QUOTED = 200
-
-
-def describe(value: object) -> str:
-    """How a message quotes a user's object: its `repr`, at most 200 characters of it.
-
-    Whatever that `repr` does, this returns: where it raises, the type and address are named instead. Only a
-    KeyboardInterrupt on the main thread is raised, since it is meant for the program. Runs user code, so no lock may be
-    held.
-    """
-    try:
-        text = repr(value)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise
-        text = object.__repr__(value)
-    # A subclass of str may be returned, with methods of its own: str's are called.
-    if str.__len__(text) <= QUOTED:
-        return str.__str__(text)
-    return str.__getitem__(text, slice(QUOTED - 3)) + "..."
-
-
 class RingmillError(Exception):
-    """The root of ringmill's own exceptions."""
+    """The root of ringmill's own exceptions.
+
+    They can be copied and pickled, subclasses with an `__init__` of any signature included: it is not called again. A
+    subclass's `__getnewargs__`, `__getnewargs_ex__` and `__getstate__` are honoured, as in other objects. `__notes__`
+    travel; `__cause__`, `__context__` and the traceback do not, as with all exceptions.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names: dict[str, Any] = {}
+        arguments: tuple[Any, ...] = super().__reduce__()[1]  # an OSError's are more than `args`
+        given = arguments
+        if hasattr(self, "__getnewargs_ex__"):
+            given, names = self.__getnewargs_ex__()
+        elif hasattr(self, "__getnewargs__"):
+            given = self.__getnewargs__()
+        return _made_again, (type(self), arguments, given, names), self.__getstate__()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) == 2:  # of a subclass with slots
+            state, slots = state
+            for name, value in slots.items():
+                setattr(self, name, value)
+        super().__setstate__(state)
+
+
+def _made_again(
+    cls: type[BaseException], arguments: tuple[Any, ...], given: tuple[Any, ...], names: dict[str, Any]
+) -> BaseException:
+    """An exception as it was when it was pickled, but for its state. The interpreter's own `__init__` sets `args`."""
+    error: BaseException = cls.__new__(cls, *given, **names)
+    builtin = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+    builtin.__init__(error, *arguments)
+    return error
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that was made by Python code
 
 
 if sys.version_info >= (3, 13):
@@ -80,11 +96,48 @@ class BrokenPool(RingmillError, BrokenExecutor):
 
 
 class WorkerInitError(RingmillError):
-    """`start` failed because a worker's `init` raised; `causes` lists each worker with its exception."""
+    """`start` failed because a worker's `init` raised; `causes` lists each worker with its exception.
 
-    def __init__(self, message: str, causes: list[tuple[Worker[Any], BaseException]]) -> None:
+    In a copy they are the same objects. In a pickle, a worker or an exception that cannot be pickled, or not be
+    unpickled, is replaced: a worker by its description, a string, and an exception by a RingmillError that has the
+    description as its message.
+    """
+
+    def __init__(self, message: str, causes: Iterable[tuple[Worker[Any], BaseException]]) -> None:
         super().__init__(message)
-        self.causes = causes
+        self.causes: list[tuple[Worker[Any], BaseException]] = _Causes(causes)
+
+
+class _Causes(list[Any]):
+    """The causes of a WorkerInitError, which may hold what cannot be copied, such as a worker's connection."""
+
+    def __deepcopy__(self, memo: object) -> _Causes:
+        return _Causes(self)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _unpickled_causes, ([(_pickled(worker), _pickled(error)) for worker, error in self],)
+
+
+def _pickled(value: object) -> tuple[bytes | None, str]:
+    """The value, pickled on its own, unless it cannot be, and its description."""
+    try:
+        return pickle.dumps(value), describe(value)
+    except Exception:
+        return None, describe(value)
+
+
+def _unpickled_causes(pairs: list[tuple[tuple[bytes | None, str], tuple[bytes | None, str]]]) -> _Causes:
+    return _Causes([(_unpickled(worker, str), _unpickled(error, RingmillError)) for worker, error in pairs])
+
+
+def _unpickled(packed: tuple[bytes | None, str], otherwise: type) -> Any:
+    data, description = packed
+    if data is not None:
+        try:
+            return pickle.loads(data)
+        except Exception:
+            pass  # its class cannot be imported here, for instance
+    return otherwise(description)
 
 
 class OperationReused(RingmillError, ValueError):
@@ -102,17 +155,15 @@ class RetriesExhausted(RingmillError):
 class Retry(RingmillError):
     """Raised by `Worker.process`: failed this time, try again.
 
-    `delay`, in seconds, says when at the earliest, and goes before the pool's `backoff`.
+    `delay`, in seconds, says when at the earliest, and goes before the pool's `backoff`. None: at once, or as `backoff`
+    says.
     """
+
+    delay: float | None = None  # of a subclass whose `__init__` does not call this one
 
     def __init__(self, *args: object, delay: float | None = None) -> None:
         super().__init__(*args)
-        if delay is not None:
-            if isinstance(delay, bool) or not isinstance(delay, (int, float)):
-                raise TypeError(f"delay must be a number of seconds or None, not {delay!r}")
-            if not delay >= 0:
-                raise ValueError(f"delay must not be negative, got {delay!r}")
-        self.delay = delay
+        self.delay = None if delay is None else seconds("delay", delay, optional=True)
 
 
 class Reject(RingmillError):

@@ -6,27 +6,31 @@ May import the compiled core, and nothing above.
 from __future__ import annotations
 
 import sys
+import weakref
 from abc import ABC
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._core.operation import OperationBase, Outcome
-from .errors import Reject, Retry
+from .errors import Reject, Retry, describe
 
 __all__ = ["Operation", "Outcome", "Task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESERVED = ("outcome", "error", "tries")
+#: Names that are not fields of an operation: what the pool keeps, and the verbs, which may be overridden as methods.
+KEPT = ("outcome", "error", "tries")
+VERBS = ("wait", "done", "increment_try", "cancel", "check", "reset")
 
 
 class Operation(OperationBase, ABC):
     """One unit of work: it carries its own input and output, and can be waited for.
 
-    Subclass it and add fields; `super().__init__()` need not be called, and a `@dataclass` works: operations are
-    never hashed or compared. `outcome`, `error` and `tries` cannot be fields. The verbs `increment_try`, `wait` and
-    `done` may be overridden, to be told; nothing depends on what an override does.
+    Subclass it and add fields; `super().__init__()` need not be called, and `@dataclass` and `@attrs.define` work:
+    operations are never hashed or compared. `outcome`, `error`, `tries`, `wait`, `done`, `increment_try`, `cancel`,
+    `check` and `reset` cannot be fields. The verbs `increment_try`, `wait` and `done` may be overridden, to be told;
+    nothing depends on what an override does. They are looked up on the class. A copy or pickle arrives new.
 
     >>> class Square(Operation):
     ...     def __init__(self, number: int) -> None:
@@ -37,11 +41,33 @@ class Operation(OperationBase, ABC):
 
     __slots__ = ()
 
+    # The compiled base takes weak references without this attribute, by which attrs and others know a class that does.
+    __weakref__ = property(lambda self: next(iter(weakref.getweakrefs(self)), None))
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in RESERVED:
-            if name in cls.__dict__ or name in _annotations(cls):
-                raise TypeError(f"{cls.__qualname__}.{name}: the name is reserved by Operation, choose another")
+        _refuse_fields(cls, KEPT, VERBS, OperationBase, "Operation")
+
+
+# As if it had the slot: so that @dataclass(slots=True, weakref_slot=True) adds no second one (CPython 3.11 and 3.12).
+Operation.__slots__ = ("__weakref__",)  # type: ignore[assignment]
+
+
+def _refuse_fields(cls: type, kept: tuple[str, ...], verbs: tuple[str, ...], base: type, kind: str) -> None:
+    """TypeError for a class that has a field of a reserved name, its own or that of a class mixed in."""
+    for owner in cls.__mro__:
+        if owner is not cls:
+            if base in owner.__mro__ or owner in base.__mro__:
+                continue  # checked when it was made, or none of the user's
+            if getattr(owner, "_is_protocol", False):
+                continue  # it describes what an operation has
+        annotated = _annotations(owner)
+        for name in (*kept, *verbs):
+            # Of a method, the class gives a function; of a slot, a property or a field, what cannot be called.
+            if name in annotated or (
+                name in owner.__dict__ and (name in kept or not callable(getattr(owner, name, None)))
+            ):
+                raise TypeError(f"{owner.__qualname__}.{name}: the name is reserved by {kind}, choose another")
 
 
 if sys.version_info >= (3, 14):
@@ -75,9 +101,13 @@ class Task(Operation, Generic[R]):
 
     value: R  #: what `fn` returned, once it did
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_fields(cls, (), ("run", "result", "exception"), TaskBase, "Task")
+
     def __init__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(fn):
-            raise TypeError(f"fn must be callable, got {fn!r}")
+            raise TypeError(f"fn must be callable, got {describe(fn)}")
         self.fn: Callable[..., R] = fn
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
@@ -113,6 +143,14 @@ class Task(Operation, Generic[R]):
         self.check()
         return self.value
 
+    def __getstate__(self) -> object:
+        """As object's, without the value: a copy arrives new."""
+        state = super().__getstate__()
+        if isinstance(state, tuple):
+            fields, slots = state
+            return fields, {name: slot for name, slot in slots.items() if name != "value"}
+        return state
+
     def _wait(self, timeout: float | None) -> None:
         if not self.wait(timeout):
-            raise TimeoutError(f"{self!r} was not done within {timeout} s")
+            raise TimeoutError(f"{describe(self)} was not done within {timeout} s")

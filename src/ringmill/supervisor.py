@@ -31,7 +31,7 @@ from typing import Any
 from ._core import clock
 from ._core.context import InContext
 from ._core.dispatch import Core, Runner, matches
-from ._core.operation import log_event, report_hook, take_interrupt
+from ._core.operation import call_verb, log_event, report_hook, take_interrupt
 from ._core.waiter import check_threads
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
@@ -393,7 +393,7 @@ class Supervisor:
     def _retry(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
         tries = runner.count_try()
         try:
-            type(op).increment_try(op)
+            call_verb(op, "increment_try")
         except BaseException as raised:
             log_event(logging.ERROR, "%s.increment_try() raised", (type(op).__qualname__,), raised)
         if self.settings.max_tries is not None and tries >= self.settings.max_tries:

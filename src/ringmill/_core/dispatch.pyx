@@ -156,7 +156,7 @@ cdef class Core(Redrives):
         context = capture() if carries else None  # before it is accepted: this may fail
         self.check_open()
         if not accept(op, self.number):
-            raise OperationReused(f"{op!r} is pending, or finished and not reset: reset() it when it is finished")
+            raise OperationReused(f"{describe(op)} is pending, or finished and not reset: reset() it when it is finished")
         if carries:
             op.set_context(context)
         return 0
@@ -273,7 +273,7 @@ cdef class Core(Redrives):
         except TypeError:
             if hasattr(type(operations), "__iter__"):
                 raise
-            raise TypeError(f"ops must be an iterable of Operations, got {operations!r}") from None
+            raise TypeError(f"ops must be an iterable of Operations, got {describe(operations)}") from None
         count = len(ops)
         self.check_open()
         feed = Feed(RingBuffer(count or 1), RingBuffer(count or 1))
@@ -282,10 +282,10 @@ cdef class Core(Redrives):
             for k in range(count):
                 raw = (<PyListObject*>ops).ob_item[k]
                 if not is_operation(raw):
-                    raise TypeError(f"ops must be Operations, got {<object>raw!r}")
+                    raise TypeError(f"ops must be Operations, got {describe(<object>raw)}")
                 if not accept(<OperationBase>raw, self.number):
                     raise OperationReused(
-                        f"{<object>raw!r} is pending, or finished and not reset: reset() it when finished"
+                        f"{describe(<object>raw)} is pending, or finished and not reset: reset() it when finished"
                     )
                 taken = k + 1
                 if self.carries:

@@ -90,6 +90,7 @@ cdef extern from "Python.h":
 cdef PyTypeObject* operation_type   # OperationBase; only to be read
 
 cdef object wake_waiters(OperationBase op)
+cpdef object call_verb(OperationBase op, str name)
 
 cdef inline bint is_operation(PyObject* o) noexcept nogil:
     return PyObject_TypeCheck(o, operation_type)

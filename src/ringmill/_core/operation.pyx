@@ -61,7 +61,7 @@ from ringmill._core.waiter cimport (
     wake_node,
 )
 
-from ringmill.errors import OperationReused
+from ringmill.errors import OperationReused, describe
 
 cdef extern from *:
     """
@@ -220,7 +220,7 @@ cdef class OperationBase:
             self.set_context(None)
         if overridden:
             try:
-                self.done()
+                call_verb(self, "done")
             except BaseException as error:
                 hook_raised(error, "done() raised in %s", type(self).__qualname__)
         self.release(phase)
@@ -447,8 +447,8 @@ cdef class OperationBase:
                 note.seen = True
                 raise raisable(note)
         if phase == CANCELLED:
-            raise CancelledError(f"{self!r} was cancelled")
-        raise InvalidStateError(f"{self!r} is not finished: wait() for it first")
+            raise CancelledError(f"{describe(self)} was cancelled")
+        raise InvalidStateError(f"{describe(self)} is not finished: wait() for it first")
 
     def reset(self):
         """Makes a finished operation new, to be accepted once more; does nothing to a new one.
@@ -458,8 +458,8 @@ cdef class OperationBase:
         """
         if reset(self) is None:
             if phase_of(self) == CANCELLED:
-                raise OperationReused(f"{self!r} still has its place in the queue, which no worker has passed yet")
-            raise OperationReused(f"{self!r} is pending and cannot be reset: wait() for it first")
+                raise OperationReused(f"{describe(self)} still has its place in the queue, which no worker has passed yet")
+            raise OperationReused(f"{describe(self)} is pending and cannot be reset: wait() for it first")
 
     def _fail(self, error):
         # For the worker that runs it: failed, though process returns. Task.run uses it.
@@ -472,18 +472,68 @@ cdef class OperationBase:
         tries = f", tries={self.tries}" if self.tries else ""
         return f"<{type(self).__qualname__} {OUTCOMES[phase_of(self)].value}{tries} at {<uintptr_t><void*>self:#x}>"
 
-    # Pickles and copies arrive new: the subclass's own fields travel, the state does not.
-
-    def __getstate__(self):
-        slots = {
-            name: getattr(self, name) for name in copyreg._slotnames(type(self)) if hasattr(self, name)
-        }
-        fields = getattr(self, "__dict__", None)
-        return (fields, slots) if slots else fields
+    # Pickles and copies arrive new: the subclass's own fields travel, the state does not. As for an object in Python
+    # alone, a class that defines a part of this itself is asked for it, also one that comes after this one in the order
+    # of the bases. object's own way is not open: it refuses a type with compiled fields.
 
     def __reduce_ex__(self, protocol):
-        return copyreg.__newobj__, (type(self),), self.__getstate__()
+        override = _defined(self, "__reduce_ex__", True)
+        if override is not None:
+            return override(protocol)
+        override = _defined(self, "__reduce__", False)
+        return _reduce(self) if override is None else override()
 
+    def __reduce__(self):
+        override = _defined(self, "__reduce__", True)
+        return _reduce(self) if override is None else override()
+
+
+
+cdef object _defined(OperationBase op, str name, bint after):
+    # The method that a class of the operation's defines itself, bound; or None. `after`: only by a class that comes after
+    # OperationBase, which hides it.
+    for owner in type(op).__mro__:
+        if owner is OperationBase:
+            after = False
+        elif owner is object:
+            break
+        elif not after and name in owner.__dict__:
+            found = owner.__dict__[name]
+            bind = getattr(type(found), "__get__", None)
+            return found if bind is None else bind(found, op, type(op))
+    return None
+
+
+cdef object _reduce(OperationBase op):
+    # What object.__reduce_ex__ gives from protocol 2 on, for all protocols.
+    cls = type(op)
+    arguments = ()
+    names = None
+    if hasattr(op, "__getnewargs_ex__"):
+        found = op.__getnewargs_ex__()
+        if type(found) is not tuple or len(found) != 2:
+            raise TypeError(f"{cls.__qualname__}.__getnewargs_ex__ must return a pair, not {describe(found)}")
+        arguments, names = found
+        if not isinstance(arguments, tuple) or not isinstance(names, dict):
+            raise TypeError(
+                f"{cls.__qualname__}.__getnewargs_ex__ must return a tuple and a dict, not {describe(found)}"
+            )
+    elif hasattr(op, "__getnewargs__"):
+        arguments = op.__getnewargs__()
+        if not isinstance(arguments, tuple):
+            raise TypeError(f"{cls.__qualname__}.__getnewargs__ must return a tuple, not {describe(arguments)}")
+    state = op.__getstate__()
+    if names:
+        return copyreg.__newobj_ex__, (cls, arguments, names), state
+    return copyreg.__newobj__, (cls, *arguments), state
+
+
+cpdef object call_verb(OperationBase op, str name):
+    # Calls a verb that a class overrides, looked up there, as Python looks up special methods: an attribute of that name
+    # that was set on the operation is no verb.
+    verb = _defined(op, name, False)
+    if verb is not None:
+        verb()
 
 
 async def _until_done(OperationBase op):

@@ -1,9 +1,11 @@
 # A bounded queue of Python objects on the lock-free ring (ring.pxd): the face that users see, and how it waits.
 #
 # Sleeping and waking are waiter.pyx's: a put is followed by notify(not_empty), a get by notify(not_full). `ring` is made
-# in __cinit__ and freed in __dealloc__; its references are traversed for the garbage collector at the end of this file.
+# in __init__, since a subclass may have an __init__ of its own, and freed in __dealloc__; its references are traversed for
+# the garbage collector at the end of this file. Until __init__ has been called, and where it never is, `ring` is one that
+# all such objects share, empty and closed: nothing is put into it, nothing is found in it, and what puts and gets do with a
+# closed ring, which is not the common case, is where they look whether it is that one.
 
-import operator
 import queue
 from types import GenericAlias
 
@@ -13,13 +15,14 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset, strcmp
 from libc.stdint cimport uint64_t
-from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.attached cimport swap64
+from ringmill._core.attached cimport exchange32, swap64
 from ringmill._core.ring cimport (
     DONE,
     NOT_NOW,
     SHUT,
+    Ring,
     Slot,
     after,
     delete_ring,
@@ -52,6 +55,7 @@ from ringmill._core.waiter cimport (
     wait_for,
 )
 
+from ringmill.arguments import count as check_count, describe
 from ringmill.errors import Closed
 
 cdef object Full = queue.Full
@@ -83,6 +87,38 @@ cdef extern from "Python.h":
 
 # More slots than any address space holds are an error of the caller's, not a lack of memory.
 MAX_CAPACITY = (1 << 47) // sizeof(Slot)
+
+
+cdef Ring* allocate(Py_ssize_t capacity) noexcept:
+    # A new ring, empty and open; NULL where there is no memory.
+    cdef Ring* ring = new_ring()
+    cdef uint64_t index
+    if ring == NULL:
+        return NULL
+    ring.capacity = capacity
+    while <uint64_t>1 << ring.lap_bits <= <uint64_t>capacity:
+        ring.lap_bits += 1
+    ring.one_lap = <uint64_t>1 << ring.lap_bits
+    ring.slots = <Slot*>PyMem_RawMalloc(capacity * sizeof(Slot))
+    if ring.slots == NULL:
+        delete_ring(ring)
+        return NULL
+    ring.last = ring.slots + capacity - 1
+    for index in range(<uint64_t>capacity):
+        # relaxed: the ring is published to other threads by whoever hands the object over
+        ring.slots[index].stamp.store(index, memory_order_relaxed)
+    return ring
+
+
+cdef void deallocate(Ring* ring) noexcept:
+    PyMem_RawFree(ring.slots)
+    delete_ring(ring)
+
+
+cdef Ring* unmade = allocate(1)  # the ring of all that have not been initialized: see the head
+if unmade == NULL:
+    raise MemoryError
+shut(unmade)
 
 
 cdef inline uint64_t _since(atomic[uint64_t]* mark, uint64_t count) noexcept:
@@ -141,7 +177,8 @@ cdef class RingBuffer:
 
     Many threads may put and get at once. `capacity` is exact, any integer from 1 (items; not rounded). A put and a
     get are linearizable; `len` and the other observations are snapshots, which may be out of date when they return.
-    An item costs 16 bytes of capacity, whether it is there or not.
+    An item costs 16 bytes of capacity, whether it is there or not. `maxsize` is another name for the argument `capacity`.
+    A subclass may have an `__init__` of its own, which calls `super().__init__(capacity)`; a second call changes nothing.
 
     `put_nowait`, `get_nowait` and `close` never block and are re-entrant: they may be called from `__del__`, from
     weakref callbacks, signal handlers and the garbage collector. A thread that waits uses no CPU beyond a spin of
@@ -158,41 +195,46 @@ cdef class RingBuffer:
     ['a', 'b']
     """
 
-    def __cinit__(self, capacity, *args, **kwargs):
-        cdef uint64_t index
-        if isinstance(capacity, float) or not hasattr(type(capacity), "__index__"):
-            raise TypeError(f"capacity must be an integer, not {capacity!r}")
-        capacity = operator.index(capacity)
-        if not 1 <= capacity <= MAX_CAPACITY:
-            raise ValueError(f"capacity must be from 1 to {MAX_CAPACITY}, got {capacity!r}")
-        self.capacity = capacity
+    def __cinit__(self):  # takes no arguments, so that a subclass's __init__ may take any
         init_queue(&self.not_empty)
         init_queue(&self.not_full)
         init_queue(&self.all_finished)
-        self.ring = new_ring()
-        if self.ring != NULL:
-            self.ring.capacity = self.capacity
-            while <uint64_t>1 << self.ring.lap_bits <= <uint64_t>self.capacity:
-                self.ring.lap_bits += 1
-            self.ring.one_lap = <uint64_t>1 << self.ring.lap_bits
-            self.ring.slots = <Slot*>PyMem_RawMalloc(self.capacity * sizeof(Slot))
-        if self.ring == NULL or self.ring.slots == NULL:
-            raise MemoryError(f"a ring of {capacity!r} slots does not fit in memory")
-        self.ring.last = self.ring.slots + self.capacity - 1
-        for index in range(<uint64_t>self.capacity):
-            # relaxed: the ring is published to other threads by whoever hands the object over
-            self.ring.slots[index].stamp.store(index, memory_order_relaxed)
+        self.ring = unmade
 
-    def __init__(self, capacity):
-        pass  # everything is written once, in __cinit__
+    def __init__(self, capacity=..., *, maxsize=...):
+        cdef Ring* ring
+        if self.made.load(memory_order_relaxed):  # relaxed: the exchange decides
+            return  # called again: the ring is in use, and stays as it is
+        if capacity is ...:
+            if maxsize is ...:
+                raise TypeError("missing argument: capacity")
+            capacity = check_count("maxsize", maxsize, 1, MAX_CAPACITY)
+        elif maxsize is ...:
+            capacity = check_count("capacity", capacity, 1, MAX_CAPACITY)
+        else:
+            raise TypeError("maxsize is another name of capacity: give one of them")
+        ring = allocate(capacity)
+        if ring == NULL:
+            raise MemoryError(f"a ring of {capacity} slots does not fit in memory")
+        if exchange32(self.made, 1, memory_order_acq_rel):  # acq_rel: of two threads that initialize it, one does
+            deallocate(ring)
+            return
+        self.capacity = capacity
+        self.ring = ring
 
     def __dealloc__(self):
-        if self.ring == NULL:
+        if self.ring == NULL or self.ring == unmade:
             return
-        if self.ring.slots:
-            _drop_items(self)
-        PyMem_RawFree(self.ring.slots)
-        delete_ring(self.ring)
+        _drop_items(self)
+        deallocate(self.ring)
+
+    cdef int check_made(self) except -1:
+        # For all that does not raise at a closed ring by itself.
+        if self.ring == unmade:
+            raise RuntimeError(
+                f"{type(self).__qualname__} has not been initialized: its __init__ must call super().__init__(capacity)"
+            )
+        return 0
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -240,7 +282,9 @@ cdef class RingBuffer:
         return steal(item)
 
     cdef bint close_ring(self) except -1:
-        cdef bint first = shut(self.ring)
+        cdef bint first
+        self.check_made()
+        first = shut(self.ring)
         notify_all(&self.not_empty)
         notify_all(&self.not_full)
         return first
@@ -377,11 +421,7 @@ cdef class RingBuffer:
         cdef int result
         cdef Py_ssize_t limit = self.capacity
         if max is not None:
-            if isinstance(max, float) or not hasattr(type(max), "__index__"):
-                raise TypeError(f"max must be an integer or None, not {max!r}")
-            max = operator.index(max)
-            if max < 1:
-                raise ValueError(f"max must be at least 1, got {max!r}")
+            max = check_count("max", max, 1, optional=True)
             if max < limit:
                 limit = max
         cdef Py_ssize_t length = size(self.ring)
@@ -504,21 +544,26 @@ cdef class RingBuffer:
         ValueError when it is called more often than items were put. Who does not use it pays nothing for it.
         """
         if not self.finish():
+            self.check_made()
             raise ValueError("task_done() called too many times")
 
     def join(self):
         """Blocks until `task_done` has been called for every item that was put. Safe from any thread."""
+        self.check_made()
         if not all_finished(self):
             wait_for(&self.all_finished, join_attempt, join_attempt, <void*>self, NULL, 0, NEVER)
 
     @property
     def unfinished_tasks(self):
         """For how many of the items that were put `task_done` has not been called; a snapshot."""
-        cdef uint64_t finished = self.finished.load(memory_order_seq_cst)  # seq_cst: as in all_finished
+        cdef uint64_t finished
+        self.check_made()
+        finished = self.finished.load(memory_order_seq_cst)  # seq_cst: as in all_finished
         return put_count(self.ring) - finished
 
     def __len__(self):
         """How many items are there; a snapshot."""
+        self.check_made()
         return size(self.ring)
 
     def __bool__(self):
@@ -526,29 +571,35 @@ cdef class RingBuffer:
 
     def qsize(self):
         """How many items are there; a snapshot."""
+        self.check_made()
         return size(self.ring)
 
     def empty(self):
         """Whether no item is there; a snapshot."""
+        self.check_made()
         return not has_items(self.ring)
 
     def full(self):
         """Whether there is no room; a snapshot."""
+        self.check_made()
         return size(self.ring) == self.capacity
 
     @property
     def maxsize(self):
         """The capacity, by `queue.Queue`'s name."""
+        self.check_made()
         return self.capacity
 
     @property
     def closed(self):
         """Whether the ring is closed; once True, for ever."""
+        self.check_made()
         return is_shut(self.ring)
 
     @property
     def is_shutdown(self):
         """`closed`, by `queue.Queue`'s name."""
+        self.check_made()
         return is_shut(self.ring)
 
     def __iter__(self):
@@ -558,10 +609,16 @@ cdef class RingBuffer:
     def __next__(self):
         cdef PyObject* item = NULL
         if self.get_item(&item, NEVER, True) != DONE:
+            self.check_made()
             raise StopIteration
         return steal(item)
 
+    def __contains__(self, item):
+        raise TypeError("`in` would consume the ring's items: iterate it instead")
+
     def __repr__(self):
+        if self.ring == unmade:
+            return f"<{type(self).__name__}, not initialized>"
         state = "closed" if is_shut(self.ring) else "open"
         return f"<{type(self).__name__} {state}, {size(self.ring)} of {self.capacity}>"
 
@@ -586,12 +643,14 @@ cdef tuple copy_of(tuple items):
 
 cdef object _raise_put(RingBuffer ring, int result):
     if result == SHUT:
-        raise Closed(f"put on a closed ring: {ring!r}")
+        ring.check_made()
+        raise Closed(f"put on a closed ring: {describe(ring)}")
     raise Full
 
 
 cdef object _raise_put_many(RingBuffer ring, int result, Py_ssize_t count, list rest):
-    error = Closed(f"put on a closed ring: {ring!r}") if result == SHUT else Full()
+    ring.check_made()
+    error = Closed(f"put on a closed ring: {describe(ring)}") if result == SHUT else Full()
     error.count = count
     error.rest = rest
     raise error
@@ -599,7 +658,8 @@ cdef object _raise_put_many(RingBuffer ring, int result, Py_ssize_t count, list 
 
 cdef object _raise_get(RingBuffer ring, int result):
     if result == SHUT:
-        raise Closed(f"get from a ring that is closed and drained: {ring!r}")
+        ring.check_made()
+        raise Closed(f"get from a ring that is closed and drained: {describe(ring)}")
     raise Empty
 
 

@@ -23,7 +23,6 @@
 # turn: a binary lock, held while the source runs. Its own queue is for who closes an async source: no task may draw it then.
 
 import _thread
-import operator
 import queue
 from types import GenericAlias
 
@@ -79,6 +78,7 @@ from ringmill._core.waiter cimport (
     wait_for,
 )
 
+from ringmill.arguments import count as check_count, describe
 from ringmill.errors import Closed, OperationReused, PoolNotRunning
 
 cdef object Empty = queue.Empty
@@ -138,7 +138,7 @@ cdef int read_more(void* raw) noexcept:
 cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
     # Accepts what a source gave. Returns None, or the error that ends the source; raises where memory is short only.
     if not isinstance(op, OperationBase):
-        return TypeError(f"the source must give Operations, got {op!r}")
+        return TypeError(f"the source must give Operations, got {describe(op)}")
     context = capture() if core.carries else None  # before it is accepted: this may fail
     if resets and take_over(<OperationBase>op):
         renew(<OperationBase>op, NEW, 0)
@@ -149,7 +149,7 @@ cdef object accept_drawn(Core core, Feed feed, object op, bint resets):
         Py_DECREF(op)
         return core.stopped_error()  # ended meanwhile, by the pool or by the reader
     if not accept(<OperationBase>op, core.number):
-        return OperationReused(f"the source gave {op!r}, which is pending, or finished and not reset")
+        return OperationReused(f"the source gave {describe(op)}, which is pending, or finished and not reset")
     if context is not None:
         (<OperationBase>op).set_context(context)
     Py_INCREF(op)  # the ring's, if it gets there
@@ -171,7 +171,7 @@ cdef class Stream:
     may read and share them.
     """
 
-    def __cinit__(self, Core core, Feed feed, *, source=None, bint wraps=False, bint draws=False, bint resets=False,
+    def __cinit__(self, Core core not None, Feed feed not None, *, source=None, bint wraps=False, bint draws=False, bint resets=False,
                   bint awaits=False):
         self.core = core
         self.feed = feed
@@ -306,7 +306,7 @@ cdef class Stream:
             self.draw()
 
     cdef object not_here(self):
-        return TypeError(f"the source of {self!r} is an async iterable: read it with `async for`, or `aget`")
+        return TypeError(f"the source of {describe(self)} is an async iterable: read it with `async for`, or `aget`")
 
     cdef bint try_turn(self, uint64_t me) except -1:
         # `me`: the thread, or the task that draws an async source; 0: neither is to be checked.
@@ -500,7 +500,7 @@ cdef class Stream:
         """
         op = await self._read()
         if op is None:
-            raise Closed(f"all operations have been read: {self!r}")
+            raise Closed(f"all operations have been read: {describe(self)}")
         return op
 
     def __aiter__(self):
@@ -543,7 +543,7 @@ cdef class Stream:
         cdef PyObject* op = NULL
         cdef int result = self.read(&op, deadline_of(timeout), True)
         if result == SHUT:
-            raise Closed(f"all operations have been read: {self!r}")
+            raise Closed(f"all operations have been read: {describe(self)}")
         if result == NOT_NOW:
             raise Empty
         return steal(op)
@@ -557,12 +557,7 @@ cdef class Stream:
         cdef Py_ssize_t length
         cdef int64_t deadline = deadline_of(timeout)
         if max is not None:
-            if isinstance(max, float) or not hasattr(type(max), "__index__"):
-                raise TypeError(f"max must be an integer or None, not {max!r}")
-            max = operator.index(max)
-            if max < 1:
-                raise ValueError(f"max must be at least 1, got {max!r}")
-            limit = min(limit, max)
+            limit = min(limit, check_count("max", max, 1, optional=True))
         if self.draws:
             return self.get_many_drawing(limit, deadline)
         ops = [None]  # made before anything is taken, which would be lost if there were no memory for it
@@ -599,7 +594,7 @@ cdef class Stream:
         if result == NOT_NOW:
             raise Empty
         self.finish()
-        raise Closed(f"all operations have been read: {self!r}")
+        raise Closed(f"all operations have been read: {describe(self)}")
 
     def close(self):
         """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks.
@@ -654,12 +649,23 @@ cdef class Stream:
         total = self.feed.total.load(memory_order_acquire)  # acquire: pairs with end
         return None if total < 0 else total
 
-    def __len__(self):
-        """How many operations are ready to be read; a snapshot."""
+    @property
+    def ready(self):
+        """How many operations can be read now; a snapshot."""
         return size(self.feed.ready.ring)
+
+    def __len__(self):
+        """`total`, for progress bars; TypeError while it is not known."""
+        total = self.total
+        if total is None:
+            raise TypeError("how many operations will come out is not known yet: `ready` says how many can be read now")
+        return total
 
     def __bool__(self):
         return True
+
+    def __contains__(self, item):
+        raise TypeError("`in` would consume the stream's operations: iterate it instead")
 
     @property
     def closed(self):
@@ -735,7 +741,7 @@ cdef class PoolBase:
         cdef uint64_t me = PyThread_get_thread_ident()
         lock = self._lifecycle  # ours to release, also in the child of a fork, which has another
         if self._starter.load(memory_order_relaxed) == me:  # relaxed: equal only if this very thread wrote it
-            raise RuntimeError(f"{self!r} is being started by this very thread")
+            raise RuntimeError(f"{describe(self)} is being started by this very thread")
         # In slices: a signal that comes just before a lock waits does not end that wait.
         while True:
             if deadline is not None:
@@ -771,7 +777,7 @@ cdef class PoolBase:
         core = self._core
         release(&self._lock)
         if core is None:
-            raise PoolNotRunning(f"{self!r} is not running: call start()")
+            raise PoolNotRunning(f"{describe(self)} is not running: call start()")
         return core
 
     def _wrap(self, Core core not None, Feed feed not None, source, bint draws, bint resets, bint awaits=False):
@@ -788,7 +794,7 @@ cdef class PoolBase:
         """
         cdef int64_t deadline = NEVER
         if not isinstance(op, OperationBase):
-            raise TypeError(f"op must be an Operation, not {op!r}")
+            raise TypeError(f"op must be an Operation, not {describe(op)}")
         if timeout is not None:
             deadline = deadline_of(timeout)
         return self._running().do(<OperationBase>op, deadline)
@@ -799,7 +805,7 @@ cdef class PoolBase:
         Raises as `do`, but for `queue.Full`. A cancelled await has handed nothing over: the operation stays new.
         """
         if not isinstance(op, OperationBase):
-            raise TypeError(f"op must be an Operation, not {op!r}")
+            raise TypeError(f"op must be an Operation, not {describe(op)}")
         point = checkpoint()
         if point is not None:
             await point

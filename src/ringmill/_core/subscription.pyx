@@ -25,7 +25,7 @@ from ringmill._core.loop cimport checkpoint
 from ringmill._core.machine cimport steal
 from ringmill._core.waiter cimport NEVER, deadline_of, notify
 
-from ringmill.errors import Closed
+from ringmill.errors import Closed, describe
 
 cdef extern from "Python.h":
     PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t index)
@@ -172,7 +172,7 @@ cdef class HubBase:
 
     cdef int check_open(self) except -1:
         if self.shut.load(memory_order_seq_cst):  # seq_cst: pairs with _shut
-            raise Closed(f"the hub is closed: {self!r}")
+            raise Closed(f"the hub is closed: {describe(self)}")
         return 0
 
     def _check_open(self):
@@ -228,7 +228,7 @@ cdef class HubBase:
         # Its policy had the last word.
         if subscription.overflow == DROP_INCOMING:
             return None
-        raise queue.Full(f"no subscriber of {self!r} has room")
+        raise queue.Full(f"no subscriber of {describe(self)} has room")
 
     def signal(self, item, timeout=None):
         """Delivers an item to the next subscriber in turn that has room; returns its subscription.
@@ -287,7 +287,7 @@ cdef class HubBase:
         return slow
 
     cdef object not_all(self, Py_ssize_t count):
-        error = queue.Full(f"not every subscriber of {self!r} had room: {count} took it")
+        error = queue.Full(f"not every subscriber of {describe(self)} had room: {count} took it")
         error.count = count
         raise error
 

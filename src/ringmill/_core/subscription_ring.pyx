@@ -19,6 +19,8 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from ringmill._core.machine cimport steal
 from ringmill._core.waiter cimport acquire, release
 
+from ringmill.arguments import describe
+
 # The one item of a list, owned: atomic where the list may change beside us (PyList_GetItemRef is new in 3.13).
 cdef extern from *:
     """
@@ -227,7 +229,7 @@ cdef class SubscriptionRing:
     def do(self, fn):
         """Calls `fn(item)` for each item once, from the current one on. Walks a snapshot; the ring may change."""
         if not callable(fn):
-            raise TypeError(f"fn must be callable, got {fn!r}")
+            raise TypeError(f"fn must be callable, got {describe(fn)}")
         for item in self._from_current():
             fn(item)
 
@@ -250,7 +252,7 @@ cdef class SubscriptionRing:
         return found
 
     def __repr__(self):
-        return f"<{type(self).__name__} of {self.__len__()}, current {self.current!r}>"
+        return f"<{type(self).__name__} of {self.__len__()}, current {describe(self.current)}>"
 
     def __reduce__(self):
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied")

@@ -102,6 +102,8 @@ from ringmill._core.spin cimport (
     went_out,
 )
 
+from ringmill.arguments import seconds as check_seconds
+
 cdef extern from *:
     """
     #if defined(__linux__)
@@ -790,15 +792,17 @@ cdef int64_t deadline_of(object timeout) except? -2:
     cdef double seconds
     if timeout is None:
         return NEVER
-    if not isinstance(timeout, (int, float)):
-        if not hasattr(type(timeout), "__float__") and not hasattr(type(timeout), "__index__"):
-            raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
-    try:
-        seconds = timeout
-    except OverflowError:
-        seconds = 1e300 if timeout > 0 else -1.0
+    if type(timeout) is float:
+        seconds = <double>timeout
+    elif type(timeout) is int:
+        try:
+            seconds = <double>timeout
+        except OverflowError:
+            seconds = -1.0
+    else:
+        seconds = -1.0
     if not seconds >= 0.0:
-        raise ValueError(f"'timeout' must be a non-negative number, got {timeout!r}")
+        seconds = check_seconds("timeout", timeout, optional=True)  # of another type, not a number, negative, or huge
     if seconds > 1e9:  # thirty years
         return NEVER
     return now_ns() + <int64_t>(seconds * 1e9)
