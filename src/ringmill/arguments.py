@@ -35,13 +35,15 @@ def describe(value: object) -> str:
     return str.__getitem__(text, slice(QUOTED - 3)) + "..."
 
 
-def count(name: str, value: Any, least: int, most: int | None = None, *, optional: bool = False) -> int:
+def count(
+    name: str, value: Any, least: int | None, most: int | None = None, *, optional: bool = False
+) -> int:
     """The integer that an argument gives: anything with `__index__`, but no bool.
 
     Args:
         name: The argument's, for the message.
-        least: The least that is allowed.
-        most: The most that is allowed; None is no limit.
+        least: The least that is allowed; None is no limit.
+        most: The most that is allowed, where `least` is given; None is no limit.
         optional: Whether None was allowed as well; only the message says so.
     """
     number = None
@@ -55,10 +57,9 @@ def count(name: str, value: Any, least: int, most: int | None = None, *, optiona
         raise TypeError(
             f"{name} must be an integer{' or None' if optional else ''}, not {describe(value)}"
         ) from problem
-    if most is not None and not least <= number <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, got {describe(value)}")
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {describe(value)}")
+    if least is not None and (number < least or (most is not None and number > most)):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {allowed}, got {describe(value)}")
     return int(number)
 
 

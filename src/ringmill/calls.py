@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from ._core.context import InContext
 from ._core.operation import raise_copy
+from .arguments import describe, seconds
 from .errors import BrokenPool
 from .operation import Operation
 from .supervisor import Supervisor
@@ -56,7 +57,7 @@ class Crew:
         self.run: weakref.ref[Supervisor] | None = None
 
     def broken_error(self) -> BrokenPool:
-        error = BrokenPool(f"the initializer of a thread raised {self.broken!r}: the executor takes no more calls")
+        error = BrokenPool(f"the initializer of a thread raised {describe(self.broken)}: the executor takes no more calls")
         error.__cause__ = self.broken
         return error
 
@@ -217,7 +218,8 @@ class PoolFuture(Future[R]):
         call = self._call
         if call is None or self._state not in (PENDING, RUNNING):
             return
-        if not call.wait(None if timeout is None else max(0.0, timeout)):
+        limit = None if timeout is None else max(0.0, seconds("timeout", timeout, optional=True, negative=True))
+        if not call.wait(limit):
             raise TimeoutError
 
     def cancel(self) -> bool:

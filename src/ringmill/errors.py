@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import pickle
 import queue
 import sys
 from collections.abc import Iterable
@@ -120,6 +119,8 @@ class _Causes(list[Any]):
 
 def _pickled(value: object) -> tuple[bytes | None, str]:
     """The value, pickled on its own, unless it cannot be, and its description."""
+    import pickle  # seldom needed
+
     try:
         return pickle.dumps(value), describe(value)
     except Exception:
@@ -131,6 +132,8 @@ def _unpickled_causes(pairs: list[tuple[tuple[bytes | None, str], tuple[bytes | 
 
 
 def _unpickled(packed: tuple[bytes | None, str], otherwise: type) -> Any:
+    import pickle
+
     data, description = packed
     if data is not None:
         try:

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from ._core import clock
 from ._core.dispatch import Core
+from .arguments import count, describe, seconds
 from .calls import Call, Crew, Hand, Item
 from .errors import BrokenPool, PoolNotRunning
 from .operation import Outcome
@@ -67,20 +68,21 @@ class PoolExecutor(Executor):
     ) -> None:
         if max_workers is None:
             max_workers = min(32, (_processors() or 1) + 4)
-        elif isinstance(max_workers, bool) or not isinstance(max_workers, int):
-            raise TypeError(f"max_workers must be an integer or None, not {max_workers!r}")
-        elif max_workers <= 0:
-            raise ValueError(f"max_workers must be greater than 0, got {max_workers!r}")
+        else:
+            workers = count("max_workers", max_workers, None, optional=True)
+            if workers <= 0:
+                raise ValueError(f"max_workers must be greater than 0, got {describe(max_workers)}")
+            max_workers = workers
         if not isinstance(thread_name_prefix, str):
-            raise TypeError(f"thread_name_prefix must be a string, not {thread_name_prefix!r}")
+            raise TypeError(f"thread_name_prefix must be a string, not {describe(thread_name_prefix)}")
         if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a callable or None, not {initializer!r}")
+            raise TypeError(f"initializer must be a callable or None, not {describe(initializer)}")
         try:
             initargs = tuple(initargs)
         except TypeError:
-            raise TypeError(f"initargs must be an iterable, not {initargs!r}") from None
+            raise TypeError(f"initargs must be an iterable, not {describe(initargs)}") from None
         if not isinstance(context, bool):
-            raise TypeError(f"context must be True or False, not {context!r}")
+            raise TypeError(f"context must be True or False, not {describe(context)}")
         name = thread_name_prefix or f"PoolExecutor-{next(_numbers)}"
         self._max_workers = max_workers
         self._context = context
@@ -131,14 +133,15 @@ class PoolExecutor(Executor):
         is there for `ProcessPoolExecutor` and does nothing. Raises as `submit`.
         """
         if buffersize is not None:
-            if isinstance(buffersize, bool) or not isinstance(buffersize, int):
-                raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
-            if buffersize < 1:
-                raise ValueError(f"buffersize must be None or > 0, got {buffersize!r}")
+            size = count("buffersize", buffersize, None, optional=True)
+            if size < 1:
+                raise ValueError(f"buffersize must be None or > 0, got {describe(buffersize)}")
+            buffersize = size
         if type(self).submit is not PoolExecutor.submit:  # whoever overrides it wants to see all calls
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
-        deadline = None if timeout is None else clock.now() + timeout
+        limit = None if timeout is None else seconds("timeout", timeout, optional=True, negative=True)
+        deadline = None if limit is None else clock.now() + limit
         source = zip(*iterables, strict=False)
         items: deque[Item[R]] = deque()
         for args in source if buffersize is None else itertools.islice(source, buffersize):

@@ -5,7 +5,6 @@ May import the compiled core.
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from ._core.ring_buffer import MAX_CAPACITY
 from ._core.subscription import HubBase, SubscriptionBase
+from .arguments import count, describe
 
 __all__ = ["Hub", "Overflow", "Subscription"]
 
@@ -118,7 +118,7 @@ class Hub(HubBase, Generic[T]):
         What was delivered before stays readable; the others lose nothing. Idempotent, never blocks.
         """
         if not isinstance(subscription, Subscription):
-            raise TypeError(f"subscription must be a Subscription, not {subscription!r}")
+            raise TypeError(f"subscription must be a Subscription, not {describe(subscription)}")
         if not self._remove(subscription):
             return False
         subscription._end()
@@ -153,17 +153,12 @@ class Hub(HubBase, Generic[T]):
 
 
 def _buffer(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"buffer must be an integer, not {value!r}")
-    size = operator.index(value)
-    if not 1 <= size <= MAX_CAPACITY:
-        raise ValueError(f"buffer must be from 1 to {MAX_CAPACITY}, got {value!r}")
-    return size
+    return count("buffer", value, 1, MAX_CAPACITY)
 
 
 def _overflow(value: Any) -> Overflow:
     if not isinstance(value, str):
-        raise TypeError(f"overflow must be a string, not {value!r}")
+        raise TypeError(f"overflow must be a string, not {describe(value)}")
     if value not in POLICIES:
-        raise ValueError(f"overflow must be one of {', '.join(POLICIES)}, got {value!r}")
+        raise ValueError(f"overflow must be one of {', '.join(POLICIES)}, got {describe(value)}")
     return POLICIES[POLICIES.index(value)]  # a plain string, though a subclass was given

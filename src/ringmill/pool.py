@@ -6,7 +6,6 @@ May import `operation`, `worker`, `supervisor` and the compiled core.
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import threading
 import warnings
@@ -23,11 +22,12 @@ from ._core.feed import Feed
 from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.stream import PoolBase, Stream, feed_from_thread
 from ._core.waiter import check_threads
+from .arguments import count, describe, seconds
 from .errors import PoolNotRunning, WorkerInitError
 from .offload import Offloaded, shield
 from .operation import Operation
 from .supervisor import Settings, Started, Supervisor
-from .worker import Worker
+from .worker import Worker, check_worker, checked_retry_on
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
 
@@ -106,30 +106,33 @@ class WorkerPool(PoolBase, Generic[OpT]):
         name: str = "ringmill",
     ) -> None:
         if isinstance(workers, Worker):
-            raise TypeError(f"workers must be an iterable of Workers, got one: {workers!r}")
+            raise TypeError(f"workers must be an iterable of Workers, got one: {describe(workers)}")
         try:
             crew = [worker for worker in workers]  # noqa: C416 - list() leaks a list: see list_of in dispatch.pyx
         except TypeError:
-            raise TypeError(f"workers must be an iterable of Workers, got {workers!r}") from None
+            raise TypeError(f"workers must be an iterable of Workers, got {describe(workers)}") from None
         if not crew:
             raise ValueError("workers must not be empty")
+        known: set[type] = set()
         for worker in crew:
             if not isinstance(worker, Worker):
-                raise TypeError(f"workers must be Workers, got {worker!r}")
+                raise TypeError(f"workers must be Workers, got {describe(worker)}")
+            check_worker(worker, known)
+            checked_retry_on(worker)
         if not isinstance(name, str):
-            raise TypeError(f"name must be a string, not {name!r}")
+            raise TypeError(f"name must be a string, not {describe(name)}")
         if backoff is not None and not callable(backoff):
-            raise TypeError(f"backoff must be callable or None, not {backoff!r}")
+            raise TypeError(f"backoff must be callable or None, not {describe(backoff)}")
         if not isinstance(context, bool):
-            raise TypeError(f"context must be True or False, not {context!r}")
+            raise TypeError(f"context must be True or False, not {describe(context)}")
         self._settings = Settings(
             name=name,
-            queue_size=_integer("queue_size", queue_size, 1, MAX_CAPACITY),
-            max_tries=None if max_tries is None else _integer("max_tries", max_tries, 1),
+            queue_size=count("queue_size", queue_size, 1, MAX_CAPACITY),
+            max_tries=None if max_tries is None else count("max_tries", max_tries, 1, optional=True),
             backoff=backoff,
-            max_restarts=None if max_restarts is None else _integer("max_restarts", max_restarts, 0),
-            restart_period=_seconds("restart_period", restart_period),
-            restart_pause=_seconds("restart_pause", restart_pause),
+            max_restarts=None if max_restarts is None else count("max_restarts", max_restarts, 0, optional=True),
+            restart_period=seconds("restart_period", restart_period),
+            restart_pause=seconds("restart_pause", restart_pause),
             context=context,
         )
         self._name = name
@@ -162,24 +165,23 @@ class WorkerPool(PoolBase, Generic[OpT]):
         replaced threads by greenlets.
         """
         check_threads()
-        if timeout is not None:
-            _seconds("timeout", timeout)
-        deadline = None if timeout is None else clock.now() + timeout
+        limit = _limit(timeout)
+        deadline = None if limit is None else clock.now() + limit
         runs = self._current(), self._starting
         if [run for run in runs if run is not None and run.core.is_own_thread()]:  # no generator: see stats
-            raise RuntimeError(f"{self!r} cannot be started from one of its own workers")
+            raise RuntimeError(f"{describe(self)} cannot be started from one of its own workers")
         done = self._alone(self._start, deadline)
         if done is None:
-            raise TimeoutError(f"{self!r} is being started by another thread, for {timeout} s by now")
+            raise TimeoutError(f"{describe(self)} is being started by another thread, for {timeout} s by now")
         causes, late = done
         if causes:
             worker, error = causes[0]
             raise WorkerInitError(
-                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {worker!r}: {error!r}",
+                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {describe(worker)}: {describe(error)}",
                 causes,
             ) from error
         if late:
-            raise TimeoutError(f"{self!r} was not ready within {timeout} s")
+            raise TimeoutError(f"{describe(self)} was not ready within {timeout} s")
 
     def _start(self, deadline: float | None) -> Started:
         """What `start` does, by one thread at a time."""
@@ -189,7 +191,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
                 return [], False
             if not earlier.join(deadline):
                 stuck = ", ".join([thread.name for thread in earlier.alive()])
-                raise RuntimeError(f"{self!r} cannot start: threads of an earlier run still live: {stuck}")
+                raise RuntimeError(f"{describe(self)} cannot start: threads of an earlier run still live: {stuck}")
         if at_exit.has_begun():
             raise self._too_late()
         run = self._starting = Supervisor(self._workers, self._settings)
@@ -232,16 +234,15 @@ class WorkerPool(PoolBase, Generic[OpT]):
         a worker's `interrupt()`, cancels what has not begun, and is raised when the rest is finished; a second one is
         raised at once.
         """
-        if timeout is not None:
-            _seconds("timeout", timeout)
-            if not wait:
-                raise ValueError(f"timeout={timeout!r} needs wait=True")
+        limit = _limit(timeout)
+        if timeout is not None and not wait:
+            raise ValueError(f"timeout={describe(timeout)} needs wait=True")
         run = self._current()
         if run is None:
             return []
         if wait and run.core.is_own_thread():
-            raise RuntimeError(f"a worker of {self!r} cannot wait for its own end: call shutdown(wait=False)")
-        return run.end(wait, cancel_pending, timeout)
+            raise RuntimeError(f"a worker of {describe(self)} cannot wait for its own end: call shutdown(wait=False)")
+        return run.end(wait, cancel_pending, limit)
 
     def __enter__(self) -> WorkerPool[OpT]:
         self.start()
@@ -309,7 +310,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         run = getattr(self, "_run", None)
         if run is not None and run.core.is_open:
             run.core.drain()  # before the warning, which may be an error
-            warnings.warn(f"{self!r} was dropped while it ran", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(f"{describe(self)} was dropped while it ran", ResourceWarning, stacklevel=2, source=self)
 
     def _current(self) -> Supervisor | None:
         """The run that this process has started, if any: a run that was inherited through a fork is none."""
@@ -353,19 +354,19 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
         Never blocks. `PoolNotRunning` when the pool does not run. Safe from any thread.
         """
-        size = _integer("buffer", buffer, 1, MAX_CAPACITY)
+        size = count("buffer", buffer, 1, MAX_CAPACITY)
         if feed not in ("reader", "thread"):
-            raise ValueError(f"feed must be 'reader' or 'thread', got {feed!r}")
+            raise ValueError(f"feed must be 'reader' or 'thread', got {describe(feed)}")
         run = self._current()
         if run is None:
-            raise PoolNotRunning(f"{self!r} is not running: call start()")
+            raise PoolNotRunning(f"{describe(self)} is not running: call start()")
         ready: RingBuffer[OpT] = RingBuffer(size)
         if isinstance(source, RingBuffer) and feed == "reader":
             inlet = Feed(source, ready, ordered=ordered, foreign=True, resets=reset, context=copy_context())
             return self._wrap(run.core, inlet, None, False, reset)
         awaits = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
         if awaits and feed == "thread":
-            raise ValueError(f"feed='thread' cannot draw an async iterable, which belongs to its loop: {source!r}")
+            raise ValueError(f"feed='thread' cannot draw an async iterable, which belongs to its loop: {describe(source)}")
         iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else _iterator(source)
         if feed == "reader":
             inlet = Feed(RingBuffer(size), ready, ordered=ordered, resets=reset)
@@ -458,32 +459,21 @@ def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
             for worker, claim in zip(crew, claims, strict=True):
                 _claims[id(worker)] = claim
     if owner is not None:
-        raise ValueError(f"workers: {taken!r} belongs to another pool: {owner!r}")
+        raise ValueError(f"workers: {describe(taken)} belongs to another pool: {describe(owner)}")
     if taken is not None:
-        raise ValueError(f"workers: {taken!r} is listed twice")
+        raise ValueError(f"workers: {describe(taken)} is listed twice")
 
 
-def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most}, got {value!r}")
-    return number
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative, got {value!r}")
-    return float(value)
+def _limit(timeout: Any) -> float | None:
+    """Seconds, or None for no limit, which infinity is as well."""
+    if timeout is None:
+        return None
+    limit = seconds("timeout", timeout, optional=True)
+    return limit if limit <= threading.TIMEOUT_MAX else None
 
 
 def _iterator(source: Any) -> Iterator[Any]:
     try:
         return iter(source)
     except TypeError:
-        raise TypeError(f"source must be an iterable or a RingBuffer, got {source!r}") from None
+        raise TypeError(f"source must be an iterable or a RingBuffer, got {describe(source)}") from None

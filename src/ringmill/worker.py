@@ -5,9 +5,12 @@ May import `operation`, and nothing above.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
+from .errors import Reject, Retry, describe
 from .operation import Operation, Task
 
 __all__ = ["TaskWorker", "Worker"]
@@ -27,8 +30,9 @@ class Worker(ABC, Generic[OpT]):
     ...         op.number *= 2
     """
 
-    #: Exceptions of `process` that mean: failed this time, try again. As if it had raised `Retry`.
-    retry_on: tuple[type[BaseException], ...] = ()
+    #: Exceptions of `process` that mean: failed this time, try again. As if it had raised `Retry`. A subclass of
+    #: Exception, or a tuple of them; not `Retry` or `Reject`.
+    retry_on: type[Exception] | tuple[type[Exception], ...] = ()
 
     def init(self) -> None:
         """Called before the first operation, and after each restart."""
@@ -72,3 +76,60 @@ class TaskWorker(Worker[Task[Any]]):
 
     def process(self, op: Task[Any]) -> None:
         op.run()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# what a pool checks when it is made
+
+_METHODS = ("init", "process", "handle_error", "equal", "cleanup", "interrupt")
+
+
+def check_worker(worker: Worker[Any], known: set[type]) -> None:
+    """TypeError for a method that would not run when a pool's thread calls it: a coroutine's or a generator's.
+
+    Args:
+        known: Classes whose functions have been found good; a class is added to them.
+    """
+    cls = type(worker)
+    own = getattr(worker, "__dict__", ())
+    if cls in known and not any([name in own for name in _METHODS]):
+        return
+    for name in _METHODS:
+        method = getattr(worker, name)
+        if not callable(method):
+            raise TypeError(f"{cls.__qualname__}.{name} must be a method, not {describe(method)}")
+        kind = _returns(method)
+        if kind is not None:
+            raise TypeError(
+                f"{cls.__qualname__}.{name} is {kind}, which would not run: a pool calls it on a thread, as a "
+                "plain function"
+            )
+    if all([inspect.isfunction(getattr(cls, name, None)) for name in _METHODS]):
+        known.add(cls)
+
+
+def _returns(method: Any) -> str | None:
+    """What kind of function it is that does not run when it is called, as far as can be seen; or None."""
+    while isinstance(method, functools.partial):
+        method = method.func
+    for function in (method, getattr(type(method), "__call__", None)):
+        if inspect.iscoroutinefunction(function):
+            return "a coroutine function (async def)"
+        if inspect.isasyncgenfunction(function):
+            return "an async generator function"
+        if inspect.isgeneratorfunction(function):
+            return "a generator function"
+    return None
+
+
+def checked_retry_on(worker: Worker[Any]) -> tuple[type[Exception], ...]:
+    """The worker's `retry_on`, as a tuple; TypeError unless it is a subclass of Exception, or a tuple of them."""
+    given: Any = worker.retry_on
+    kinds = tuple(given) if isinstance(given, tuple) else (given,)
+    for kind in kinds:
+        if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, (Retry, Reject)):
+            raise TypeError(
+                f"{type(worker).__qualname__}.retry_on must be a subclass of Exception, or a tuple of them, other than "
+                f"Retry and Reject; got {describe(given)}"
+            )
+    return kinds
