@@ -150,7 +150,7 @@ def hash_tree(top: str, workers: int, ordered: bool, tally: Tally) -> None:
                     tally.bytes += op.size
                     out.write(line(op))
                 bar.update()
-                if not len(stream):  # nothing more to print yet: do not sit on what there is
+                if not stream.ready:  # nothing more to print yet: do not sit on what there is
                     out.flush()
             out.flush()
         except BaseException:

@@ -311,7 +311,7 @@ def test_counted_then_outcome_then_done_then_stream(script: tuple[str, ...]) -> 
         def done(self) -> None:
             assert started.wait(LONG)
             stats = pool.stats()
-            saw.append((stats.succeeded + stats.failed, self.outcome, self.wait(0), len(streams[0])))
+            saw.append((stats.succeeded + stats.failed, self.outcome, self.wait(0), streams[0].ready))
             super().done()
 
     # One worker and no reader, so that each number is exact.
@@ -320,7 +320,7 @@ def test_counted_then_outcome_then_done_then_stream(script: tuple[str, ...]) -> 
         streams.append(pool.execute(ops))
         started.set()
         assert all(op.wait(LONG) for op in ops)
-        wait_until(lambda: len(streams[0]) == 4)
+        wait_until(lambda: streams[0].ready == 4)
         assert len(list(streams[0])) == 4
     outcome = Outcome.FAILED if "fail" in script else Outcome.SUCCEEDED
     assert saw == [(k + 1, outcome, False, k) for k in range(4)]

@@ -49,9 +49,9 @@ def some(count: int) -> list[Number]:
 def test_a_stream_knows_how_many_come_and_how_many_are_ready(pool: WorkerPool[Number]) -> None:
     stream = pool.execute(some(7))
     assert stream.total == 7
-    wait_until(lambda: len(stream) == 7)
+    wait_until(lambda: stream.ready == 7)
     next(stream)
-    assert (stream.total, len(stream)) == (7, 6)
+    assert (stream.total, stream.ready) == (7, 6)
     endless = pool.wrap(iter(some(3)))
     assert endless.total is None
     assert len(list(endless)) == 3
@@ -85,7 +85,7 @@ def test_objects_say_their_state_and_counts(pool: WorkerPool[Number]) -> None:
     assert repr(ring) == "<RingBuffer closed, 1 of 3>"
     assert re.fullmatch(r"<Number pending at 0x[0-9a-f]+>", repr(Number()))
     stream = pool.execute(some(2))
-    wait_until(lambda: len(stream) == 2)
+    wait_until(lambda: stream.ready == 2)
     assert repr(stream) == "<Stream closed, 2 ready, 0 read of 2>"
     assert repr(pool) == "<WorkerPool 'numbers' running, 2 workers>"
     hub: Hub[int] = Hub(buffer=2)

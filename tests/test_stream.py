@@ -137,7 +137,7 @@ def test_get_waits(pool: WorkerPool[Number], worker: Gated) -> None:
 def test_get_many_takes_what_is_ready(pool: WorkerPool[Number], worker: Gated) -> None:
     stream = pool.execute(numbers(8))
     worker.permits.release(5)
-    wait_until(lambda: len(stream) == 5)
+    wait_until(lambda: stream.ready == 5)
     assert [op.number for op in stream.get_many(max=2)] == [0, 1]
     assert [op.number for op in stream.get_many(1, LONG)] == [2]
     assert [op.number for op in stream.get_many()] == [3, 4]
@@ -145,7 +145,7 @@ def test_get_many_takes_what_is_ready(pool: WorkerPool[Number], worker: Gated) -
     worker.permits.release(1)
     assert [op.number for op in reader.join()[0]] == [5]  # it waits for the first only
     worker.permits.release(2)
-    wait_until(lambda: len(stream) == 2)
+    wait_until(lambda: stream.ready == 2)
     assert [op.number for op in stream.get_many(max=1000)] == [6, 7]
 
 
@@ -170,7 +170,7 @@ def test_bad_arguments(
 ) -> None:
     stream = pool.execute(numbers(1))
     worker.permits.release(1)
-    wait_until(lambda: len(stream) == 1)
+    wait_until(lambda: stream.ready == 1)
     with pytest.raises(kind) as caught:
         call(stream)
     assert [word for word in words if word not in str(caught.value)] == []
@@ -182,17 +182,17 @@ def test_bad_arguments(
 
 def test_total_len_and_repr(pool: WorkerPool[Number], worker: Gated) -> None:
     stream = pool.execute(numbers(3))
-    assert (stream.total, len(stream)) == (3, 0)
+    assert (stream.total, stream.ready) == (3, 0)
     texts = {repr(stream)}
     worker.permits.release(2)
-    wait_until(lambda: len(stream) == 2)
+    wait_until(lambda: stream.ready == 2)
     texts.add(repr(stream))
     stream.get()
-    assert (stream.total, len(stream)) == (3, 1)
+    assert (stream.total, stream.ready) == (3, 1)
     texts.add(repr(stream))
     worker.permits.release(1)
     assert len(list(stream)) == 2
-    assert (stream.total, len(stream)) == (3, 0)
+    assert (stream.total, stream.ready) == (3, 0)
     texts.add(repr(stream))
     assert len(texts) == 4  # each of these states reads differently
     assert all("Stream" in text and "3" in text for text in texts)

@@ -235,7 +235,7 @@ def test_a_worker_never_waits_for_a_reader() -> None:
             pool.wrap(ring, buffer=1),
             pool.execute(map(Number, range(10))),
         ]
-        wait_until(lambda: [len(stream) for stream in streams] == [1, 1, 10])
+        wait_until(lambda: [stream.ready for stream in streams] == [1, 1, 10])
         assert pool.do(Number(0)).wait(LONG)
         assert len(ring) == 9
         for stream in streams:

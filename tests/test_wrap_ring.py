@@ -91,7 +91,7 @@ def test_no_more_is_drawn_than_the_buffer(buffer: int, ordered: bool) -> None:
         stream = pool.wrap(ring, buffer=buffer, ordered=ordered)
         for read in range(20):
             ready = min(buffer, 20 - read)
-            wait_until(lambda ready=ready: len(stream) == ready)
+            wait_until(lambda ready=ready: stream.ready == ready)
             assert len(ring) == 20 - read - ready
             assert pool.stats().accepted == read + ready
             stream.get(timeout=0)
@@ -105,7 +105,7 @@ def test_what_a_full_stream_leaves_is_for_direct_readers() -> None:
     with WorkerPool([Quick(), Quick()]) as pool:
         stream = pool.wrap(ring, buffer=2)
         ring.put_many(ops)
-        wait_until(lambda: len(stream) == 2)
+        wait_until(lambda: stream.ready == 2)
         direct = [ring.get_nowait() for _ in range(8)]
         ring.close()
         account(ops, list(stream), direct)
@@ -248,7 +248,7 @@ def test_a_wrap_that_is_left_leaves_the_ring_to_others(how: str) -> None:
     with pool:
         stream = pool.wrap(ring, buffer=2)
         ring.put_many(ops[:5])
-        wait_until(lambda: len(stream) == 2)
+        wait_until(lambda: stream.ready == 2)
         if how == "close":
             stream.close()
         elif how == "shutdown":

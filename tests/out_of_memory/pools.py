@@ -326,7 +326,7 @@ def stream_reads(trial: Trial) -> None:
         for op in ops:
             op.wait()
     got = [trial(stream.__next__), trial(stream.get), trial(stream.get_many, 2), trial(stream.get_many)]
-    trial(lambda: (len(stream), stream.total, stream.closed, repr(stream)))
+    trial(lambda: (stream.ready, stream.total, stream.closed, repr(stream)))
     flat = [one for each in got if each is not FAILED for one in (each if isinstance(each, list) else [each])]
     assert flat + list(stream) == ops
 

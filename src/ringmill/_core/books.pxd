@@ -111,3 +111,4 @@ cdef class Books(Home):
 cdef bint is_waiting(PyObject* runner) noexcept nogil
 # Whether it waits so for this operation, or for what comes out of this feed. The last two are borrowed; or NULL.
 cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed) noexcept nogil
+cdef int refuse_alone(object made, object base) except -1

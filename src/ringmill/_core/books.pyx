@@ -61,12 +61,26 @@ cdef extern from "Python.h":
     ctypedef struct PyListObject:
         PyObject** ob_item
 
+cdef enum:
+    HEAP_TYPE = 1 << 9          # Py_TPFLAGS_HEAPTYPE: a class that was made by Python code
+
 cdef Py_tss_t current_tally     # the Tally whose thread this is, borrowed, between enter() and leave()
 PyThread_tss_create(&current_tally)
 
 
+cdef int refuse_alone(object made, object base) except -1:
+    # For a class whose compiled subclass makes what its methods need (rule 12): Python cannot make one of it alone, nor of a
+    # subclass of its own.
+    if type(made) is base or type(made).__flags__ & HEAP_TYPE:
+        raise TypeError(f"{type(made).__qualname__} is a part of a pool, and is made by that alone")
+    return 0
+
+
 cdef class Tally:
     """What the books say of one worker."""
+
+    def __cinit__(self):
+        refuse_alone(self, Tally)
 
     cdef void enter(self) noexcept:
         # The calling thread is this worker's from now on, until leave().
@@ -107,6 +121,7 @@ cdef class Books(Home):
     """The books of one run of a pool."""
 
     def __cinit__(self):
+        refuse_alone(self, Books)
         self.retries = RetryQueue()
         self.delays = DelayHeap()
         self.kept = {}

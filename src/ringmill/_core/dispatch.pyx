@@ -131,7 +131,7 @@ cdef extern from *:
 cdef class Core(Redrives):
     """The compiled half of one run of a pool."""
 
-    def __init__(self, policy, workers, Py_ssize_t queue_size, bint context):
+    def __cinit__(self, policy, workers, Py_ssize_t queue_size, bint context):
         self.policy = policy
         self.carries = context
         self.inbox = RingBuffer(queue_size)
@@ -199,7 +199,7 @@ cdef class Core(Redrives):
             raise
         return self.handed(op, result)
 
-    async def ado(self, OperationBase op):
+    async def ado(self, OperationBase op not None):
         cdef Asking asking
         cdef int result
         if self.hand_aside(op):
@@ -434,7 +434,7 @@ cdef int take_more(void* runner) noexcept:
 cdef class Runner(Tally):
     """The compiled half of one worker: its loop and its counts."""
 
-    def __init__(self, Core core, worker, Py_ssize_t index):
+    def __cinit__(self, Core core not None, worker, Py_ssize_t index):
         self.core = core
         self.books = core
         self.worker = worker

@@ -90,8 +90,13 @@ cdef bint is_unsuccessful(OperationBase op) noexcept nogil:
 
 
 cdef class Feed:
-    def __cinit__(self, RingBuffer pending, RingBuffer ready=None, *, bint ordered=False, bint foreign=False,
+    def __cinit__(self, RingBuffer pending not None, RingBuffer ready=None, *, bint ordered=False, bint foreign=False,
                   bint resets=False, RingBuffer tickets=None, context=None):
+        pending.check_made()
+        if ready is not None:
+            ready.check_made()
+        elif ordered:
+            raise TypeError("ready must be a RingBuffer where the order is kept, not None")
         self.pending = pending
         self.ready = ready
         self.foreign = foreign

@@ -399,6 +399,8 @@ cdef class LoopWait(LoopSleeper):
         cdef int result
         cdef bint queued = False
         cdef bint owes = False  # granted, and has not looked yet
+        if self.attempt == NULL:
+            raise TypeError("a LoopWait is made by what waits, and by that alone")
         try:
             while True:
                 result = self.attempt(self.context)

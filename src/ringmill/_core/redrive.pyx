@@ -25,7 +25,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.books cimport BROKEN, DRAINING, ENDING, is_waiting, waits_for
+from ringmill._core.books cimport BROKEN, DRAINING, ENDING, is_waiting, refuse_alone, waits_for
 from ringmill._core.operation cimport CANCELLED, FAILED, RELEASED, PyTypeObject, begin, end, new_note, phase_of, unplace
 from ringmill._core.retry_queue cimport RetryEntry, RetryQueue, new_entry
 from ringmill._core.feed cimport AS_IT_IS, Renewal, emit
@@ -65,6 +65,7 @@ cdef class Redrives(Books):
     """The books, and what becomes of operations outside of workers."""
 
     def __cinit__(self):
+        refuse_alone(self, Redrives)
         self.orphans = RetryQueue()
         init_queue(&self.timer_wakes)
 

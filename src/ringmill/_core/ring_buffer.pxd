@@ -29,3 +29,5 @@ cdef class RingBuffer:
     cdef bint close_ring(self) except -1
     cdef bint finish(self) except -1
     cdef int check_made(self) except -1
+
+cdef object checked_max(object value)

@@ -209,10 +209,10 @@ cdef class RingBuffer:
             if maxsize is ...:
                 raise TypeError("missing argument: capacity")
             capacity = check_count("maxsize", maxsize, 1, MAX_CAPACITY)
-        elif maxsize is ...:
-            capacity = check_count("capacity", capacity, 1, MAX_CAPACITY)
-        else:
+        elif maxsize is not ...:
             raise TypeError("maxsize is another name of capacity: give one of them")
+        elif type(capacity) is not int or not 1 <= capacity <= MAX_CAPACITY:  # no Python code runs for an integer
+            capacity = check_count("capacity", capacity, 1, MAX_CAPACITY)
         ring = allocate(capacity)
         if ring == NULL:
             raise MemoryError(f"a ring of {capacity} slots does not fit in memory")
@@ -421,7 +421,7 @@ cdef class RingBuffer:
         cdef int result
         cdef Py_ssize_t limit = self.capacity
         if max is not None:
-            max = check_count("max", max, 1, optional=True)
+            max = checked_max(max)
             if max < limit:
                 limit = max
         cdef Py_ssize_t length = size(self.ring)
@@ -624,6 +624,11 @@ cdef class RingBuffer:
 
     def __reduce__(self):
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: its waiters live in this process")
+
+
+cdef object checked_max(object value):
+    # The `max` of a get_many that was given one.
+    return value if type(value) is int and value >= 1 else check_count("max", value, 1, optional=True)
 
 
 cdef tuple copy_of(tuple items):

@@ -78,7 +78,7 @@ from ringmill._core.waiter cimport (
     wait_for,
 )
 
-from ringmill.arguments import count as check_count, describe
+from ringmill.arguments import describe
 from ringmill.errors import Closed, OperationReused, PoolNotRunning
 
 cdef object Empty = queue.Empty
@@ -173,6 +173,8 @@ cdef class Stream:
 
     def __cinit__(self, Core core not None, Feed feed not None, *, source=None, bint wraps=False, bint draws=False, bint resets=False,
                   bint awaits=False):
+        if feed.ready is None:
+            raise TypeError("feed must be one that can be read")
         self.core = core
         self.feed = feed
         self.source = source
@@ -557,7 +559,7 @@ cdef class Stream:
         cdef Py_ssize_t length
         cdef int64_t deadline = deadline_of(timeout)
         if max is not None:
-            limit = min(limit, check_count("max", max, 1, optional=True))
+            limit = min(limit, checked_max(max))
         if self.draws:
             return self.get_many_drawing(limit, deadline)
         ops = [None]  # made before anything is taken, which would be lost if there were no memory for it
@@ -700,7 +702,7 @@ async def _close_source(source):
         await aclose()
 
 
-def feed_from_thread(Core core, Feed feed, iterator, bint resets):
+def feed_from_thread(Core core not None, Feed feed not None, iterator, bint resets):
     """Draws a source on the calling thread, one ticket each, until it is exhausted or the feed has ended."""
     cdef PyObject* raw
     try:
