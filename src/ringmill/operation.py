@@ -148,7 +148,9 @@ class Task(Operation, Generic[R]):
         state = super().__getstate__()
         if isinstance(state, tuple):
             fields, slots = state
-            return fields, {name: slot for name, slot in slots.items() if name != "value"}
+            slots = dict(slots)  # no comprehension: where memory is short, CPython 3.13 crashes in one
+            slots.pop("value", None)
+            return fields, slots
         return state
 
     def _wait(self, timeout: float | None) -> None:
