@@ -1,4 +1,4 @@
-"""Compiled types take None, and being made without arguments, for what they are: errors. In a process of its own each."""
+"""Compiled types refuse None, and to be made without arguments, and do not crash. Each test in a process of its own."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ for info in pkgutil.iter_modules(ringmill._core.__path__):
                 attempt(repr, one)
                 attempt(lambda: iter(one))
                 for name in dir(kind):
-                    if name in ("__class__", "__init_subclass__", "__subclasshook__", "wait", "get", "join", "__next__", "pause", "put"):
+                    if name in ("__class__", "__init_subclass__", "__subclasshook__", "wait", "get", "join", "__next__",
+                                "pause", "put"):
                         continue
                     for count in range(4):
                         if name == "get_many" and count < 2 or name == "aget" and "Sub" in str(kind):
@@ -98,7 +99,8 @@ def made():
 for which, one in enumerate(made()):
     for name in dir(type(one)):
         # These wait, or end the thread's work; or take what no caller of Python's gives.
-        if name in ("__class__", "__next__", "__iter__", "__del__", "wait", "_wait", "pause", "result", "exception", "get", "put", "aget", "join",
+        if name in ("__class__", "__next__", "__iter__", "__del__", "wait", "_wait",
+                    "pause", "result", "exception", "get", "put", "aget", "join",
                     "__init_subclass__", "__subclasshook__", "start", "__enter__", "__aenter__", "__await__"):
             continue
         if isinstance(one, Runner) and name in ("fail", "put_back", "count_try"):

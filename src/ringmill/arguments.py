@@ -35,9 +35,7 @@ def describe(value: object) -> str:
     return str.__getitem__(text, slice(QUOTED - 3)) + "..."
 
 
-def count(
-    name: str, value: Any, least: int | None, most: int | None = None, *, optional: bool = False
-) -> int:
+def count(name: str, value: Any, least: int | None, most: int | None = None, *, optional: bool = False) -> int:
     """The integer that an argument gives: anything with `__index__`, but no bool.
 
     Args:

@@ -57,7 +57,9 @@ class Crew:
         self.run: weakref.ref[Supervisor] | None = None
 
     def broken_error(self) -> BrokenPool:
-        error = BrokenPool(f"the initializer of a thread raised {describe(self.broken)}: the executor takes no more calls")
+        error = BrokenPool(
+            f"the initializer of a thread raised {describe(self.broken)}: the executor takes no more calls"
+        )
         error.__cause__ = self.broken
         return error
 

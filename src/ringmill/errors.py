@@ -41,7 +41,8 @@ class RingmillError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         names: dict[str, Any] = {}
-        arguments: tuple[Any, ...] = super().__reduce__()[1]  # an OSError's are more than `args`
+        standard: Any = super().__reduce__()
+        arguments: tuple[Any, ...] = standard[1]  # an OSError's are more than `args`
         given = arguments
         if hasattr(self, "__getnewargs_ex__"):
             given, names = self.__getnewargs_ex__()
@@ -62,7 +63,7 @@ def _made_again(
 ) -> BaseException:
     """An exception as it was when it was pickled, but for its state. The interpreter's own `__init__` sets `args`."""
     error: BaseException = cls.__new__(cls, *given, **names)
-    builtin = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+    builtin: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     builtin.__init__(error, *arguments)
     return error
 

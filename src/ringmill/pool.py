@@ -177,7 +177,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if causes:
             worker, error = causes[0]
             raise WorkerInitError(
-                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {describe(worker)}: {describe(error)}",
+                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {describe(worker)}: "
+                f"{describe(error)}",
                 causes,
             ) from error
         if late:
@@ -366,7 +367,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
             return self._wrap(run.core, inlet, None, False, reset)
         awaits = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
         if awaits and feed == "thread":
-            raise ValueError(f"feed='thread' cannot draw an async iterable, which belongs to its loop: {describe(source)}")
+            raise ValueError(
+                f"feed='thread' cannot draw an async iterable, which belongs to its loop: {describe(source)}"
+            )
         iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else _iterator(source)
         if feed == "reader":
             inlet = Feed(RingBuffer(size), ready, ordered=ordered, resets=reset)

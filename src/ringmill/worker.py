@@ -92,7 +92,7 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
     """
     cls = type(worker)
     own = getattr(worker, "__dict__", ())
-    if cls in known and not any([name in own for name in _METHODS]):
+    if cls in known and True not in [name in own for name in _METHODS]:  # no generator: see WorkerPool.stats
         return
     for name in _METHODS:
         method = getattr(worker, name)
@@ -104,7 +104,7 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
                 f"{cls.__qualname__}.{name} is {kind}, which would not run: a pool calls it on a thread, as a "
                 "plain function"
             )
-    if all([inspect.isfunction(getattr(cls, name, None)) for name in _METHODS]):
+    if False not in [inspect.isfunction(getattr(cls, name, None)) for name in _METHODS]:
         known.add(cls)
 
 
@@ -112,7 +112,7 @@ def _returns(method: Any) -> str | None:
     """What kind of function it is that does not run when it is called, as far as can be seen; or None."""
     while isinstance(method, functools.partial):
         method = method.func
-    for function in (method, getattr(type(method), "__call__", None)):
+    for function in (method, getattr(type(method), "__call__", None)):  # noqa: B004  # to look at it
         if inspect.iscoroutinefunction(function):
             return "a coroutine function (async def)"
         if inspect.isasyncgenfunction(function):

@@ -1,6 +1,6 @@
 from collections.abc import AsyncIterator, Iterable, Iterator
 from types import GenericAlias
-from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar, overload
+from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar
 
 from typing_extensions import disjoint_base
 
@@ -10,10 +10,7 @@ MAX_CAPACITY: int
 
 @disjoint_base
 class RingBuffer(Generic[T]):
-    @overload
-    def __init__(self, capacity: SupportsIndex) -> None: ...
-    @overload
-    def __init__(self, *, maxsize: SupportsIndex) -> None: ...
+    def __init__(self, capacity: SupportsIndex = ..., *, maxsize: SupportsIndex = ...) -> None: ...
     @property
     def capacity(self) -> int: ...
     @property
