@@ -68,6 +68,13 @@ def test_tqdm_counts_a_stream_to_its_end(pool: WorkerPool[Number], kind: str) ->
     assert "50/50" in out.getvalue()
 
 
+def test_tqdm_learns_the_total_of_a_stream_where_it_is_known(pool: WorkerPool[Number]) -> None:
+    for stream, total in ((pool.execute(some(50)), 50), (pool.wrap(some(50)), None)):
+        with tqdm(stream, file=io.StringIO()) as bar:
+            assert bar.total == total
+            assert len(list(bar)) == bar.n == 50
+
+
 def test_rich_counts_a_stream_to_its_end(pool: WorkerPool[Number]) -> None:
     console = Console(file=io.StringIO(), width=80)
     with Progress(console=console, auto_refresh=False) as progress:

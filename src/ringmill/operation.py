@@ -39,10 +39,12 @@ class Operation(OperationBase, ABC):
     <Outcome.PENDING: 'pending'>
     """
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
-    # The compiled base takes weak references without this attribute, by which attrs and others know a class that does.
-    __weakref__ = property(lambda self: next(iter(weakref.getweakrefs(self)), None))
+    @property
+    def __weakref__(self) -> Any:
+        # The compiled base takes weak references without it, but attrs and others know by it that a class does.
+        return next(iter(weakref.getweakrefs(self)), None)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -50,7 +52,7 @@ class Operation(OperationBase, ABC):
 
 
 # As if it had the slot: so that @dataclass(slots=True, weakref_slot=True) adds no second one (CPython 3.11 and 3.12).
-Operation.__slots__ = ("__weakref__",)  # type: ignore[assignment]
+Operation.__slots__ = ("__weakref__",)
 
 
 def _refuse_fields(cls: type, kept: tuple[str, ...], verbs: tuple[str, ...], base: type, kind: str) -> None:
