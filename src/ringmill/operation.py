@@ -105,7 +105,7 @@ class Task(Operation, Generic[R]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_fields(cls, (), ("run", "result", "exception"), TaskBase, "Task")
+        _refuse_fields(cls, (), ("run", "result", "exception"), Task, "Task")
 
     def __init__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(fn):

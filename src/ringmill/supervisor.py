@@ -33,10 +33,11 @@ from ._core.context import InContext
 from ._core.dispatch import Core, Runner, matches
 from ._core.operation import call_verb, log_event, report_hook, take_interrupt
 from ._core.waiter import check_threads
+from .arguments import seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
 from .stacks import stacks_of
-from .worker import Worker
+from .worker import Worker, checked_retry_on
 
 logger = logging.getLogger("ringmill")
 
@@ -81,7 +82,7 @@ class Supervisor:
         self.settings = settings
         self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
         self.core = Core(self, workers, settings.queue_size, settings.context)
-        self.retry_on = [(Retry, *_as_tuple(worker.retry_on)) for worker in workers]  # by index
+        self.retry_on = [(Retry, *checked_retry_on(worker)) for worker in workers]  # by index
         self.crashes = [Crashes() for _ in workers]  # by index: each for its own thread
         self.timers: list[threading.Thread] = []  # the timer's, from the first retry on that has a delay
         self.joined = False  # all of them: a finalizer that asks again finds Thread.join's own names gone
@@ -421,9 +422,9 @@ class Supervisor:
         """How many seconds pass before the next try, at least."""
         delay = getattr(error, "delay", None) if matches(error, Retry) else None
         if delay is not None:
-            return finite_seconds("Retry.delay", delay)
+            return _finite_seconds("Retry.delay", delay)
         if self.settings.backoff is not None:
-            return finite_seconds("backoff's result", self.settings.backoff(tries))
+            return _finite_seconds("backoff's result", self.settings.backoff(tries))
         return 0.0
 
     def _start_timer(self) -> None:
@@ -475,10 +476,6 @@ class Supervisor:
             return False
 
 
-def _as_tuple(classes: Any) -> tuple[type[BaseException], ...]:
-    return classes if isinstance(classes, tuple) else (classes,)
-
-
 def _union(mask: bytes | None, more: bytes) -> bytes:
     return more if mask is None else bytes([a | b for a, b in zip(mask, more, strict=True)])
 
@@ -498,14 +495,9 @@ def _warn_of_result(worker: Worker[Any]) -> None:
         )
 
 
-def finite_seconds(name: str, value: Any) -> float:
-    """A number of seconds that is not endless; TypeError or ValueError that names it, for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {describe(value)}")
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {describe(value)}")
-    return seconds
+def _finite_seconds(name: str, value: Any) -> float:
+    """A number of seconds that a delay may have: not endless, or the operation would never end."""
+    delay = seconds(name, value)
+    if delay == math.inf:
+        raise ValueError(f"{name} must be finite, got {describe(value)}")
+    return delay

@@ -52,6 +52,7 @@ cdef class Runner(Tally):
     cdef int claim_from(self, Feed feed) noexcept
     cdef int end_source(self, Feed feed) noexcept
     cdef uint64_t since_wait(self) noexcept
+    cdef int check_current(self) except -1
     cdef bint settle(self, PyObject* raw) except -1
     cdef void look_at_type(self, PyObject* kind) noexcept
     cdef object judge_error(self, object error, bint raised)

@@ -779,9 +779,16 @@ cdef class Runner(Tally):
             return None
         return steal(fault)
 
+    cdef int check_current(self) except -1:
+        if self.op == NULL:
+            raise RuntimeError(f"worker {self.name} runs no operation")
+        return 0
+
     def count_try(self):
         """Counts a failed try; returns how many there were."""
-        cdef OperationBase op = <OperationBase>self.op
+        cdef OperationBase op
+        self.check_current()
+        op = <OperationBase>self.op
         acquire(&self.core.lock)
         self.tries += 1
         release(&self.core.lock)
@@ -789,6 +796,7 @@ cdef class Runner(Tally):
 
     def fail(self, error, bint seen):
         """Ends the current operation as failed. `seen`: the worker has looked at the error. Takes no memory that it needs."""
+        self.check_current()
         self.end_failed(<PyObject*>error, seen)
 
     cdef PyObject* take_note(self, PyObject* error, PyObject* kind, bint seen) noexcept:
@@ -849,6 +857,7 @@ cdef class Runner(Tally):
         cdef Core core = self.core
         cdef int64_t due = deadline_of(delay) if delay else 0
         cdef bint kept = False, delayed = False, undelayed = False
+        self.check_current()
         if self.record is None:
             entry = new_entry(raw, <PyObject*>self.came_from, self.position)
             if entry == NULL:

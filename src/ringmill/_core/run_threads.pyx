@@ -45,6 +45,8 @@ cdef class RunThreads:
     """Which threads of a run have begun, reported, and ended."""
 
     def __cinit__(self, Py_ssize_t count):
+        if count < 0:
+            raise ValueError(f"count must be at least 0, got {count}")
         init_queue(&self.reported)
         init_queue(&self.decided)
         init_queue(&self.ended)

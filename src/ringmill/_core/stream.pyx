@@ -62,6 +62,7 @@ from ringmill._core.ring cimport (
     try_put,
 )
 from ringmill._core.feed cimport is_unsuccessful, take_over
+from ringmill._core.ring_buffer cimport checked_max
 from ringmill._core.loop cimport await_for, checkpoint, in_trio, running_task
 from ringmill._core.machine cimport now_ns, steal
 from ringmill._core.waiter cimport (
