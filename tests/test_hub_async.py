@@ -71,8 +71,9 @@ def test_policies_that_do_not_wait(backend: str) -> None:
         assert await hub.asignal(4) is None
         dropping.close()
         assert await hub.asignal(5) is None
-        hub.subscribe(overflow="raise")
+        raising = hub.subscribe(overflow="raise")
         assert await hub.abroadcast(6) == 1
+        assert not raising.closed
         with pytest.raises(queue.Full) as full:
             await hub.abroadcast(7)
         assert full.value.count == 0  # type: ignore[attr-defined]

@@ -299,11 +299,11 @@ def test_each_subscription_is_ended_by_one_of_many(switch_interval: float) -> No
 def test_ids_are_unique_among_threads() -> None:
     hub = Hub[int](buffer=1)
 
-    def subscribe() -> list[int]:
-        return [hub.subscribe().id for _ in range(1000)]
+    def subscribe() -> list[Subscription[int]]:
+        return [hub.subscribe() for _ in range(1000)]
 
-    ids = list(chain.from_iterable(run_threads(*[subscribe] * 4)))
-    assert len(set(ids)) == len(hub) == 4000
+    subs = list(chain.from_iterable(run_threads(*[subscribe] * 4)))
+    assert len({sub.id for sub in subs}) == len(hub) == 4000
 
 
 # Churn

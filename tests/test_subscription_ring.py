@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import random
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -292,6 +293,34 @@ def test_subclass_with_its_own_init() -> None:
 def test_a_ring_is_not_copied(duplicate: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match="SubscriptionRing"):
         duplicate(ring_of(*"abc"))
+
+
+def test_init_takes_no_items() -> None:
+    for arguments in (("a",), (["a", "b"],), (None,)):
+        with pytest.raises(TypeError):
+            SubscriptionRing(*arguments)
+
+
+@pytest.mark.parametrize("n", [7, 8, 9, 16, 17, 3000])
+def test_any_number_of_items_is_found_and_removed(n: int) -> None:
+    """Around the sizes at which the hash table grows, with every third item in the ring twice, and one very often."""
+    often = Thing("often")
+    things = [Thing(str(i)) for i in range(n)]
+    items = [item for i, thing in enumerate(things) for item in ([thing, often] if i % 3 else [thing, things[i // 2]])]
+    ring = ring_of(*items)
+    assert same(ring, items)
+    rng = random.Random(n)
+    left = items.copy()
+    for item in rng.sample(items, len(items) // 2):
+        assert ring.remove(item)
+        del left[next(place for place, other in enumerate(left) if other is item)]
+    assert len(ring) == len(left)
+    assert {id(item) for item in items if item in ring} == {id(item) for item in left}
+    assert same(ring, left)  # the current one is the head, as it always was
+    for item in left:
+        assert ring.remove(item)
+    assert not any(item in ring for item in items)
+    assert (len(ring), ring.current) == (0, None)
 
 
 # Against a plain list

@@ -5,13 +5,12 @@ May import the compiled core.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from ._core.ring_buffer import MAX_CAPACITY
-from ._core.subscription import HubBase, SubscriptionBase
+from ._core.subscription import HubBase, SubscriptionBase, policy
 from .arguments import count, describe
 
 __all__ = ["Hub", "Overflow", "Subscription"]
@@ -19,24 +18,26 @@ __all__ = ["Hub", "Overflow", "Subscription"]
 T = TypeVar("T")
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_incoming", "latest", "raise"]
-POLICIES: tuple[Overflow, ...] = ("block", "drop_oldest", "drop_incoming", "latest", "raise")
 
 
 class Subscription(SubscriptionBase, Generic[T]):
     """One subscriber's end of a hub: a buffer to read from, made by `Hub.subscribe`.
 
-    `get`, `get_nowait`, `get_many` and iteration take the items in the order of delivery. `id` is unique for ever.
+    `get`, `get_nowait`, `get_many` and iteration take the items in the order of delivery. `id` is never used again.
     When the subscription ends, by `close`, `Hub.unsubscribe` or `Hub.close`, what was delivered before stays
-    readable, then iteration ends. A context manager that closes it.
+    readable, then iteration ends. A context manager that closes it. A subscription that is dropped ends as well: the
+    hub does not keep it alive, except while a thread or task waits in it.
     """
 
     def __init__(self, buffer: int, overflow: Overflow, hub: Hub[T]) -> None:
-        self._hub = weakref.ref(hub)
-        self.buffer = 1 if overflow == "latest" else buffer
-        self.overflow = overflow
+        hub._add(self)
 
     if TYPE_CHECKING:  # compiled
 
+        @property
+        def buffer(self) -> int: ...
+        @property
+        def overflow(self) -> Overflow: ...
         def get(self, timeout: float | None = None) -> T: ...
         def get_nowait(self) -> T: ...
         def get_many(self, max: int | None = None, timeout: float | None = None) -> list[T]: ...
@@ -48,9 +49,6 @@ class Subscription(SubscriptionBase, Generic[T]):
 
     def close(self) -> None:
         """Ends the subscription. Idempotent, never blocks, safe from any thread."""
-        hub = self._hub()
-        if hub is not None:
-            hub.unsubscribe(self)
         self._end()
 
     def __enter__(self) -> Subscription[T]:
@@ -87,9 +85,13 @@ class Hub(HubBase, Generic[T]):
     (['to all', 'to one'], ['to all'])
     """
 
+    _buffer: int = 256  # also for a subclass that does not call __init__
+    _overflow: Overflow = "block"
+
     def __init__(self, *, buffer: int = 256, overflow: Overflow = "block") -> None:
-        self._buffer = _buffer(buffer)
-        self._overflow = _overflow(overflow)
+        size, name = _buffer(buffer), policy(overflow)
+        self._buffer = size
+        self._overflow = name
 
     if TYPE_CHECKING:  # compiled
 
@@ -101,16 +103,9 @@ class Hub(HubBase, Generic[T]):
     def subscribe(self, buffer: int | None = None, overflow: Overflow | None = None) -> Subscription[T]:
         """Adds a subscription, at the end of the ring. Never blocks. `Closed` when the hub is closed."""
         size = self._buffer if buffer is None else _buffer(buffer)
-        policy = self._overflow if overflow is None else _overflow(overflow)
+        name = self._overflow if overflow is None else policy(overflow)
         self._check_open()
-        subscription: Subscription[T] = Subscription(size, policy, self)
-        self._add(subscription)
-        try:
-            self._check_open()
-        except BaseException:
-            self.unsubscribe(subscription)  # closed meanwhile, perhaps before close() could see it
-            raise
-        return subscription
+        return Subscription(size, name, self)
 
     def unsubscribe(self, subscription: Subscription[T]) -> bool:
         """Ends a subscription; returns whether it was one of this hub's that had not ended.
@@ -119,19 +114,14 @@ class Hub(HubBase, Generic[T]):
         """
         if not isinstance(subscription, Subscription):
             raise TypeError(f"subscription must be a Subscription, not {describe(subscription)}")
-        if not self._remove(subscription):
-            return False
-        subscription._end()
-        return True
+        return self._remove(subscription)
 
     def close(self) -> None:
         """Ends all subscriptions, after what was delivered; later calls raise `Closed`. Idempotent, never blocks.
 
         A hub that is dropped is closed.
         """
-        self._shut()
-        for subscription in self._all():
-            self.unsubscribe(subscription)
+        self._close()
 
     def __enter__(self) -> Hub[T]:
         return self
@@ -141,24 +131,9 @@ class Hub(HubBase, Generic[T]):
     ) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        """How many subscriptions there are; a snapshot."""
-        return len(self._all())
-
-    def __bool__(self) -> bool:
-        return True
-
     def __repr__(self) -> str:
         return f"<Hub {'closed' if self.closed else 'open'}, {len(self)} subscriptions>"
 
 
 def _buffer(value: Any) -> int:
     return count("buffer", value, 1, MAX_CAPACITY)
-
-
-def _overflow(value: Any) -> Overflow:
-    if not isinstance(value, str):
-        raise TypeError(f"overflow must be a string, not {describe(value)}")
-    if value not in POLICIES:
-        raise ValueError(f"overflow must be one of {', '.join(POLICIES)}, got {describe(value)}")
-    return POLICIES[POLICIES.index(value)]  # a plain string, though a subclass was given

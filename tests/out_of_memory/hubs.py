@@ -39,6 +39,20 @@ def hub_unsubscribe(trial: Trial) -> None:
 
 
 @case
+def hub_drop(trial: Trial) -> None:
+    """A subscription that is dropped ends without any memory, and what waits or is read next is told."""
+    hub: Hub[Any] = Hub(buffer=1)
+    held = [hub.subscribe(), hub.subscribe()]
+    item = trial.thing()
+    hub.broadcast(item)
+    trial(held.clear)
+    held.clear()
+    assert len(hub) == 0
+    assert hub.broadcast(None, timeout=0) == 0
+    assert hub.signal(None, timeout=0) is None
+
+
+@case
 def hub_signal(trial: Trial) -> None:
     hub: Hub[Any] = Hub(buffer=1)
     subs = [hub.subscribe(), hub.subscribe()]

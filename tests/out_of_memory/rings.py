@@ -253,6 +253,25 @@ def circle_add(trial: Trial) -> None:
 
 
 @case
+def circle_add_that_grows(trial: Trial) -> None:
+    """The ninth item wants a larger hash table; without memory for that, the ring goes on with the one it has."""
+    ring, things = circle(trial)
+    while len(things) < 8:
+        things.append(trial.thing())
+        ring.add(things[-1])
+    for _ in range(12):
+        more = trial.thing()
+        if trial(ring.add, more) is not FAILED:
+            things.append(more)
+        assert all(thing in ring for thing in things)
+        assert len(ring) == len(things)
+    assert list(ring) == things
+    for thing in things:
+        assert ring.remove(thing)
+    assert len(ring) == 0
+
+
+@case
 def circle_remove(trial: Trial) -> None:
     ring, things = circle(trial)
     if trial(ring.remove, things[1]) is not FAILED:

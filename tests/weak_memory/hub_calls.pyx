@@ -19,22 +19,21 @@ cdef void open_hub(Stage stage, int subscriptions, set late, Py_ssize_t capacity
     stage.subscriptions = []
     stage.reads = [[] for _ in range(subscriptions)]
     for k in range(subscriptions):
-        subscription = SubscriptionBase(capacity, POLICIES.get(ways.get(k), "block"), None)
+        subscription = SubscriptionBase(capacity, POLICIES.get(ways.get(k), "block"), stage.hub)
         stage.subscriptions.append(subscription)
         if k not in late:
             stage.hub._add(subscription)
 
 
 cdef void leave(Stage stage, object subscription) noexcept:
-    if stage.hub._remove(subscription):
-        subscription._end()
+    stage.hub._remove(subscription)
 
 
 cdef void read_all(Stage stage, int which) noexcept:
     # Until the subscription has ended.
     cdef SubscriptionBase subscription = stage.subscriptions[which]
     cdef PyObject* item = NULL
-    while subscription.buffer.get_item(&item, NEVER, True) == DONE:
+    while subscription.mailbox.buffer.get_item(&item, NEVER, True) == DONE:
         number = number_of_item(stage, item)
         Py_DECREF(<object>item)
         wm_read_variable(number)
@@ -54,15 +53,14 @@ cdef void call_hub(Stage stage, Call* call) noexcept:
         except Closed:
             pass
     elif call.letter == b"Y":
-        hub._add(stage.subscriptions[call.number])
-        if hub.closed:
-            leave(stage, stage.subscriptions[call.number])
+        try:
+            hub._add(stage.subscriptions[call.number])
+        except Closed:
+            stage.subscriptions[call.number]._end()  # subscribe drops it
     elif call.letter == b"U":
         leave(stage, stage.subscriptions[call.number])
     elif call.letter == b"K":
-        hub._shut()
-        for subscription in hub._all():
-            leave(stage, subscription)
+        hub._close()
 
 
 cdef str complaint_of_hub(Stage stage):

@@ -34,7 +34,7 @@
 #   M0       read subscription 0 until it ends; M0o: it drops the oldest,       RingBuffer.get_item
 #            M0n: it keeps the newest only, otherwise it blocks
 #   Y0 U0    subscribe it, which has not been till then; unsubscribe it         HubBase._add, _remove
-#   K        close the hub                                                      HubBase._shut
+#   K        close the hub                                                      HubBase._close
 #
 #   l        add one to a number under a short lock                             acquire, release
 #

@@ -1,12 +1,21 @@
 # A circular list with a current position: add at the end, remove by identity, each O(1), from any thread.
 #
-# The model is Go's container/ring, which one goroutine may use; here the links are under a short lock, under which no
-# Python code runs: references that a change gives up are dropped after the lock.
+# The model is Go's container/ring, which one goroutine may use. Here the links are under a short lock (rule 7 of the core):
+# nothing is allocated under it, no Python code runs, and no reference is dropped; what a change gives up is dropped after
+# the release. References that are taken under it are of local variables, for which Cython adds no INCREF and DECREF.
 #
-# Readers do not walk the links. They walk a snapshot, an immutable tuple, made anew on the first read after a change
-# and kept in a one-item list: reading that is an atomic fetch of a reference on either build. A snapshot carries the
-# version of the ring that it was made of. A reader that finds version and snapshot equal has a list that was the
-# ring's at the moment of its look, whatever happens meanwhile: the tuple owns its items.
+# Readers do not walk the links. They walk a snapshot, which is immutable and made anew on the first read after a change. It
+# carries the version of the ring that it was made of; the last one made is cached, and both are read under the lock. So a
+# reader has a list that was the ring's at one moment, whatever happens meanwhile: the snapshot owns its items.
+#
+# remove finds an item's first occurrence in a hash table whose chains go through the links, so that only the array of
+# buckets is ever allocated: before the lock is taken, when there are more items than buckets. Where there is no memory for
+# a larger array, the ring goes on with the one that it has, and the chains get longer.
+#
+# Forks. A fork never finds the lock held or the links half changed: the thread that forks is attached, and has the GIL, or,
+# free-threaded, the interpreter has stopped the other attached threads, which it does only in calls of the interpreter that
+# may block; between the acquire and the release of this lock there is none. The child makes the lock anew all the same
+# before its first use (rule 13), and there is no list or dict whose mutex it might inherit locked.
 
 from types import GenericAlias
 
@@ -14,27 +23,16 @@ cimport cython
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+from libc.stdint cimport uint32_t, uint64_t
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release
 
-from ringmill._core.machine cimport steal
-from ringmill._core.waiter cimport acquire, release
-
-from ringmill.arguments import describe
-
-# The one item of a list, owned: atomic where the list may change beside us (PyList_GetItemRef is new in 3.13).
-cdef extern from *:
-    """
-    #if PY_VERSION_HEX >= 0x030D0000
-    #define ringmill_only_item(list) PyList_GetItemRef((list), 0)
-    #else
-    #define ringmill_only_item(list) Py_NewRef(PyList_GET_ITEM((list), 0))
-    #endif
-    """
-    object only_item "ringmill_only_item"(PyObject* list)
+from ringmill._core.machine cimport steal, yield_processor
+from ringmill._core.waiter cimport acquire, epoch_now, release
 
 cdef extern from "Python.h":
     tuple PyTuple_New(Py_ssize_t size)
-    void PyTuple_SET_ITEM(PyObject* tuple, Py_ssize_t index, PyObject* item)
+    ctypedef struct PyTupleObject:
+        PyObject** ob_item
     ctypedef int (*visitproc)(PyObject*, void*) noexcept
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
     ctypedef int (*inquiry)(PyObject*) noexcept
@@ -42,9 +40,130 @@ cdef extern from "Python.h":
         traverseproc tp_traverse
         inquiry tp_clear
 
+cdef enum:
+    FEW_BITS = 3           # 1 << FEW_BITS == FEW
+    MAKING = 0             # no epoch: the first is 1
+
 
 cdef class Snapshot:
     pass
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the lock
+
+cdef void renew(SubscriptionRing ring) noexcept:
+    # After a fork: one thread of the child makes the lock anew, the others wait for that.
+    cdef uint32_t seen = ring.epoch.load(memory_order_acquire)  # acquire: pairs with the release below
+    while seen != epoch_now:
+        # seq_cst, by default: one thread claims it
+        if seen != MAKING and ring.epoch.compare_exchange_strong(seen, MAKING):
+            ring.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
+            ring.epoch.store(epoch_now, memory_order_release)  # release: the lock is whole
+            return
+        yield_processor()
+        seen = ring.epoch.load(memory_order_acquire)  # acquire: as above
+
+
+cdef inline void lock(SubscriptionRing ring) noexcept:
+    if ring.epoch.load(memory_order_acquire) != epoch_now:  # acquire: as in renew
+        renew(ring)
+    acquire(&ring.lock)
+
+
+cdef inline void unlock(SubscriptionRing ring) noexcept:
+    release(&ring.lock)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the links: all of these are called under the lock, and only move pointers
+
+cdef inline Link** place_of(Link** buckets, int bits, PyObject* item) noexcept:
+    # Where the pointer to the item's first occurrence is, or would be.
+    # Objects are 16 bytes apart at least; the multiplier is 2**64 divided by the golden ratio (Knuth, 6.4).
+    cdef uint64_t mixed = (<uint64_t><size_t>item >> 4) * <uint64_t>0x9E3779B97F4A7C15
+    cdef Link** place = &buckets[mixed >> (64 - bits)]
+    while place[0] and place[0].item != item:
+        place = &place[0].chained
+    return place
+
+
+cdef inline Link** find(SubscriptionRing ring, PyObject* item) noexcept:
+    # relaxed, as all that follow of bits and count: written under the lock, which the caller has
+    return place_of(ring.buckets, ring.bits.load(memory_order_relaxed), item)
+
+
+cdef Link** rehash(SubscriptionRing ring, Link** buckets, int bits) noexcept:
+    # Moves to a larger table; returns the old one.
+    cdef Link** old = ring.buckets
+    cdef Link* link
+    cdef Link* following
+    cdef size_t k
+    for k in range(<size_t>1 << ring.bits.load(memory_order_relaxed)):
+        link = old[k]
+        while link:
+            following = link.chained
+            link.chained = NULL
+            place_of(buckets, bits, link.item)[0] = link
+            link = following
+    ring.buckets = buckets
+    ring.bits.store(bits, memory_order_relaxed)
+    return old
+
+
+cdef void link_up(SubscriptionRing ring, Link* link) noexcept:
+    cdef Link** place = find(ring, link.item)
+    cdef Link* first = place[0]
+    if first == NULL:
+        place[0] = first = link
+    else:
+        first.last_same.same = link
+    first.last_same = link
+    if ring.head == NULL:
+        link.next = link.prev = link
+        ring.head = ring.at = link
+    else:
+        link.next = ring.head
+        link.prev = ring.head.prev
+        ring.head.prev.next = link
+        ring.head.prev = link
+    ring.count.store(ring.count.load(memory_order_relaxed) + 1, memory_order_relaxed)
+    ring.version += 1
+
+
+cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
+    # The link is the caller's then, with its reference; NULL: there is none.
+    cdef Link** place = find(ring, item)
+    cdef Link* link = place[0]
+    cdef Link* later
+    if link == NULL:
+        return NULL
+    later = link.same
+    if later == NULL:
+        place[0] = link.chained
+    else:
+        later.last_same = link.last_same
+        later.chained = link.chained
+        place[0] = later
+    if ring.count.load(memory_order_relaxed) == 1:
+        ring.head = ring.at = NULL
+    else:
+        link.prev.next = link.next
+        link.next.prev = link.prev
+        if ring.head == link:
+            ring.head = link.next
+        if ring.at == link:
+            ring.at = link.next
+    ring.count.store(ring.count.load(memory_order_relaxed) - 1, memory_order_relaxed)
+    ring.version += 1
+    return link
+
+
+cdef inline PyObject* forget_cached(SubscriptionRing ring) noexcept:
+    # The reference is the caller's then. What was removed is not kept alive by the last snapshot.
+    cdef PyObject* cached = ring.cached
+    ring.cached = NULL
+    return cached
 
 
 @cython.trashcan(True)  # as RingBuffer
@@ -65,115 +184,118 @@ cdef class SubscriptionRing:
     """
 
     def __cinit__(self):
-        self.cell = [None]
+        self.buckets = self.few
+        self.bits.store(FEW_BITS, memory_order_relaxed)  # relaxed: the ring is not published yet
+        self.epoch.store(epoch_now, memory_order_relaxed)  # relaxed: as above
+
+    def __init__(self):
+        pass  # takes no items: add() them
 
     def __dealloc__(self):
         cdef Link* link = self.head
         cdef Link* following
+        cdef PyObject* cached = forget_cached(self)
         cdef Py_ssize_t k
         for k in range(self.count.load(memory_order_relaxed)):  # relaxed: nobody else has the ring any more
             following = link.next
             Py_DECREF(<object>link.item)  # was the ring's
             PyMem_RawFree(link)
             link = following
+        if cached:
+            Py_DECREF(<object>cached)  # was the ring's
+        if self.buckets != self.few:
+            PyMem_RawFree(self.buckets)
 
     __class_getitem__ = classmethod(GenericAlias)
 
     def add(self, item):
         """Adds an item at the end, that is before the head. It becomes current only if the ring was empty."""
+        self.append(<PyObject*>item)
+
+    cdef int append(self, PyObject* item) except -1:
         cdef Link* link = <Link*>PyMem_RawCalloc(1, sizeof(Link))
-        cdef Link* first
+        cdef Link** table = NULL
+        cdef int bits = self.bits.load(memory_order_relaxed)  # relaxed, like the count: a hint, looked at again below
         if link == NULL:
             raise MemoryError
-        link.item = <PyObject*>item
-        Py_INCREF(item)  # the ring's
-        acquire(&self.lock)
-        try:
-            first = self.first[link.item]  # makes an entry of NULL where there is none
-            if first == NULL:
-                self.first[link.item] = link
-                first = link
-            else:
-                first.last_same.same = link
-            first.last_same = link
-            if self.head == NULL:
-                link.next = link.prev = link
-                self.head = self.at = link
-            else:
-                link.next = self.head
-                link.prev = self.head.prev
-                self.head.prev.next = link
-                self.head.prev = link
-            # relaxed, here and below: written under the lock, and a hint to who reads it without
-            self.count.store(self.count.load(memory_order_relaxed) + 1, memory_order_relaxed)
-            self.version.fetch_add(1, memory_order_seq_cst)  # seq_cst: after the change, pairs with snapshot
-        finally:
-            release(&self.lock)
+        if self.count.load(memory_order_relaxed) >= <Py_ssize_t>1 << bits:
+            bits += 1
+            table = <Link**>PyMem_RawCalloc(<size_t>1 << bits, sizeof(Link*))  # NULL: not this time
+        link.item = item
+        Py_INCREF(<object>item)  # the ring's
+        lock(self)
+        if table and bits > self.bits.load(memory_order_relaxed):  # relaxed: written under the lock
+            table = rehash(self, table, bits)
+        link_up(self, link)
+        unlock(self)
+        if table != self.few:
+            PyMem_RawFree(table)  # the old one; or ours, where another thread was faster
+        return 0
 
     def remove(self, item):
         """Removes the first occurrence of an item, by identity; returns whether there was one.
 
         Where that was the head or the current one, its successor is that now.
         """
-        cdef Link* link
-        acquire(&self.lock)
-        link = self.unlink(<PyObject*>item)
-        release(&self.lock)
-        if link == NULL:
+        if not self.take_out(<PyObject*>item):
             return False
-        PyMem_RawFree(link)
-        self.cell[0] = None  # or the last snapshot would keep it alive
         Py_DECREF(item)  # was the ring's
         return True
 
-    cdef Link* unlink(self, PyObject* item) noexcept:
-        # Under the lock. The link is the caller's then, with its reference.
+    cdef bint take_out(self, PyObject* item) noexcept:
+        # As remove. The ring's reference is the caller's then.
         cdef Link* link
-        cdef Link* later
-        if self.first.find(item) == self.first.end():
-            return NULL
-        link = self.first[item]
-        later = link.same
-        if later == NULL:
-            self.first.erase(item)
-        else:
-            later.last_same = link.last_same
-            self.first[item] = later
-        if self.count.load(memory_order_relaxed) == 1:  # relaxed: as in add
-            self.head = self.at = NULL
-        else:
-            link.prev.next = link.next
-            link.next.prev = link.prev
-            if self.head == link:
-                self.head = link.next
-            if self.at == link:
-                self.at = link.next
-        self.count.store(self.count.load(memory_order_relaxed) - 1, memory_order_relaxed)  # relaxed: as in add
-        self.version.fetch_add(1, memory_order_seq_cst)  # seq_cst: as in add
-        return link
+        cdef PyObject* cached = NULL
+        lock(self)
+        link = unlink(self, item)
+        if link:
+            cached = forget_cached(self)
+        unlock(self)
+        if link == NULL:
+            return False
+        PyMem_RawFree(link)
+        if cached:
+            Py_DECREF(<object>cached)  # was the ring's
+        return True
+
+    cdef PyObject* take_first(self) noexcept:
+        # Removes the item at the head, whose reference is the caller's then; NULL when the ring is empty.
+        cdef Link* link = NULL
+        cdef PyObject* item = NULL
+        cdef PyObject* cached = NULL
+        lock(self)
+        if self.head:
+            item = self.head.item
+            link = unlink(self, item)  # that very link: the first occurrence is counted from the head
+            cached = forget_cached(self)
+        unlock(self)
+        PyMem_RawFree(link)
+        if cached:
+            Py_DECREF(<object>cached)  # was the ring's
+        return item
 
     cdef PyObject* step(self, bint before) noexcept:
         # Moves on; returns the current of before or after, with a reference for the caller; NULL when empty.
         cdef PyObject* item = NULL
-        acquire(&self.lock)
+        lock(self)
         if self.at:
             item = self.at.item
             self.at = self.at.next
             if not before:
                 item = self.at.item
             Py_INCREF(<object>item)  # the caller's; the ring's own keeps it alive until here
-        release(&self.lock)
+        unlock(self)
         return item
 
     @property
     def current(self):
         """The item at the current position; None when the ring is empty."""
         cdef PyObject* item = NULL
-        acquire(&self.lock)
+        lock(self)
         if self.at:
             item = self.at.item
             Py_INCREF(<object>item)  # the caller's
-        release(&self.lock)
+        unlock(self)
         return steal(item) if item else None
 
     def next(self):
@@ -186,45 +308,74 @@ cdef class SubscriptionRing:
         cdef PyObject* item = self.step(True)
         return steal(item) if item else None
 
-    cdef Snapshot snapshot(self):
-        cdef Snapshot made = only_item(<PyObject*>self.cell)
+    cdef Snapshot cached_snapshot(self):
+        # The last one made, if it is of the ring as it is now; or None.
+        cdef PyObject* cached
+        lock(self)
+        cached = self.cached
+        if cached and (<Snapshot>cached).version == self.version:
+            Py_INCREF(<object>cached)  # the caller's
+        else:
+            cached = NULL
+        unlock(self)
+        if cached:
+            return <Snapshot>steal(cached)
+        return None
+
+    cdef bint record(self, Snapshot made, PyObject** into, Py_ssize_t count) noexcept:
+        # Copies the items, with a reference each, and caches what was made of them. False: there are not `count`.
+        cdef PyObject* unwanted = <PyObject*>made
+        cdef PyObject* item
         cdef Link* link
-        cdef Py_ssize_t count, k
-        # seq_cst: at this look the ring was the snapshot
-        while made is None or made.version != self.version.load(memory_order_seq_cst):
-            count = self.count.load(memory_order_relaxed)  # relaxed: looked at again below, under the lock
+        cdef Py_ssize_t k
+        cdef bint whole
+        Py_INCREF(made)  # the ring's, if it is cached
+        lock(self)
+        whole = count == self.count.load(memory_order_relaxed)  # relaxed: written under the lock
+        if whole:
+            link = self.head
+            for k in range(count):
+                item = link.item  # a local variable: for any other expression Cython makes a reference, and drops it again
+                Py_INCREF(<object>item)  # the snapshot's
+                into[k] = item
+                link.index = k
+                link = link.next
+            made.version = self.version
+            unwanted = self.cached
+            self.cached = <PyObject*>made
+        unlock(self)
+        if unwanted:
+            Py_DECREF(<object>unwanted)  # was the ring's, or would have been
+        return whole
+
+    cdef Snapshot snapshot(self):
+        cdef Snapshot made = self.cached_snapshot()
+        cdef Py_ssize_t count
+        while made is None:
+            count = self.count.load(memory_order_relaxed)  # relaxed: looked at again in record, under the lock
             made = Snapshot()
             made.items = PyTuple_New(count)
-            acquire(&self.lock)
-            if count == self.count.load(memory_order_relaxed):  # relaxed: as in add
-                link = self.head
-                for k in range(count):
-                    Py_INCREF(<object>link.item)  # the tuple's
-                    PyTuple_SET_ITEM(<PyObject*>made.items, k, link.item)
-                    link.index = k
-                    link = link.next
-                made.version = self.version.load(memory_order_relaxed)  # relaxed: written under the lock
-                release(&self.lock)
-                self.cell[0] = made
-            else:
-                release(&self.lock)
+            if not self.record(made, (<PyTupleObject*>made.items).ob_item, count):
                 made = None  # a tuple of NULLs, which nobody has seen, goes
         return made
+
+    cdef Py_ssize_t place_of_current(self, Snapshot made) noexcept:
+        # In the snapshot; -1 where the ring has changed since.
+        cdef Py_ssize_t place = -1
+        lock(self)
+        if made.version == self.version:
+            place = self.at.index if self.at else 0
+        unlock(self)
+        return place
 
     def _from_current(self):
         # The items, from the current on, as they were at one moment.
         cdef Snapshot made
-        cdef Py_ssize_t start = 0
-        cdef bint fresh
-        while True:
+        cdef Py_ssize_t start = -1
+        while start < 0:
             made = self.snapshot()
-            acquire(&self.lock)
-            fresh = made.version == self.version.load(memory_order_relaxed)  # relaxed: written under the lock
-            if fresh and self.at:
-                start = self.at.index
-            release(&self.lock)
-            if fresh:
-                return made.items[start:] + made.items[:start] if start else made.items
+            start = self.place_of_current(made)
+        return made.items[start:] + made.items[:start] if start else made.items
 
     def do(self, fn):
         """Calls `fn(item)` for each item once, from the current one on. Walks a snapshot; the ring may change."""
@@ -246,9 +397,9 @@ cdef class SubscriptionRing:
     def __contains__(self, item):
         """Whether the item is there, by identity. O(1)."""
         cdef bint found
-        acquire(&self.lock)
-        found = self.first.find(<PyObject*>item) != self.first.end()
-        release(&self.lock)
+        lock(self)
+        found = find(self, <PyObject*>item)[0] != NULL
+        unlock(self)
         return found
 
     def __repr__(self):
@@ -259,39 +410,36 @@ cdef class SubscriptionRing:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the garbage collector: Cython knows nothing of the links (rule 11)
+# the garbage collector: Cython knows nothing of the links and of the cached snapshot (rule 11)
 
 cdef PyTypeObject* ring_type = <PyTypeObject*>SubscriptionRing
 cdef traverseproc base_traverse = ring_type.tp_traverse
 cdef inquiry base_clear = ring_type.tp_clear
 
 
-cdef int ring_traverse(PyObject* ring, visitproc visit, void* arg) noexcept:
+cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     # The collector runs with all attached threads stopped, or with the GIL: nobody holds the lock.
-    cdef int status = base_traverse(ring, visit, arg)
-    cdef Link* link = (<SubscriptionRing>ring).head
-    cdef Py_ssize_t left = (<SubscriptionRing>ring).count.load(memory_order_relaxed)  # relaxed: see above
+    cdef int status = base_traverse(self, visit, arg)
+    cdef Link* link = (<SubscriptionRing>self).head
+    cdef Py_ssize_t left = (<SubscriptionRing>self).count.load(memory_order_relaxed)  # relaxed: see above
+    if not status and (<SubscriptionRing>self).cached:
+        status = visit((<SubscriptionRing>self).cached, arg)
     while left and not status:
-        status = visit(link.item, arg)
+        if (<SubscriptionRing>self).shown == NULL or (<SubscriptionRing>self).shown(link.item):
+            status = visit(link.item, arg)
         link = link.next
         left -= 1
     return status
 
 
-cdef int ring_clear(PyObject* ring) noexcept:
-    cdef Link* link
-    cdef PyObject* item
-    while True:
-        acquire(&(<SubscriptionRing>ring).lock)
-        link = NULL
-        if (<SubscriptionRing>ring).head:
-            link = (<SubscriptionRing>ring).unlink((<SubscriptionRing>ring).head.item)
-        release(&(<SubscriptionRing>ring).lock)
-        if link == NULL:
-            return base_clear(ring)
-        item = link.item
-        PyMem_RawFree(link)
+cdef int ring_clear(PyObject* self) noexcept:
+    cdef PyObject* item = (<SubscriptionRing>self).take_first()
+    while item:
+        if (<SubscriptionRing>self).forsaken:
+            (<SubscriptionRing>self).forsaken(item)
         Py_DECREF(<object>item)  # was the ring's
+        item = (<SubscriptionRing>self).take_first()
+    return base_clear(self)
 
 
 ring_type.tp_traverse = ring_traverse
