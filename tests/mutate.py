@@ -135,6 +135,10 @@ DROPPED = {
         "waiter.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
         "    if not FREE_THREADED and q.spinner == node:\n        pass\n",
     ),
+    "grant: a thread waits for a task that is first in line": (
+        "waiter.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
+        "    cdef WaitNode* thread = q.first if q.lanes == NULL or q.first and q.first.since < q.lanes.since else NULL\n",
+    ),
     "fork: the queue is not reset": ("waiter.pyx", "    while seen != epoch_now:", "    while False:"),
     "operation: who waits does not look again": (
         "operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",

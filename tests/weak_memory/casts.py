@@ -54,6 +54,10 @@ WAITING = [
     (2, "p p | w | w?"),
     (2, "b b j | w t w t"),
     (2, "b j | b j | w t | w t"),
+    (1, "o b | w"),
+    (1, "o b b | w | w"),
+    (2, "o b | b | w w"),
+    (1, "b b | o | w? | w"),
 ]
 
 OPERATIONS = [

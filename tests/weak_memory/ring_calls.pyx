@@ -146,3 +146,5 @@ cdef void call_ring(Stage stage, Call* call, Entry* entry) noexcept:
             wm_find("a task cannot be done")
     elif call.letter == b"j":
         ring.join()
+    elif call.letter == b"o":
+        stage.let_idle_wait()

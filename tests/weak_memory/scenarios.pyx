@@ -12,6 +12,7 @@
 #   e f n    whether it is empty, or full; how many are there                   has_items, size
 #   t        a task is done; one that it had taken                              RingBuffer.finish
 #   j        wait until all tasks are done, then write to its own items again   RingBuffer.join
+#   o        a task of a stopped loop waits for an item, from here on; once     begin_sleep, of a Sleeper
 #
 #   a0       hand operation 0 over: write its input, have it accepted, put it   accept
 #   r        take one, waiting, and run it, unless it has been cancelled        begin, end, unplace
@@ -74,7 +75,7 @@ from ringmill._core.stage cimport (
 )
 from ringmill._core.waiter cimport acquire, release
 
-cdef str OF_A_RING = "pgPGbwBxefntj"
+cdef str OF_A_RING = "pgPGbwBxefntjo"
 cdef str OF_OPERATIONS = "arqkiz"
 cdef str OF_A_POOL = "WdDERNucvs"
 cdef str OF_A_HUB = "HSMYUK"
@@ -285,6 +286,8 @@ def search(str cast, int capacity, uint64_t first, int count):
         for k in range(threads):
             wm_thread(act, &actors[k])
         what = "something" if wm_run() else verdict(cast, unraisable)
+        if what != "something":
+            stage.end_idle()
         if what:
             stage.name_all()
             if what == "something":

@@ -6,7 +6,7 @@ from ringmill._core.dispatch cimport Core
 from ringmill._core.ring_buffer cimport RingBuffer
 from ringmill._core.stream cimport Stream
 from ringmill._core.subscription cimport HubBase
-from ringmill._core.waiter cimport ShortLock
+from ringmill._core.waiter cimport ShortLock, Sleeper
 
 cdef extern from *:
     void wm_begin(uint64_t seed, bint by_the_clock)
@@ -49,8 +49,12 @@ cdef struct Actor:              # a thread
     int calls
     Call call[CALLS]
 
+cdef class Idle(Sleeper):       # a waiter that never acts on a wake-up: a task of a loop that is stopped
+    pass
+
 cdef class Stage:
     cdef RingBuffer ring
+    cdef Idle idle              # waits for an item of the ring, if it was told to
     cdef list items             # by number
     cdef list operations
     cdef int ended[OPERATIONS]  # how often each was ended by a worker, or cancelled, in whatever life
@@ -69,3 +73,5 @@ cdef class Stage:
     cdef list reads             # of each, the numbers of the items that it gave
     cdef int delivered
     cdef void name_all(self) noexcept
+    cdef void let_idle_wait(self) noexcept
+    cdef void end_idle(self) noexcept

@@ -1,21 +1,35 @@
 # What the threads of an execution share.
 
 from ringmill._core.operation cimport OperationBase
+from ringmill._core.waiter cimport begin_sleep, cancel_sleep
 
 
 class Operation(OperationBase):
     pass
 
 
+cdef class Idle(Sleeper):
+    cdef bint wake(self) noexcept:
+        return True
+
+
 cdef class Stage:
     def __init__(self, list items, Py_ssize_t capacity, dict ways):
         self.items = items
         self.ring = RingBuffer(capacity)
+        self.idle = Idle()
         self.operations = [Operation() for _ in range(OPERATIONS)]
         self.ways = ways
         self.retries = [0] * OPERATIONS
         self.streams = {}
         self.streamed = set()
+
+    cdef void let_idle_wait(self) noexcept:
+        begin_sleep(&self.ring.not_empty, &self.idle.node, False)
+
+    cdef void end_idle(self) noexcept:
+        if self.idle.node.queued:
+            cancel_sleep(&self.ring.not_empty, &self.idle.node)
 
     cdef void name_all(self) noexcept:
         cdef int k
