@@ -35,6 +35,7 @@ cdef class LoopSleeper(Sleeper):
     cdef object doze(self)
     cdef int resume(self) except -1
     cdef void pass_on(self) noexcept
+    cdef void count_no_more(self) noexcept
 
 cdef class LoopWait(LoopSleeper):
     cdef WaitQueue* queue

@@ -154,9 +154,21 @@ cdef class Landing:
         return True
 
     cdef void give_up(self) noexcept:
-        # Whoever comes next asks again.
+        # Whoever comes next asks again. That somebody does: those that were told count as pending no more.
+        cdef PyObject* first = self.take_all(False)
+        cdef PyObject* last = NULL
+        cdef PyObject* raw = first
+        while raw:  # ours, until it is put back
+            (<LoopSleeper>raw).count_no_more()
+            last = raw
+            raw = (<LoopSleeper>raw).following
+        if first == NULL:
+            return
         acquire(&self.lock)
-        self.scheduled = False
+        (<LoopSleeper>last).following = self.first
+        if self.last == NULL:
+            self.last = last
+        self.first = first
         release(&self.lock)
 
     cdef PyObject* take_all(self, bint for_good) noexcept:
@@ -373,6 +385,10 @@ cdef class LoopSleeper(Sleeper):
         # From any thread: it was told, and will never run.
         pass
 
+    cdef void count_no_more(self) noexcept:
+        # From any thread: it was told, and its loop could not be.
+        pass
+
 
 async def _doze_in_trio(LoopSleeper sleeper):
     # Resumed by land() only, which runs while no task does: so not before the task is asleep.
@@ -394,6 +410,9 @@ cdef class LoopWait(LoopSleeper):
     cdef void pass_on(self) noexcept:
         end_pending(self.queue, &self.node)
         notify(self.queue)
+
+    cdef void count_no_more(self) noexcept:
+        end_pending(self.queue, &self.node)
 
     async def run(self):
         cdef int result

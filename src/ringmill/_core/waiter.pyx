@@ -57,8 +57,9 @@
 # several were woken for taken. It looks after `pending` has ended (end_pending, or cancel_sleep), and for more than it
 # takes itself; so it sees whatever was published until then, and notifies if there is more. If its loop never resumes it,
 # its lane is not granted any more: that is the loop which does not run. Where the tasks of one loop are all that wait,
-# nothing is found taken, and each publication grants the next, so that they run side by side. (The model has loops that stop; where a waker
-# stops at the first Sleeper, or where a task looks for more before `pending` ends, it finds the lost wake-up.)
+# nothing is found taken, and each publication grants the next, so that they run side by side. (The model has loops that
+# stop; where a waker stops at the first Sleeper, or where a task looks for more before `pending` ends, it finds the lost
+# wake-up.)
 #
 # So a Sleeper may be granted in vain: a thread, or a task of another loop, was faster. It returns to the place that it
 # had in its lane (`place`), not to the end, but behind the threads that wait by then (`since`): it is granted again after
