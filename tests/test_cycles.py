@@ -43,7 +43,7 @@ def collected(probe: weakref.ref[Any]) -> bool:
     return probe() is None
 
 
-def give_up(*coroutines: Coroutine[Any, Any, Any]) -> None:
+def give_up(*coroutines: Coroutine[Any, Any, Any], close: bool = True) -> None:
     """Runs tasks in a loop until they wait, and leaves them there for ever."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(coroutine) for coroutine in coroutines]
@@ -52,17 +52,20 @@ def give_up(*coroutines: Coroutine[Any, Any, Any]) -> None:
     for task in tasks:
         assert not task.done()
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is meant to be destroyed
-    loop.close()
+    if close:
+        loop.close()
 
 
-def test_tasks_that_wait_for_the_turn_to_read_a_stream() -> None:
-    """Stream.turn: the queue owns them, and each of them the stream."""
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("close", [False, True])
+def test_tasks_that_wait_for_the_turn_to_read_a_stream(close: bool) -> None:
+    """Stream.turn: the queue owns them, and each of them the stream. One that is told of a place is told for its loop."""
     worker = Gated()
     with WorkerPool([worker]) as pool:
 
         def make() -> weakref.ref[Any]:
             stream = pool.wrap(iter([Op()]), buffer=1)
-            give_up(stream.aget(), stream.aget(), stream.aget())
+            give_up(stream.aget(), stream.aget(), stream.aget(), close=close)
             return weakref.ref(stream)
 
         probe = make()

@@ -54,8 +54,7 @@ cdef class WorkerWait:
     cdef Tally runner
     cdef OperationBase operation    # it waits for this operation,
     cdef Feed feed                  # or for what comes out here,
-    cdef atomic[uint32_t]* turn     # or, unless NULL, for the turn to read that: for this to be 0
-    cdef object keeper              # keeps `turn` alive
+    cdef bint for_turn              # or, so, for the turn to read that
     cdef uint32_t life              # of the operation
     cdef uint64_t word              # the worker's
     cdef bint in_task               # a task of an event loop waits, and the thread may go on

@@ -33,7 +33,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.pythread cimport PyThread_tss_create, PyThread_tss_get, PyThread_tss_set
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
-from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.feed cimport Bell
 from ringmill._core.operation cimport PHASE, RELEASED, RUNNING, traverseproc
@@ -482,8 +482,7 @@ cdef class Books(Home):
         release(&self.lock)
         return count
 
-    cdef object enter_wait(self, OperationBase operation, object feed, atomic[uint32_t]* turn, object keeper,
-                           bint in_task):
+    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task):
         # Before a wait without a timeout. If this thread is a worker of this pool: what leave_wait takes; RuntimeError
         # where the wait could not end. None if it is not.
         cdef WorkerWait wait
@@ -496,8 +495,7 @@ cdef class Books(Home):
         wait.runner = runner
         wait.operation = operation
         wait.feed = <Feed>feed
-        wait.turn = turn
-        wait.keeper = keeper
+        wait.for_turn = for_turn
         wait.in_task = in_task
         wait.word = runner.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
         if operation is not None:
@@ -543,10 +541,10 @@ cdef bint has_come(PyObject* wait) noexcept nogil:
             (<OperationBase>operation).state.load(memory_order_acquire) & RELEASED != 0
             or (<OperationBase>operation).lives.load(memory_order_acquire) != (<WorkerWait>wait).life
         )
-    # acquire: as turn_attempt's, which will look again
-    if (<WorkerWait>wait).turn and not (<WorkerWait>wait).turn[0].load(memory_order_acquire):
+    # The turn may be free for a moment, and another reader have it the next.
+    if not (<WorkerWait>wait).for_turn and has_items((<Feed>feed).ready.ring):
         return True
-    return has_items((<Feed>feed).ready.ring) or is_shut((<Feed>feed).ready.ring)
+    return is_shut((<Feed>feed).ready.ring)
 
 
 cdef bint holds_worker(PyObject* wait) noexcept nogil:

@@ -176,8 +176,7 @@ cdef class Home:
     cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
-    cdef object enter_wait(self, OperationBase operation, object feed, atomic[uint32_t]* turn, object keeper,
-                           bint in_task):
+    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task):
         raise NotImplementedError
 
     cdef void leave_wait(self, object wait) noexcept:
@@ -324,7 +323,7 @@ cdef class OperationBase:
             return False  # only a look
         if spin_until(&self.state, RELEASED, &home.spin, 0, deadline) == FOUND_HINT:
             return True
-        entered = home.enter_wait(self, None, NULL, None, False) if deadline == NEVER else None
+        entered = home.enter_wait(self, None, False, False) if deadline == NEVER else None
         if entered is None:
             return bool(self.park(deadline))
         try:
@@ -551,7 +550,7 @@ async def _until_done(OperationBase op):
     if home is not None:
         if home.epoch != epoch_now:
             raise home.stopped_error()
-        entered = home.enter_wait(op, None, NULL, None, True)
+        entered = home.enter_wait(op, None, False, True)
     try:
         sleeper = LoopSleeper()
         settle_in(sleeper)

@@ -29,7 +29,6 @@ cdef class Stream:
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef int read_drawn(self, PyObject** op, int64_t deadline, bint block) except -1
-    cdef atomic[uint32_t]* awaited_turn(self) noexcept
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1
     cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline)
     cdef bint try_turn(self, uint64_t me) except -1

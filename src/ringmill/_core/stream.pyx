@@ -252,7 +252,7 @@ cdef class Stream:
         cdef int result = try_get(self.feed.ready.ring, op, NULL)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
-        entered = self.core.enter_wait(None, self.feed, NULL, None, False) if deadline == NEVER else None
+        entered = self.core.enter_wait(None, self.feed, False, False) if deadline == NEVER else None
         if entered is None:
             return self.feed.ready.get_item(op, deadline, True)
         try:
@@ -279,7 +279,7 @@ cdef class Stream:
                 return result
             entered = None
             if deadline == NEVER:
-                entered = self.core.enter_wait(None, self.feed, self.awaited_turn(), self, False)
+                entered = self.core.enter_wait(None, self.feed, False, False)
             try:
                 result = wait_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, NULL, 0, deadline)
             finally:
@@ -288,10 +288,6 @@ cdef class Stream:
             if result != TURN:
                 op[0] = reading.op
                 return result
-
-    cdef atomic[uint32_t]* awaited_turn(self) noexcept:
-        # For enter_wait: the turn, if another reader has it, whose end also ends our wait.
-        return &self.busy if self.busy.load(memory_order_acquire) else NULL  # acquire: as turn_more
 
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
         # With the turn. Does not wait, but for the source.
@@ -462,7 +458,7 @@ cdef class Stream:
                     result = try_get(self.feed.ready.ring, &op, NULL)
                 if result != NOT_NOW:
                     break
-                entered = self.core.enter_wait(None, self.feed, self.awaited_turn(), self, True)
+                entered = self.core.enter_wait(None, self.feed, False, True)
                 try:
                     result = await await_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, self)
                 finally:
@@ -486,7 +482,7 @@ cdef class Stream:
             return steal(op)
         if result == SHUT:
             return None
-        entered = self.core.enter_wait(None, self.feed, NULL, None, True)
+        entered = self.core.enter_wait(None, self.feed, False, True)
         try:
             return await self.feed.ready.aget()
         except Closed:
