@@ -101,12 +101,14 @@ ERRORS: list[Callable[[], BaseException]] = [
     unicode_error,
     noted,
     lambda: StopIteration("value"),
+    lambda: AttributeError("none", name="such", obj=[1]),
+    lambda: NameError("none", name="such"),
     lambda: SystemExit(3),
     lambda: KeyboardInterrupt("stop"),
     lambda: SyntaxError("bad", ("file", 1, 2, "text")),
 ]
 FIELDS = ("code", "reason", "detail", "name", "path", "filename", "filename2", "errno", "strerror", "object", "start",
-          "end", "value", "msg", "lineno", "text", "message", "exceptions", "__notes__")  # fmt: skip
+          "end", "obj", "value", "msg", "lineno", "text", "message", "exceptions", "__notes__")  # fmt: skip
 
 
 @pytest.mark.parametrize("make", ERRORS)

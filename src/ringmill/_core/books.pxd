@@ -50,11 +50,12 @@ cdef class Tally:
     cdef void leave(self) noexcept
 
 cdef class WorkerWait:
-    # A wait without a timeout, on a worker's thread, for work of its own pool. Written before it is linked.
+    # A wait on a worker's thread for work of its own pool. Written before it is linked.
     cdef Tally runner
     cdef OperationBase operation    # it waits for this operation,
     cdef Feed feed                  # or for what comes out here,
     cdef bint for_turn              # or, so, for the turn to read that
+    cdef bint timed                 # with a timeout, so that it ends by itself
     cdef uint32_t life              # of the operation
     cdef uint64_t word              # the worker's
     cdef bint in_task               # a task of an event loop waits, and the thread may go on
@@ -72,7 +73,7 @@ cdef class Books(Home):
     cdef uint64_t cancelled
     cdef uint64_t failed        # without a worker: by breakage
     cdef Py_ssize_t present     # workers that are not retired
-    cdef Py_ssize_t stalled_count  # those of them that have a WorkerWait, whether or not it has come
+    cdef Py_ssize_t stalled_count  # those of them that have a WorkerWait of whatever kind
     cdef Py_ssize_t look_from   # the worker that was found not to wait when one was last looked for
     cdef PyObject* stalled[64]  # chains of the Tallies that have a WorkerWait, by the operation that they run
     cdef uint64_t visits        # numbers the searches of waits_for_itself
@@ -105,9 +106,12 @@ cdef class Books(Home):
     cdef bint waits_for_itself(self, PyObject* runner, PyObject* wait) noexcept
     cdef int review_side(self) except -1
 
-# Both under the pool's lock; `runner` is a Tally, borrowed. Whether it is in a wait without a timeout for work of its pool
-# that has not come: it takes no operation before that has.
+# All under the pool's lock; `runner` is a Tally, borrowed. Whether it is in a wait for work of its pool that has not come:
+# it takes no operation before that has, or its time is over.
 cdef bint is_waiting(PyObject* runner) noexcept nogil
-# Whether it waits so for this operation, or for what comes out of this feed. The last two are borrowed; or NULL.
-cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed) noexcept nogil
+# The same of waits without a timeout only: it takes no operation before that has come.
+cdef bint is_stalled(PyObject* runner) noexcept nogil
+# Whether it waits for this operation, or for what comes out of this feed. These two are borrowed; or NULL. `timed`: or in a
+# wait with a timeout.
+cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed, bint timed) noexcept nogil
 cdef int refuse_alone(object made, object base) except -1

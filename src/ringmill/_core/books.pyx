@@ -12,17 +12,18 @@
 # finds nothing counts, and when all are settled it sets ENDING and wakes all. The last one to settle looks for the next
 # operation afterwards, so somebody counts after the last settlement; whoever settles one without a worker wakes some.
 #
-# Waiting inside a worker for work of its own pool. Each wait without a timeout has a WorkerWait, linked to its worker's
-# Tally while the wait lasts: one if the thread itself waits, any number if its event loop has tasks that do. A worker
-# takes no operation until `process` returns, which is taken to be after all these waits are over. So a worker counts as
-# waiting while any of them has not come. What has come stays so (an operation that is done; a stream that has ended; an
-# item in a stream may be read by another reader), hence workers begin to count only where a wait is entered, and there it
-# is refused with RuntimeError if
-#   - no worker would be left that does not wait (worker_left), or
+# Waiting inside a worker for work of its own pool. Each wait has a WorkerWait, linked to its worker's Tally while the wait
+# lasts: one if the thread itself waits, any number if its event loop has tasks that do. A worker
+# takes no operation until `process` returns, which is taken to be after all these waits are over. So a worker is stalled
+# while any of them that has no timeout has not come. What has come stays so (an operation that is done; a stream that has ended; an
+# item in a stream may be read by another reader), hence a worker becomes stalled only where it enters a wait, and there the
+# wait is refused with RuntimeError if
+#   - no worker would be left that is not stalled (worker_left), or
 #   - what it waits for is an operation that runs on a worker which waits in turn, directly or through others, for the one
 #     that this worker runs (waits_for_itself).
-# The same count decides whether the pool is broken when a worker is lost. A wait with a timeout, which ends by itself, is
-# not registered. Nor can be seen: that a task which waits will be cancelled by another (asyncio.wait_for, asyncio.timeout),
+# The same decides whether the pool is broken when a worker is lost. A wait with a timeout ends by itself, so it stalls no
+# worker; it matters to what was put back only (redrive.pyx), which does not wait for a worker that is in a wait. What
+# cannot be seen: that a task which waits will be cancelled by another (asyncio.wait_for, asyncio.timeout),
 # and a wait by other means (concurrent.futures.wait, a lock, an event).
 #
 # A task may be left behind in its wait when `process` returns. So a task's wait counts only while the worker's word is
@@ -419,7 +420,7 @@ cdef class Books(Home):
         (<Tally>runner).next_stalled = NULL
 
     cdef bint worker_left(self) noexcept:
-        # Under the lock. Whether a worker is left that does not wait. It looks at them one by one only where each has
+        # Under the lock. Whether a worker is left that is not stalled. It looks at them one by one only where each has
         # entered some wait, and begins with the one that it found last.
         cdef Py_ssize_t left = self.crew
         cdef PyObject* runner
@@ -430,7 +431,7 @@ cdef class Books(Home):
             if self.look_from >= self.crew:
                 self.look_from = 0
             runner = (<PyListObject*>self.runners).ob_item[self.look_from]
-            if not (<Tally>runner).retired and not is_waiting(runner):
+            if not (<Tally>runner).retired and not is_stalled(runner):
                 return True
             self.look_from += 1
         return False
@@ -452,7 +453,7 @@ cdef class Books(Home):
             # acquire: pairs with begin; a snapshot, but who runs it and waits has registered that under this lock
             if (
                 operation != <PyObject*>None
-                and holds_worker(at)
+                and stalls_worker(at)
                 and (<OperationBase>operation).state.load(memory_order_acquire) & PHASE == RUNNING
             ):
                 if operation == own:
@@ -482,8 +483,8 @@ cdef class Books(Home):
         release(&self.lock)
         return count
 
-    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task):
-        # Before a wait without a timeout. If this thread is a worker of this pool: what leave_wait takes; RuntimeError
+    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task, bint timed):
+        # Before a wait. If this thread is a worker of this pool: what leave_wait takes; RuntimeError
         # where the wait could not end. None if it is not.
         cdef WorkerWait wait
         cdef PyObject* raw
@@ -496,6 +497,7 @@ cdef class Books(Home):
         wait.operation = operation
         wait.feed = <Feed>feed
         wait.for_turn = for_turn
+        wait.timed = timed
         wait.in_task = in_task
         wait.word = runner.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
         if operation is not None:
@@ -503,7 +505,7 @@ cdef class Books(Home):
         raw = <PyObject*>wait
         acquire(&self.lock)
         self.link_wait(raw)
-        refused = holds_worker(raw) and (not self.worker_left() or self.waits_for_itself(<PyObject*>runner, raw))
+        refused = stalls_worker(raw) and (not self.worker_left() or self.waits_for_itself(<PyObject*>runner, raw))
         if refused:
             self.unlink_wait(raw)
         release(&self.lock)
@@ -548,7 +550,7 @@ cdef bint has_come(PyObject* wait) noexcept nogil:
 
 
 cdef bint holds_worker(PyObject* wait) noexcept nogil:
-    # Under the lock. Whether its worker takes no operation for it.
+    # Under the lock. Whether its worker takes no operation because of it.
     cdef PyObject* runner = <PyObject*>(<WorkerWait>wait).runner
     cdef uint64_t word
     if (<WorkerWait>wait).in_task:
@@ -557,6 +559,19 @@ cdef bint holds_worker(PyObject* wait) noexcept nogil:
         if word != (<WorkerWait>wait).word or not word & 1 and (<Tally>runner).alive.load(memory_order_relaxed):
             return False
     return not has_come(wait)
+
+
+cdef bint stalls_worker(PyObject* wait) noexcept nogil:
+    return not (<WorkerWait>wait).timed and holds_worker(wait)
+
+
+cdef bint is_stalled(PyObject* runner) noexcept nogil:
+    cdef PyObject* wait = (<Tally>runner).first_wait
+    while wait:
+        if stalls_worker(wait):
+            return True
+        wait = (<WorkerWait>wait).next
+    return False
 
 
 cdef bint is_waiting(PyObject* runner) noexcept nogil:
@@ -568,10 +583,10 @@ cdef bint is_waiting(PyObject* runner) noexcept nogil:
     return False
 
 
-cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed) noexcept nogil:
+cdef bint waits_for(PyObject* runner, PyObject* operation, PyObject* feed, bint timed) noexcept nogil:
     cdef PyObject* wait = (<Tally>runner).first_wait
     while wait:
-        if holds_worker(wait) and (
+        if (timed or not (<WorkerWait>wait).timed) and holds_worker(wait) and (
             operation and <PyObject*>(<WorkerWait>wait).operation == operation
             or feed and <PyObject*>(<WorkerWait>wait).feed == feed
         ):

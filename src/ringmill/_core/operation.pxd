@@ -48,8 +48,8 @@ cdef class Home:
     cdef Spin spin              # of those who wait for its operations
     cdef object __weakref__
     cdef int cancel(self, OperationBase op) except -1
-    # For a wait without a timeout; see books.pyx.
-    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task)
+    # See books.pyx.
+    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task, bint timed)
     cdef void leave_wait(self, object wait) noexcept
     cdef object stopped_error(self)
 

@@ -34,6 +34,7 @@ import os
 import sys
 import threading
 from concurrent.futures import CancelledError, InvalidStateError
+from types import MemberDescriptorType
 from weakref import WeakValueDictionary
 
 from cpython.object cimport PyObject
@@ -87,6 +88,7 @@ cdef object logger = logging.getLogger("ringmill")
 cdef object is_finalizing = sys.is_finalizing
 cdef object log = logger.log
 
+cdef object Member = MemberDescriptorType
 cdef object args_of = BaseException.__dict__["args"]
 cdef object get_attribute = object.__getattribute__
 cdef object set_attribute = object.__setattr__
@@ -176,7 +178,7 @@ cdef class Home:
     cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
-    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task):
+    cdef object enter_wait(self, OperationBase operation, object feed, bint for_turn, bint in_task, bint timed):
         raise NotImplementedError
 
     cdef void leave_wait(self, object wait) noexcept:
@@ -323,7 +325,7 @@ cdef class OperationBase:
             return False  # only a look
         if spin_until(&self.state, RELEASED, &home.spin, 0, deadline) == FOUND_HINT:
             return True
-        entered = home.enter_wait(self, None, False, False) if deadline == NEVER else None
+        entered = home.enter_wait(self, None, False, False, deadline != NEVER)
         if entered is None:
             return bool(self.park(deadline))
         try:
@@ -550,7 +552,7 @@ async def _until_done(OperationBase op):
     if home is not None:
         if home.epoch != epoch_now:
             raise home.stopped_error()
-        entered = home.enter_wait(op, None, False, True)
+        entered = home.enter_wait(op, None, False, True, False)
     try:
         sleeper = LoopSleeper()
         settle_in(sleeper)
@@ -659,7 +661,7 @@ cdef object copy_of(object error):
     # None if the class cannot be copied so: an extension type with state of its own.
     kind = type(error)
     try:
-        for base in type.mro(kind) if type(kind) is type else kind.__mro__:
+        for base in kind.__mro__:
             if not base.__flags__ & HEAPTYPE:
                 break
         reduced = base.__reduce__(error)
@@ -670,6 +672,13 @@ cdef object copy_of(object error):
             for name, value in list(reduced[2].items()):
                 if name not in fields:
                     set_attribute(own, name, value)
+        for builtin in base.__mro__:
+            for name, member in builtin.__dict__.items():
+                if type(member) is Member and not name.startswith("__"):
+                    try:
+                        set_attribute(own, name, member.__get__(error))
+                    except AttributeError:  # has none, or is read-only
+                        continue
         own.__dict__.update(fields)
         notes = fields.get("__notes__")
         if type(notes) is list:

@@ -150,7 +150,11 @@ cdef class Redrives(Books):
             runner = (<PyListObject*>self.runners).ob_item[k]
             if (<Tally>runner).retired or in_mask(rejected, k):
                 continue
-            if not waits_for(runner, <PyObject*>(<RetryEntry>entry).operation, <PyObject*>(<RetryEntry>entry).feed):
+            # One that others have rejected does not wait for the end of a wait for it; any other one does.
+            if not waits_for(
+                runner, <PyObject*>(<RetryEntry>entry).operation, <PyObject*>(<RetryEntry>entry).feed,
+                rejected != <PyObject*>None,
+            ):
                 return True
         return False
 

@@ -252,7 +252,7 @@ cdef class Stream:
         cdef int result = try_get(self.feed.ready.ring, op, NULL)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
-        entered = self.core.enter_wait(None, self.feed, False, False) if deadline == NEVER else None
+        entered = self.core.enter_wait(None, self.feed, False, False, deadline != NEVER)
         if entered is None:
             return self.feed.ready.get_item(op, deadline, True)
         try:
@@ -277,9 +277,7 @@ cdef class Stream:
                 result = try_get(self.feed.ready.ring, op, NULL)
             if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
                 return result
-            entered = None
-            if deadline == NEVER:
-                entered = self.core.enter_wait(None, self.feed, False, False)
+            entered = self.core.enter_wait(None, self.feed, False, False, deadline != NEVER)
             try:
                 result = wait_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, NULL, 0, deadline)
             finally:
@@ -458,7 +456,7 @@ cdef class Stream:
                     result = try_get(self.feed.ready.ring, &op, NULL)
                 if result != NOT_NOW:
                     break
-                entered = self.core.enter_wait(None, self.feed, False, True)
+                entered = self.core.enter_wait(None, self.feed, False, True, False)
                 try:
                     result = await await_for(&self.feed.ready.not_empty, read_attempt, read_more, &reading, self)
                 finally:
@@ -482,7 +480,7 @@ cdef class Stream:
             return steal(op)
         if result == SHUT:
             return None
-        entered = self.core.enter_wait(None, self.feed, False, True)
+        entered = self.core.enter_wait(None, self.feed, False, True, False)
         try:
             return await self.feed.ready.aget()
         except Closed:
