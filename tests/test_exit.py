@@ -218,7 +218,7 @@ def test_the_first_retry_that_would_be_delayed_comes_after_the_end_has_begun(hoo
 
 
 def test_operations_may_use_the_executors_of_the_standard_library_until_they_have_ended() -> None:
-    """Those of processes included, whose module is imported after ringmill. CPython 3.12 starts no more threads there."""
+    """Those of processes included, whose module is imported after ringmill. CPython 3.12 starts no more threads."""
     said, errors = run("""
         from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
         import multiprocessing

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -359,39 +358,80 @@ def test_a_callback_of_a_future_that_the_main_thread_ends(end: str, interrupt: C
 # Signals at any moment
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
-def test_a_signal_at_any_moment_of_a_shutdown_that_cancels(seed: int) -> None:
-    """Whenever it comes, every operation has ended with its done() called once, and the pool is shut down."""
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        pytest.skip("the signal is the process's")
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], None]]:
+    """Sends the main thread a signal after so many seconds, whose handler raises KeyboardInterrupt."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no interval timers here")
     old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, old)
+
+
+def alarm_has_come() -> bool:
+    return signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def is_cancelled(op: Operation) -> bool:
+    return op.outcome is Outcome.CANCELLED
+
+
+def open_when(gate: threading.Event, predicate: Callable[[], bool]) -> None:
+    wait_until(predicate)
+    gate.set()
+
+
+@pytest.mark.stress
+def test_a_signal_at_any_moment_of_an_executor_s_shutdown_that_cancels(
+    seed: int, alarm: Callable[[float], None]
+) -> None:
+    """Whenever it comes, every future is cancelled, and every callback is called once."""
     interrupted = 0
-    try:
-        for number in range(150):
-            worker = Gated()
-            pool = WorkerPool([worker])
-            pool.start()
-            jobs = [Job() for _ in range(20)]
-            pool.do(Job())
-            for op in jobs:
-                pool.do(op)
-            assert worker.begun.wait(LONG)
-            opener = start_threads(lambda gate=worker.gate, jobs=jobs: (  # type: ignore[misc]
-                wait_until(lambda: jobs[-1].outcome is Outcome.CANCELLED), gate.set()
-            ))
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-6 + (seed + number * 7919) % 1000 * 1e-6)
-                pool.shutdown(cancel_pending=True)
-                wait_until(lambda: signal.getitimer(signal.ITIMER_REAL)[0] == 0)
-            except KeyboardInterrupt:
-                interrupted += 1
+    for number in range(100):
+        executor, gate = held_executor()
+        futures = [executor.submit(int) for _ in range(200)]
+        told: list[Future[int]] = []
+        for future in futures:
+            future.add_done_callback(told.append)
+        opener = start_threads(functools.partial(open_when, gate, futures[-1].cancelled))
+        try:
+            alarm(1e-6 + (seed + number * 7919) % 4000 * 1e-6)
+            executor.shutdown(cancel_futures=True)
+            wait_until(alarm_has_come)
+        except KeyboardInterrupt:
+            interrupted += 1
+        executor.shutdown(cancel_futures=True)  # it may have come before the first
+        opener.join()
+        assert all(future.cancelled() for future in futures)
+        assert sorted(map(id, told)) == sorted(map(id, futures))
+    assert interrupted
+
+
+@pytest.mark.stress
+def test_a_signal_at_any_moment_of_a_shutdown_that_cancels(seed: int, alarm: Callable[[float], None]) -> None:
+    """Whenever it comes, every operation has ended with its done() called at most once, and the pool is shut down."""
+    interrupted = 0
+    for number in range(100):
+        worker = Gated()
+        pool = WorkerPool([worker])
+        pool.start()
+        jobs = [Job() for _ in range(100)]
+        pool.do(Job())
+        for op in jobs:
+            pool.do(op)
+        assert worker.begun.wait(LONG)
+        opener = start_threads(functools.partial(open_when, worker.gate, functools.partial(is_cancelled, jobs[-1])))
+        try:
+            alarm(1e-6 + (seed + number * 7919) % 1000 * 1e-6)
             pool.shutdown(cancel_pending=True)
-            opener.join()
-            assert [op.outcome for op in jobs] == [Outcome.CANCELLED] * 20
-            assert all(op.wait(0) for op in jobs)
-            assert pool.stats().cancelled == 20
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+            wait_until(alarm_has_come)
+        except KeyboardInterrupt:
+            interrupted += 1
+        pool.shutdown(cancel_pending=True)
+        opener.join()
+        assert [op.outcome for op in jobs] == [Outcome.CANCELLED] * 100
+        assert all(op.wait(0) and op.told <= 1 for op in jobs)
+        assert sum(op.told for op in jobs) >= 99  # one may have been left by the interrupt before its first line
+        assert pool.stats().cancelled == 100
     assert interrupted

@@ -26,7 +26,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Generic, TypeVar
 
 from ._core.context import InContext
-from ._core.operation import raise_copy
+from ._core.operation import raise_copy, repeatable
 from .arguments import describe, seconds
 from .errors import BrokenPool
 from .operation import Operation
@@ -100,10 +100,11 @@ class Call(Operation):
     def refuse(self) -> None:
         """It will not run, see `done`."""
 
+    @repeatable
     def done(self) -> None:
         """The pool is through with it: in whatever way, the future is finished now."""
         future = self.future
-        if future._state not in OVER:
+        if future._state not in OVER or future._giving_up:
             future._give_up(self.crew.broken_error() if self.crew.broken is not None else self.error)
         future._call = None
         if future._done_callbacks:
@@ -175,8 +176,14 @@ class Hand(Worker[Any]):
 class PoolFuture(Future[R]):
     """A `Future` without a Condition, which costs more than all the rest: who waits for a result sleeps on the call.
 
-    Its lock is where the Condition would be, and guards the same.
+    Its lock is where the Condition would be, and guards the same. What a pool does when it ends a call may be
+    interrupted on the main thread, between any two bytecodes, and is repeated then (Call.done), so it keeps how far it
+    came.
     """
+
+    _giving_up = False  # _give_up was begun, and has not told all yet
+    _caller: int | None = None  # the thread that calls the callbacks; guarded by the lock
+    _called = 0  # how many it has begun to call
 
     def __init__(self, call: Call) -> None:
         self._condition = threading.RLock()  # type: ignore[assignment]
@@ -259,14 +266,23 @@ class PoolFuture(Future[R]):
     def _give_up(self, error: BaseException | None) -> None:
         """The call will not be made, or its end was lost: failed with the error, or cancelled if there is none."""
         with self._condition:
-            if self._state in OVER:
+            if self._state in OVER and not self._giving_up:
                 return
-            if error is not None and self._state != CANCELLED:
-                self._finish(None, error)
-                return
-            self._state = CANCELLED_AND_NOTIFIED
+            self._giving_up = True
+            if self._state not in OVER:
+                if error is not None and self._state != CANCELLED:
+                    self._exception = error
+                    self._state = FINISHED
+                else:
+                    self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
-                waiter.add_cancelled(self)
+                if self in waiter.finished_futures:
+                    continue  # told before an interrupt
+                if self._state == FINISHED:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_cancelled(self)
+            self._giving_up = False
 
     def _end(self) -> None:
         call = self._call
@@ -277,15 +293,22 @@ class PoolFuture(Future[R]):
     def _call_back(self) -> None:
         """Calls what is to be called, each once. Raises a KeyboardInterrupt, or its like, when all have been called."""
         with self._condition:
-            callbacks, self._done_callbacks = self._done_callbacks, []
+            if self._caller is None:
+                self._caller = threading.get_ident()
+            if self._caller != threading.get_ident():
+                return  # another thread calls them
         interrupt: BaseException | None = None
-        for callback in callbacks:
+        callbacks = self._done_callbacks  # it does not grow any more
+        while self._called < len(callbacks):
+            callback = callbacks[self._called]
+            self._called += 1  # no signal is handled between this and the call
             try:
                 callback(self)
             except Exception:
                 logger.exception("exception calling callback for %r", self)
             except BaseException as error:
                 interrupt = interrupt or error
+        self._done_callbacks = []
         if interrupt is not None:
             try:
                 raise interrupt

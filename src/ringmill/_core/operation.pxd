@@ -160,7 +160,7 @@ cdef object copy_of(object error)
 cdef object own_error(object error)
 cdef int log_exception(str what, object subject) except -1
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
-cdef int hook_raised(object error, str what, object subject) except -1
+cdef bint hook_raised(object error, str what, object subject) except -1
 cdef bint keep_interrupt(object error) except -1
 cdef int raise_kept() except -1
 cpdef object take_interrupt()

@@ -1,9 +1,11 @@
 import enum
 from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, TypeVar
 
 from typing_extensions import disjoint_base
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 class Outcome(enum.Enum):
     PENDING = "pending"
@@ -44,5 +46,6 @@ class OperationBase:
 def raise_copy(error: BaseException, traceback: TracebackType | None) -> BaseException: ...
 def take_interrupt() -> KeyboardInterrupt | None: ...
 def report_hook(error: BaseException, what: str, subject: object) -> None: ...
+def repeatable(done: F) -> F: ...
 def complete(step: Callable[[int], object], interrupts: int) -> None: ...
 def call_verb(op: OperationBase, name: str) -> Any: ...

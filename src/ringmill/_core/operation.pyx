@@ -106,6 +106,7 @@ cdef object homes = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
 cdef unsigned long main_thread = threading.main_thread().ident
 cdef object kept_interrupt = None  # the main thread's: see the head
+cdef list repeated = []  # done() methods that are called again: see repeatable
 
 cdef inline ShortLock* _bucket(OperationBase op) noexcept nogil:
     return &buckets[(<uintptr_t><void*>op >> 6) & (BUCKETS - 1)]
@@ -219,11 +220,14 @@ cdef class OperationBase:
         # The outcome is set: calls done(), if that is overridden, and releases the waiters whatever it does.
         if self.context is not None:
             self.set_context(None)
-        if overridden:
+        cdef bint again = overridden
+        while again:
+            again = False
             try:
                 call_verb(self, "done")
             except BaseException as error:
-                hook_raised(error, "done() raised in %s", type(self).__qualname__)
+                again = hook_raised(error, "done() raised in %s", type(self).__qualname__)
+                again = again and True in [done is type(self).done for done in repeated]
         self.release(phase)
         return 0
 
@@ -778,11 +782,13 @@ cdef int log_exception(str what, object subject) except -1:
     return 0
 
 
-cdef int hook_raised(object error, str what, object subject) except -1:
-    # A user's hook raised the error, which is being handled, and what called the hook goes on: see the head.
-    if not keep_interrupt(error):
-        log_exception(what, subject)
-    return 0
+cdef bint hook_raised(object error, str what, object subject) except -1:
+    # A user's hook raised the error, which is being handled, and what called the hook goes on: see the head. Returns
+    # whether it is a KeyboardInterrupt that was kept.
+    if keep_interrupt(error):
+        return True
+    log_exception(what, subject)
+    return False
 
 
 cdef bint keep_interrupt(object error) except -1:
@@ -816,6 +822,12 @@ cpdef object take_interrupt():
 def report_hook(error, str what, subject):
     """Logs what a user's hook raised, while that is being handled; keeps a KeyboardInterrupt of the main thread."""
     hook_raised(error, what, subject)
+
+
+def repeatable(done):
+    """Marks a `done` of ringmill's own: left by a KeyboardInterrupt on the main thread, it is called again, to go on."""
+    repeated.append(done)
+    return done
 
 
 def complete(step, int interrupts):
