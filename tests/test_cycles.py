@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, RingBuffer, Task, Worker, WorkerPool
-from ringmill._core.operation import TaskBase
+from ringmill._core.operation import OperationBase
 from tests.threads import wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
@@ -25,7 +25,7 @@ class Op(Operation):
     pass
 
 
-class Bare(TaskBase):
+class Bare(OperationBase):
     """Of the compiled type itself, without Operation."""
 
 

@@ -29,6 +29,8 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 from ringmill._core.machine cimport steal, yield_processor
 from ringmill._core.waiter cimport acquire, epoch_now, release
 
+from ringmill.arguments import describe
+
 cdef extern from "Python.h":
     tuple PyTuple_New(Py_ssize_t size)
     ctypedef struct PyTupleObject:
