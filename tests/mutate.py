@@ -146,10 +146,11 @@ DROPPED = {
     ),
     "operation: reset in its place": ("operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
     "cancel: the orphan is not looked for": (
-        "redrive.pyx", "            if (<tuple>self.orphans[k])[0] is op and ", "            if False and ",
+        "redrive.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
     ),
     "cancel: emitted before done()": (
-        "redrive.pyx", "        if not ended:\n            ended = not orphan", "        ended = True\n        if not ended:\n            ended = not orphan",
+        "redrive.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
+        "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
     "redrive: wakes nobody": ("redrive.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
     "end: does not ask for the seal": (

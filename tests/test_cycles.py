@@ -58,8 +58,8 @@ def give_up(*coroutines: Coroutine[Any, Any, Any], close: bool = True) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("close", [False, True])
-def test_tasks_that_wait_for_the_turn_to_read_a_stream(close: bool) -> None:
-    """Stream.turn: the queue owns them, and each of them the stream. One that is told of a place is told for its loop."""
+def test_tasks_that_wait_to_read_a_stream(close: bool) -> None:
+    """The queue of the ready ring owns them, and each of them the stream; the pool's run refers to the ring until it ends."""
     worker = Gated()
     with WorkerPool([worker]) as pool:
 
@@ -71,7 +71,7 @@ def test_tasks_that_wait_for_the_turn_to_read_a_stream(close: bool) -> None:
         probe = make()
         worker.gate.set()
         wait_until(lambda: pool.stats().running == 0)
-        assert collected(probe)
+    assert collected(probe)
 
 
 def test_a_task_that_reads_a_stream() -> None:

@@ -186,4 +186,4 @@ def test_the_error_of_one_that_passes_is_still_not_read(caplog: pytest.LogCaptur
         assert not caplog.records
         del ops, came
         gc.collect()
-    assert [record.getMessage() for record in caplog.records] == ["the error of a failed Number was never looked at"]
+    assert [record.getMessage() for record in caplog.records] == ["the error of a failed Number was never read"]

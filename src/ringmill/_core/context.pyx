@@ -99,7 +99,10 @@ cdef class InContext:
         self.own = list(PyContext_CopyCurrent().items())
 
     def __call__(self, *args):
-        cdef OperationBase op = args[len(args) - 1]
+        cdef OperationBase op
+        if not args or not isinstance(args[len(args) - 1], OperationBase):
+            raise TypeError("the last argument must be an operation")
+        op = <OperationBase>args[len(args) - 1]
         context = PyContext_Copy(op.context)
         PyContext_Enter(context)
         try:
