@@ -10,23 +10,23 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MODULES = [
-    "build",
-    "clock",
-    "spin",
-    "waiter",
-    "loop",
-    "ring_buffer",
-    "operation",
-    "context",
-    "feed",
-    "retry_queue",
-    "books",
-    "run_threads",
-    "redrive",
-    "dispatch",
-    "stream",
-    "subscription_ring",
-    "subscription",
+    "platform.build",
+    "platform.clock",
+    "platform.spinning",
+    "waiting.wait_queue",
+    "waiting.event_loop",
+    "ring.ring_buffer",
+    "pool.operation",
+    "pool.context",
+    "pool.work_source",
+    "pool.retry_queue",
+    "pool.accounting",
+    "pool.run_threads",
+    "pool.retry_routing",
+    "pool.run",
+    "pool.stream",
+    "hub.subscription_ring",
+    "hub.subscription",
 ]
 
 
@@ -42,7 +42,7 @@ class RecordedBuild(build_ext):
             self.parallel = os.cpu_count()
 
     def build_extension(self, ext):
-        if ext.name == "ringmill._core.build":
+        if ext.name == "ringmill._core.platform.build":
             self.write_record(ext)
         super().build_extension(ext)
 
@@ -78,7 +78,7 @@ setup(
         [
             Extension(
                 f"ringmill._core.{name}",
-                [f"src/ringmill/_core/{name}.pyx"],
+                [f"src/ringmill/_core/{name.replace('.', '/')}.pyx"],
                 language="c++",
                 # Cython 3.3 calls tp_new of a Python subclass by way of code that crashes where there is no memory for
                 # the names of its keywords: it releases values that it has not stored yet.

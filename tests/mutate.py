@@ -68,8 +68,8 @@ POOL = [
 HUB = ["tests/test_hub.py", "tests/test_hub_concurrent.py", "tests/test_subscription_ring_concurrent.py"]
 CHECKS = {
     "ring.pxd": RING,
-    "waiter.pxd": RING,
-    "waiter.pyx": RING,
+    "wait_queue.pxd": RING,
+    "wait_queue.pyx": RING,
     "ring_buffer.pyx": RING,
     "subscription.pyx": HUB,
     "subscription_ring.pyx": HUB,
@@ -82,10 +82,10 @@ SOAK_POOL = ["tests/soak_pool.py", "10"]
 # What the machine of tests/weak_memory runs, and the casts that do.
 WEAK: dict[str, list[Cast]] = {
     "ring.pxd": casts.RING + casts.WAITING + casts.POOLS,
-    "waiter.pxd": casts.LOCK + casts.WAITING,
-    **dict.fromkeys(["waiter.pyx", "spin.pyx", "ring_buffer.pyx"], casts.WAITING + casts.POOLS),
+    "wait_queue.pxd": casts.LOCK + casts.WAITING,
+    **dict.fromkeys(["wait_queue.pyx", "spinning.pyx", "ring_buffer.pyx"], casts.WAITING + casts.POOLS),
     **dict.fromkeys(["operation.pxd", "operation.pyx"], casts.OPERATIONS + casts.POOLS),
-    **dict.fromkeys(["feed.pxd", "feed.pyx", "books.pyx", "redrive.pyx", "dispatch.pyx", "stream.pyx"], casts.POOLS),
+    **dict.fromkeys(["work_source.pxd", "work_source.pyx", "accounting.pyx", "retry_routing.pyx", "run.pyx", "stream.pyx"], casts.POOLS),
     **dict.fromkeys(["subscription.pyx", "subscription_ring.pyx"], casts.HUBS),
 }
 
@@ -113,62 +113,62 @@ DROPPED = {
         "ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
     ),
     "wait: no last look": (
-        "waiter.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
+        "wait_queue.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
     ),
-    "wait: a searcher looks for no more": ("waiter.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
+    "wait: a searcher looks for no more": ("wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
     "wait: the debt ends with the search": (
-        "waiter.pyx", "rest = (searching or owes) and more(context)", "rest = searching and more(context)",
+        "wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = searching and more(context)",
     ),
     "wait: a search does not end": (
-        "waiter.pyx", "        if searching:\n            end_search(q)\n", "",
+        "wait_queue.pyx", "        if searching:\n            end_search(q)\n", "",
     ),
     "grant: does not ask for a searcher again": (
-        "waiter.pyx", "        if not _word(q) & SEARCHERS:\n            node = _grant(q)", "        if True:\n            node = _grant(q)",
+        "wait_queue.pyx", "        if not _word(q) & SEARCHERS:\n            node = _grant(q)", "        if True:\n            node = _grant(q)",
     ),
     "search: does not ask again under the lock": (
-        "waiter.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",
+        "wait_queue.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",
     ),
     "leave: a grant is not consumed": (
-        "waiter.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
+        "wait_queue.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
     ),
     "leave: counts as the spinner still": (
-        "waiter.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
+        "wait_queue.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
         "    if not FREE_THREADED and q.spinner == node:\n        pass\n",
     ),
     "grant: a thread waits for a task that is first in line": (
-        "waiter.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
+        "wait_queue.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
         "    cdef WaitNode* thread = q.first if q.lanes == NULL or q.first and q.first.since < q.lanes.since else NULL\n",
     ),
-    "fork: the queue is not reset": ("waiter.pyx", "    while seen != epoch_now:", "    while False:"),
+    "fork: the queue is not reset": ("wait_queue.pyx", "    while seen != epoch_now:", "    while False:"),
     "operation: who waits does not look again": (
         "operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",
         "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & 0:",
     ),
     "operation: reset in its place": ("operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
     "cancel: the orphan is not looked for": (
-        "redrive.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
+        "retry_routing.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
     ),
     "cancel: emitted before done()": (
-        "redrive.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
+        "retry_routing.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
-    "redrive: wakes nobody": ("redrive.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
+    "retry: wakes nobody": ("retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
     "end: does not ask for the seal": (
-        "books.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
+        "accounting.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),
     "end: wakes nobody when all is settled": (
-        "books.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
+        "accounting.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
         "            release(&self.lock)\n            return True",
     ),
     "feed: the last to come out does not close": (
-        "feed.pxd", "    if <int64_t>(place + 1) == feed.total.load(memory_order_seq_cst):", "    if False:",
+        "work_source.pxd", "    if <int64_t>(place + 1) == feed.total.load(memory_order_seq_cst):", "    if False:",
     ),
     "feed: the end does not look whether all came out": (
-        "feed.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
+        "work_source.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
     ),
-    "feed: who ends a search does not arm the bell": ("dispatch.pyx", "            sleeper = runner\n", "            sleeper = None\n"),
+    "feed: who ends a search does not arm the bell": ("run.pyx", "            sleeper = runner\n", "            sleeper = None\n"),
     "feed: a bell is not looked behind": (
-        "dispatch.pyx",
+        "run.pyx",
         "                    if sleeper is not None:\n                        (<Feed>at).bell.arm(&(<Feed>at).pending.not_empty)\n"
         "                    if (<Feed>at).has_work():\n                        found = at\n                        break\n",
         "                    if (<Feed>at).has_work():\n                        found = at\n                        break\n"

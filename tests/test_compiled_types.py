@@ -11,9 +11,9 @@ import pytest
 PRELUDE = """
 import faulthandler, gc, importlib, inspect, itertools, pkgutil, sys
 import ringmill, ringmill._core
-from ringmill._core.dispatch import Core, Runner
-from ringmill._core.feed import Feed
-from ringmill._core.stream import Stream, feed_from_thread
+from ringmill._core.pool.run import PoolRun, WorkerLoop
+from ringmill._core.pool.work_source import WorkSource
+from ringmill._core.pool.stream import Stream, draw_on_thread
 
 faulthandler.enable()
 faulthandler.dump_traceback_later(30, exit=True)
@@ -83,11 +83,11 @@ def made():
     ring = ringmill.RingBuffer(1)
     yield core
     yield core.runners[0]
-    yield Feed(ring, ring)
-    yield Feed(ring)
+    yield WorkSource(ring, ring)
+    yield WorkSource(ring)
     op = ringmill.Task(len, "")
     yield op
-    yield Stream(core, Feed(ring, ringmill.RingBuffer(1)))
+    yield Stream(core, WorkSource(ring, ringmill.RingBuffer(1)))
     yield ringmill.Hub()
     yield ringmill.Hub().subscribe()
     yield ringmill.SubscriptionRing()
@@ -109,12 +109,12 @@ for which, one in enumerate(made()):
             attempt(lambda: getattr(fresh, name)(*args))
 core = make_core()
 ring = ringmill.RingBuffer(1)
-for args in itertools.product([None, core, ring, Feed(ring)], repeat=3):
+for args in itertools.product([None, core, ring, WorkSource(ring)], repeat=3):
     attempt(lambda: Stream(*args))
     attempt(lambda: Stream(*args[:2], draws=True, wraps=True))
-    attempt(lambda: Feed(*args[:2], ordered=True))
-    attempt(lambda: Runner(*args))
-    attempt(lambda: feed_from_thread(*args, False))
+    attempt(lambda: WorkSource(*args[:2], ordered=True))
+    attempt(lambda: WorkerLoop(*args))
+    attempt(lambda: draw_on_thread(*args, False))
 """
 )
 

@@ -127,7 +127,7 @@ def test_a_wrap_runs_in_the_context_of_who_draws_it() -> None:
     with WorkerPool([Asker()], context=True) as pool:
         stream = pool.wrap(source(), buffer=1)
         assert [as_user(name, stream.get).seen for name in ("ann", "bob")] == ["ann", "bob"]
-        stream = as_user("eve", lambda: pool.wrap(source(), feed="thread"))
+        stream = as_user("eve", lambda: pool.wrap(source(), drawn_by="thread"))
         assert [op.seen for op in stream] == ["eve", "eve"]
 
 
@@ -525,7 +525,7 @@ def test_a_wraps_operations_have_copies_of_the_decimal_context(source: str) -> N
             ring.close()
             done = list(stream)
         else:
-            done = list(pool.wrap(tasks(), feed="thread" if source == "thread" else "reader"))
+            done = list(pool.wrap(tasks(), drawn_by="thread" if source == "thread" else "reader"))
         return [task.result()[1] for task in done]
 
     with WorkerPool([TaskWorker(), TaskWorker()], context=True) as pool:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, RingBuffer, Task, Worker, WorkerPool
-from ringmill._core.operation import OperationBase
+from ringmill._core.pool.operation import OperationBase
 from tests.threads import wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
@@ -89,7 +89,7 @@ def test_a_task_that_reads_a_stream() -> None:
 
 
 def test_what_a_source_gave_and_is_no_operation() -> None:
-    """Feed.culprit: owned by the feed, and it may own the stream."""
+    """Feed.bad item: owned by the feed, and it may own the stream."""
 
     class Stranger:
         stream: Any

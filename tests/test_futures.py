@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, PoolExecutor, Reject, Retry
-from ringmill.calls import Call
+from ringmill.executor_calls import Call
 from tests.threads import run_threads, start_threads, wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 
 from ringmill import PoolExecutor
-from ringmill.calls import Call, Crew, PoolFuture
+from ringmill.executor_calls import Call, Crew, PoolFuture
 
 #: Names of tests, and why each is left out.
 LEFT_OUT = {

@@ -170,7 +170,7 @@ WAITS = [
     Wait("execute", POOL + "stream = pool.execute([Job(), Job(), Job()])", "next(stream)", REST_OF_STREAM),
     Wait("stream-get", POOL + "stream = pool.execute([Job(), Job(), Job()])", "stream.get(60)", REST_OF_STREAM),
     Wait("wrap", POOL + "stream = pool.wrap(iter([Job(), Job(), Job()]))", "next(stream)", REST_OF_STREAM),
-    Wait("wrap-thread", POOL + "stream = pool.wrap([Job(), Job(), Job()], feed='thread')", "next(stream)",
+    Wait("wrap-thread", POOL + "stream = pool.wrap([Job(), Job(), Job()], drawn_by='thread')", "next(stream)",
          REST_OF_STREAM),
     Wait("start", SLOW_INIT, "pool.start()", STARTS_AGAIN),
     Wait("future", EXECUTOR, "held.result()", EXECUTOR_GOES_ON),

@@ -200,7 +200,7 @@ def test_a_stream_that_is_closed(kind: str, end: str, interrupt: Callable[[], No
     if kind == "execute":
         stream = running.pool.execute(running.jobs)
     else:
-        stream = running.pool.wrap(running.jobs, feed="thread")
+        stream = running.pool.wrap(running.jobs, drawn_by="thread")
         wait_until(lambda: running.pool.stats().accepted == 6)
     ends: dict[str, Callable[[], object]] = {
         "close": stream.close,

@@ -144,7 +144,7 @@ def test_a_second_life_in_a_stream_waits_for_the_place_of_the_first(first: str) 
             elif first == "execute":
                 pool.execute([op])
             else:
-                wrapped = pool.wrap([op], feed="thread")
+                wrapped = pool.wrap([op], drawn_by="thread")
                 wait_until(lambda: wrapped.total == 1)
             assert op.cancel()
         wait_until(lambda: can_reset(op))

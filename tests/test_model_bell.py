@@ -1,7 +1,7 @@
 """Bells, as a model that is searched whole: how a pool's workers hear of items in a RingBuffer that was wrapped.
 
 A wrapped ring is the user's: who puts into it knows nothing of the pool. In the workers' stead a bell sleeps in the
-ring's queue of getters (feed.pyx); the workers sleep in the pool's queue, `idle`. A put that finds the bell rings
+ring's queue of getters (work_source.pyx); the workers sleep in the pool's queue, `idle`. A put that finds the bell rings
 it: the bell is off from then on, and one worker is woken, unless one searches. It is armed again by a worker, under
 the pool's lock: before the look at the ring that may be its last before sleep, and, while others sleep, before the
 look that a searcher owes when its search has ended.
@@ -30,7 +30,7 @@ At rest: no worker is asleep beside something that it could take, or with the be
 direct reader is asleep beside an item; no bell is in the ring of a feed that was unlinked; all items are accounted
 for.
 
-Left out: slots (test_models.py), redrives, which wake by name (test_model_redrive.py), the look before a wait,
+Left out: slots (test_models.py), retries, which wake by name (test_model_redrive.py), the look before a wait,
 which neither arms nor owes (as `first_look_arms` turned over, which is no bug), turns, spinning, which is a search
 like that of one that was woken, the end of the pool (test_model_end.py), items that are no operations, more than
 one wrapped ring: their bells know nothing of each other.
@@ -102,7 +102,7 @@ def exchange_bell(wanted: int, m: Memory) -> int:
 
 
 def ring(rules: Rules) -> Thread:
-    """Bell.wake: it was granted, and is out of the ring's queue."""
+    """RingWatcher.wake: it was granted, and is out of the ring's queue."""
     if not rules.off_before_notify:
         yield from notify_idle()
     yield Store("bell", 0, buffered=not rules.off_seq_cst)
@@ -206,7 +206,7 @@ def claim_inbox(m: Memory) -> str:
 
 
 def take(rules: Rules, arms: bool) -> Thread:
-    """Runner.take: where the operation comes from that it took, or "" if there is none."""
+    """WorkerLoop.take: where the operation comes from that it took, or "" if there is none."""
     while True:
         found = yield from next_feed(rules, arms, ORDER)
         if not found:

@@ -1,4 +1,4 @@
-"""Sleep and wake, as a model that is searched whole: waiter.pyx and the ring's blocking calls, without the ring's
+"""Sleep and wake, as a model that is searched whole: wait_queue.pyx and the ring's blocking calls, without the ring's
 slots.
 
 Why no wake-up is lost. A getter that finds the ring empty first makes itself a sleeper (writes the word), then looks
@@ -401,7 +401,7 @@ def queue_up(rules: Rules, side: Side, me: str, again: bool) -> Thread:
     )
 
 
-def doze(me: str, patient: bool) -> Thread:
+def suspend(me: str, patient: bool) -> Thread:
     """Until its loop runs it: "woken", or "out" of time. A loop that stops runs nothing any more."""
     ends = (park(me),) if patient else (park(me), TIME_OUT)
     got = yield Choice((*ends, STOPS) if may_stop(me) else ends)
@@ -424,7 +424,7 @@ def operate_in_task(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
                 continue  # the last look is an attempt
         if got == "no":
             queued = False
-            if (yield from doze(me, patient)) == "woken":
+            if (yield from suspend(me, patient)) == "woken":
                 owes = True
                 if rules.pending_ends_before_look:
                     yield from section(rules, side.waits, "resumed on", partial(end_pending, me))

@@ -1,12 +1,12 @@
-"""Redrives and the one searcher, as a model that is searched whole: push_aside and take, on waiter.pyx's queue.
+"""Retries and the one searcher, as a model that is searched whole: push_aside and take, on wait_queue.pyx's queue.
 
-A redrive is for certain workers. Whoever puts one aside appends it under the pool's lock and writes the count, then
+A retry is for certain workers. Whoever puts one aside appends it under the pool's lock and writes the count, then
 wakes one sleeping worker that may take it, by name, whether or not somebody searches: a searcher may be one that may
 not take it, so the rule of the one searcher says nothing here. Where none that may take it sleeps, each of them is
 awake, and looks at the count before it sleeps; that look comes after begin_sleep, so it is seen by whoever walked the
 list before. An operation that anybody may take goes by the plain rule: one is woken unless one searches.
 
-A worker that is woken for its redrive and finds it taken meanwhile is a searcher like any other, and pays the debt. A
+A worker that is woken for its retry and finds it taken meanwhile is a searcher like any other, and pays the debt. A
 worker comes back to look for the next one by itself, so here that debt only keeps the others busy; where takers do not
 come back, test_model_park_wake.py shows what it is for.
 """
@@ -69,8 +69,8 @@ def grant_by_name(name: str, w: Waiting) -> tuple[Waiting, str | None]:
 # A worker.
 
 def take(me: str, sees_aside: bool) -> Thread:
-    """One attempt: "redrive", "item", "end" or "no". Its parts are one step where nothing can come between."""
-    got = yield Step("looks aside", partial(take_aside, me) if sees_aside else not_aside)
+    """One attempt: "retry", "item", "end" or "no". Its parts are one step where nothing can come between."""
+    got = yield Step("looks aside", partial(take_retry_for, me) if sees_aside else not_aside)
     return got if got is not None else (yield Step("takes", take_item))
 
 
@@ -78,14 +78,14 @@ def not_aside(m: Memory) -> None:
     pass
 
 
-def take_aside(me: str, m: Memory) -> str | None:
+def take_retry_for(me: str, m: Memory) -> str | None:
     """The count is read without the lock: while it is 0, nobody looks at the list."""
     for k, record in enumerate(m.side if m.count else ()):
         if me in record.workers:
             m.side = m.side[:k] + m.side[k + 1 :]
             m.count = len(m.side)
             m.done += 1
-            return "redrive"
+            return "retry"
     return None
 
 
@@ -202,7 +202,7 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
 
 @cache
 def search(rules: Rules, workers: str, work: str) -> Report:
-    """`work`: p puts an item; a word of workers puts a redrive aside for those."""
+    """`work`: p puts an item; a word of workers puts a retry aside for those."""
     memory: dict[str, Any] = {
         "idle": Waiting(), "posted": frozenset(), "side": (), "count": 0, "items": 0, "done": 0, "over": False,
     }
@@ -231,7 +231,7 @@ def test_no_redrive_is_slept_through(workers: str, work: str, at_least: int) -> 
     [
         pytest.param("wakes_by_name", "AB", "A", "lost wake-up", id="wakes-anybody"),
         pytest.param("publishes_before_waking", "AB", "A", "lost wake-up", id="wakes-then-publishes"),
-        pytest.param("looks_aside_before_parking", "AB", "A", "lost wake-up", id="last-look-blind-to-redrives"),
+        pytest.param("looks_aside_before_parking", "AB", "A", "lost wake-up", id="last-look-blind-to-retries"),
         pytest.param("last_look_after_begin_sleep", "AB", "A", "lost wake-up", id="looks-then-begins-to-sleep"),
         pytest.param("count_seq_cst", "AB", "A", "lost wake-up", id="count-buffered-past-the-look-at-the-list"),
         pytest.param("ends_wake_all", "AB", "p", "waits for ever", id="the-end-wakes-one"),

@@ -172,7 +172,7 @@ def test_workers_are_told_apart_by_identity() -> None:
         (lambda pool: pool.wrap([], buffer="3"), TypeError, ["buffer", "'3'"]),
         (lambda pool: pool.wrap([], buffer=2**62), ValueError, ["buffer", str(2**62)]),
         (lambda pool: pool.wrap(RingBuffer(1), buffer=0), ValueError, ["buffer", "0"]),
-        (lambda pool: pool.wrap([], feed="reeder"), ValueError, ["feed", "'reeder'"]),
+        (lambda pool: pool.wrap([], drawn_by="reeder"), ValueError, ["feed", "'reeder'"]),
         (lambda pool: pool.wrap([], feed=None), (TypeError, ValueError), ["feed", "None"]),
     ],
 )
@@ -196,7 +196,7 @@ def test_use_before_start_and_after_shutdown() -> None:
             lambda op=op: pool.execute([op]),
             lambda: pool.execute([]),
             lambda op=op: pool.wrap([op]),
-            lambda op=op: pool.wrap([op], feed="thread"),
+            lambda op=op: pool.wrap([op], drawn_by="thread"),
             lambda ring=ring: pool.wrap(ring),
         ):
             with pytest.raises(PoolNotRunning, match="ringmill"):
@@ -318,7 +318,7 @@ def test_a_fork_leaves_the_parent_alone_and_the_child_without_the_pool() -> None
         running = pool.do(Job())
         assert worker.begun.acquire(timeout=LONG)
         queued = pool.do(Job())
-        streams = [pool.execute([Job(), Job()]), pool.wrap([Job()]), pool.wrap([Job()], feed="thread")]
+        streams = [pool.execute([Job(), Job()]), pool.wrap([Job()]), pool.wrap([Job()], drawn_by="thread")]
         ring = RingBuffer[Job](2)
         streams.append(pool.wrap(ring))
 

@@ -448,7 +448,7 @@ def test_a_blocking_read_of_an_async_source_is_refused(backend: str) -> None:
                 stream.get_many()
             assert len([op async for op in stream]) == 3
             with pytest.raises(ValueError, match="feed"):
-                pool.wrap(anumbers(3), feed="thread")
+                pool.wrap(anumbers(3), drawn_by="thread")
 
     run_loop(backend, main)
 

@@ -255,7 +255,7 @@ def test_law_1_holds_all_the_time(queue_size: int, seed: int, switch_interval: f
                     came[index] += batch
                 case 2:
                     count = rng.randrange(8)
-                    batch = list(pool.wrap(draw(count), buffer=rng.randrange(1, 4), feed="thread"))
+                    batch = list(pool.wrap(draw(count), buffer=rng.randrange(1, 4), drawn_by="thread"))
                     came[index] += batch
                 case 3:
                     batch = [pool.do(make()) for _ in range(rng.randrange(1, 4))]
@@ -363,8 +363,8 @@ USES: list[Any] = [
     pytest.param(lambda pool, ops: list(pool.wrap(ops, buffer=2)), id="wrap"),
     pytest.param(lambda pool, ops: list(pool.wrap(ops, buffer=2, ordered=True)), id="wrap, ordered"),
     pytest.param(lambda pool, ops: pool.wrap(ops, buffer=2).get(LONG), id="wrap, one read"),
-    pytest.param(lambda pool, ops: list(pool.wrap(ops, buffer=2, feed="thread")), id="wrap, thread"),
-    pytest.param(lambda pool, ops: pool.wrap(ops, feed="thread").close(), id="wrap, thread, closed"),
+    pytest.param(lambda pool, ops: list(pool.wrap(ops, buffer=2, drawn_by="thread")), id="wrap, thread"),
+    pytest.param(lambda pool, ops: pool.wrap(ops, drawn_by="thread").close(), id="wrap, thread, closed"),
 ]
 
 

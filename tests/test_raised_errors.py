@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ringmill import BrokenPool, Operation, PoolExecutor, RetriesExhausted, Retry, Task, TaskWorker, Worker, WorkerPool
-from ringmill._core.operation import raise_copy
+from ringmill._core.pool.operation import raise_copy
 from tests.threads import run_threads
 
 LONG = 30.0  # seconds; reached only by a test that fails

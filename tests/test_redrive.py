@@ -295,7 +295,7 @@ def test_the_last_delayed_operation_is_cancelled_while_the_pool_drains(way: str)
 def test_a_delayed_operation_that_is_cancelled_keeps_its_place_in_an_ordered_stream() -> None:
     with WorkerPool([Actor()]) as pool:
         jobs = [Job(), Job(Retry(delay=HOUR)), Job()]
-        stream = pool.wrap(jobs, ordered=True, feed="thread")
+        stream = pool.wrap(jobs, ordered=True, drawn_by="thread")
         assert stream.get(LONG) is jobs[0]
         wait_until(lambda: counts(pool.stats()) == {"succeeded": 2, "delayed": 1})
         assert stream.ready == 0

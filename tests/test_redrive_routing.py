@@ -342,7 +342,7 @@ def test_one_that_may_is_woken_though_others_are_busy() -> None:
 
 
 def test_redriven_work_goes_first_but_not_twice_running() -> None:
-    """The priority between the two, as stated in dispatch.pyx, with one worker."""
+    """The priority between the two, as stated in run.pyx, with one worker."""
     worker = Actor("a")
     with WorkerPool([worker]) as pool:
         with held(pool, "a"):

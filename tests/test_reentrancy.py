@@ -192,7 +192,7 @@ def test_the_error_of_a_source_is_not_replaced_when_a_worker_is_stuck() -> None:
 
     pool: WorkerPool[Job] = WorkerPool([Hand()])
     pool.start()
-    stream = pool.wrap(source(), feed="thread")
+    stream = pool.wrap(source(), drawn_by="thread")
     assert gate.reached.wait(LONG)
     wait_until(lambda: stream.total == 1)
     assert pool.shutdown(timeout=0) == []
@@ -419,7 +419,7 @@ def test_a_pool_whose_start_failed_is_not_running(earlier: bool) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: pool.wrap([]),
         lambda: pool.wrap([op]),
-        lambda: pool.wrap([op], feed="thread"),
+        lambda: pool.wrap([op], drawn_by="thread"),
         lambda: pool.wrap(ring),
         lambda: pool.do(op),
         lambda: pool.execute([op]),

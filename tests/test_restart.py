@@ -387,7 +387,7 @@ def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
     pool.start()
     delayed = pool.do(Job(Retry(delay=HOUR)))
     wait_until(lambda: pool.stats().delayed == 1)
-    culprit = pool.do(Job(hold))
+    bad item = pool.do(Job(hold))
     assert held.wait(LONG)
     queued = [pool.do(Job()) for _ in range(3)]
     batch = [Job() for _ in range(5)]
@@ -396,7 +396,7 @@ def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
     ring.put_many(ringed := [Job() for _ in range(4)])
     endless = [
         pool.wrap(Job() for _ in range(10**9)),
-        pool.wrap((Job() for _ in range(10**9)), buffer=2, feed="thread"),
+        pool.wrap((Job() for _ in range(10**9)), buffer=2, drawn_by="thread"),
         pool.wrap(ring, buffer=2),
     ]
     wait_until(lambda: pool.stats().accepted == 1 + 1 + 3 + 5 + 2)  # the thread has drawn two
@@ -416,7 +416,7 @@ def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
         assert op.wait(LONG)
         assert op.outcome is Outcome.FAILED
         assert isinstance(op.error, BrokenPool)
-    assert isinstance(culprit.error, Boom)
+    assert isinstance(bad item.error, Boom)
     assert sorted(map(id, stream)) == sorted(map(id, batch))  # complete, so it ends as it would
     with pytest.raises(Closed):
         stream.get(0)
@@ -439,7 +439,7 @@ def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
         lambda: pool.execute([]),
         lambda: pool.wrap([Job()]),
         lambda: pool.wrap(ring),
-        lambda: pool.wrap([Job()], feed="thread"),
+        lambda: pool.wrap([Job()], drawn_by="thread"),
     ):
         with pytest.raises(BrokenPool, match="ringmill"):
             call()

@@ -182,7 +182,7 @@ def test_whatever_a_hook_raises(hook: str, kind: type[BaseException], seed: int)
     trouble.armed = True
     singles, batch = make(20), make(20)
     sources = [Source(make(20), "source"), Source(make(20), "source, thread")]
-    streams = [pool.wrap(sources[0], buffer=3), pool.wrap(sources[1], buffer=3, feed="thread")]
+    streams = [pool.wrap(sources[0], buffer=3), pool.wrap(sources[1], buffer=3, drawn_by="thread")]
     readers = start_threads(*[lambda stream=stream: read_all(stream, kind) for stream in streams])
     stream = pool.execute(batch)
     for op in singles:
@@ -293,7 +293,7 @@ def test_starting_and_ending_leaves_no_thread_and_no_reference(seed: int) -> Non
         pool.start()
         jobs = [Job(trouble, *words) for words in [(), ("fail",), ("retry",), ("crash",), ("delay",), ("reject",)]]
         stream = pool.execute(jobs)
-        wrapped = pool.wrap([Job(trouble), Job(trouble)], feed="thread" if number % 2 else "reader")
+        wrapped = pool.wrap([Job(trouble), Job(trouble)], drawn_by="thread" if number % 2 else "reader")
         match number % 4:
             case 0:
                 assert len(list(stream)) == 6

@@ -282,7 +282,7 @@ def test_the_streams_of_a_stuck_operation_end_without_it(gate: Gate) -> None:
     pool = start()
     batch = [Job(gate), Job(), Job()]
     ordered = [Job(), Job()]
-    streams: list[Stream[Job]] = [pool.execute(batch), pool.wrap(ordered, ordered=True, feed="thread")]
+    streams: list[Stream[Job]] = [pool.execute(batch), pool.wrap(ordered, ordered=True, drawn_by="thread")]
     assert gate.reached.acquire(timeout=LONG)
     wait_until(lambda: pool.stats().accepted == 5)
     readers = start_threads(*[lambda stream=stream: read(stream) for stream in streams])
@@ -302,7 +302,7 @@ def test_the_streams_of_a_stuck_operation_end_without_it(gate: Gate) -> None:
 def test_an_ordered_stream_shows_no_gap_where_the_stuck_operation_would_be(gate: Gate) -> None:
     pool = start(Hand(), Hand())
     jobs = [Job(), Job(gate), Job(), Job()]
-    stream = pool.wrap(jobs, ordered=True, feed="thread")
+    stream = pool.wrap(jobs, ordered=True, drawn_by="thread")
     assert all(op.wait(LONG) for op in [jobs[0], *jobs[2:]])
     assert pool.shutdown(timeout=SHORT) == []
     assert read(stream) == jobs[:1]

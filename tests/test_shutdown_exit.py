@@ -168,7 +168,7 @@ def test_everything_accepted_is_finished() -> None:
         pool.do(Job("held"))
         pool.do(Job("one"))
         stream = pool.execute([Job("two"), Job("three", Retry())])
-        wrapped = pool.wrap([Job("four"), Job("five")], feed="thread")
+        wrapped = pool.wrap([Job("four"), Job("five")], drawn_by="thread")
         while pool.stats().accepted < 6:
             time.sleep(0.001)
         """,
@@ -212,9 +212,9 @@ def test_a_source_that_blocks_for_ever_holds_up_nothing() -> None:
                 yield Operation()
 
         pool.start()
-        stream = pool.wrap(source(), feed="thread")
+        stream = pool.wrap(source(), drawn_by="thread")
         assert stream.get().name == "first"
-        unread = [pool.wrap(endless(), buffer=4), pool.wrap(endless(), buffer=4, feed="thread")]
+        unread = [pool.wrap(endless(), buffer=4), pool.wrap(endless(), buffer=4, drawn_by="thread")]
         for op in unread[0]:
             break
         """) as running:

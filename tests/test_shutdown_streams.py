@@ -176,7 +176,7 @@ def test_the_reader_is_gone(feed: str) -> None:
 def test_a_source_that_blocks_for_ever() -> None:
     source = queue.SimpleQueue[Job | None]()
     pool = start(Hand())
-    stream = pool.wrap(iter(source.get, None), feed="thread")
+    stream = pool.wrap(iter(source.get, None), drawn_by="thread")
     reader = start_threads(lambda: read(stream))
     source.put(Job())
     wait_until(lambda: pool.stats().succeeded == 1)

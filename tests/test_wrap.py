@@ -231,7 +231,7 @@ def test_a_worker_never_waits_for_a_reader() -> None:
         ring = RingBuffer[Number](10)
         ring.put_many(map(Number, range(10)))
         streams = [
-            pool.wrap(Source(), buffer=1, feed="thread"),
+            pool.wrap(Source(), buffer=1, drawn_by="thread"),
             pool.wrap(ring, buffer=1),
             pool.execute(map(Number, range(10))),
         ]

@@ -147,7 +147,7 @@ def test_one_that_failed_does_not_wait_for_a_worker() -> None:
             assert gate.wait(LONG)
 
     with WorkerPool([Held()]) as pool:
-        stream = pool.wrap(ops, reset=True, feed="thread")
+        stream = pool.wrap(ops, reset=True, drawn_by="thread")
         assert stream.get(LONG) is ops[1]
         gate.set()
         assert stream.get(LONG) is ops[0]

@@ -224,7 +224,7 @@ def test_each_reader_is_told_by_an_error_of_his_own() -> None:
 def test_a_source_that_blocks_does_not_hold_up_what_is_done() -> None:
     feed = queue.SimpleQueue[Number | None]()
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(iter(feed.get, None), feed="thread")
+        stream = pool.wrap(iter(feed.get, None), drawn_by="thread")
         for number in range(5):
             with pytest.raises(queue.Empty):
                 stream.get(timeout=0)
@@ -238,7 +238,7 @@ def test_a_source_that_blocks_for_ever_does_not_hold_up_shutdown() -> None:
     feed = queue.SimpleQueue[Number | None]()
     pool = WorkerPool([Quick()])
     pool.start()
-    stream = pool.wrap(iter(feed.get, None), feed="thread")
+    stream = pool.wrap(iter(feed.get, None), drawn_by="thread")
     feed.put(Number(0))
     assert stream.get(LONG).number == 0
     pool.shutdown()

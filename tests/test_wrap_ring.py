@@ -317,7 +317,7 @@ def test_the_end_is_seen_though_the_stream_is_full() -> None:
 def test_a_ring_may_be_fed_by_a_thread_too() -> None:
     ring = RingBuffer[Number](3)
     with WorkerPool([Quick(), Quick()]) as pool:
-        stream = pool.wrap(ring, feed="thread", buffer=2)
+        stream = pool.wrap(ring, drawn_by="thread", buffer=2)
         putter = start_threads(lambda: (ring.put_many(map(Number, range(40))), ring.close()))
         assert sorted(op.number for op in stream) == list(range(40))
         putter.join()

@@ -24,7 +24,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from ._core.operation import complete, take_interrupt
+from ._core.pool.operation import complete, take_interrupt
 from .supervisor import Supervisor
 
 _register: Callable[[Callable[[], None]], object] | None = getattr(threading, "_register_atexit", None)

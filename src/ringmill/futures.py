@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from ._core import clock
-from ._core.dispatch import Core
+from ._core.platform import clock
+from ._core.pool.run import PoolRun
 from .arguments import count, describe, seconds
-from .calls import Call, Crew, Hand, Item
+from .executor_calls import SubmittedCall, ExecutorState, ExecutorWorker, MapCall
 from .errors import BrokenPool, PoolNotRunning
 from .operation import Outcome
 from .pool import WorkerPool
@@ -86,14 +86,14 @@ class PoolExecutor(Executor):
         name = thread_name_prefix or f"PoolExecutor-{next(_numbers)}"
         self._max_workers = max_workers
         self._context = context
-        self._crew = Crew(initializer, initargs, context)
+        self._executor_state = ExecutorState(initializer, initargs, context)
         self._pool = _Pool(
-            [Hand(self._crew, f"{name}_{index}") for index in range(max_workers)],
+            [ExecutorWorker(self._executor_state, f"{name}_{index}") for index in range(max_workers)],
             queue_size=1,  # nothing goes there
             max_restarts=None,
             name=name,
         )
-        self._core: Core | None = None
+        self._core: PoolRun | None = None
         self._closed = False
 
     # ------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class PoolExecutor(Executor):
         core = self._core
         if core is None:
             core = self._start()
-        call = Call(self._crew, fn, args, kwargs)
+        call = SubmittedCall(self._executor_state, fn, args, kwargs)
         future: Future[R] = call.future
         try:
             core.submit(call, self._context)
@@ -143,9 +143,9 @@ class PoolExecutor(Executor):
         limit = None if timeout is None else seconds("timeout", timeout, optional=True, negative=True)
         deadline = None if limit is None else clock.now() + limit
         source = zip(*iterables, strict=False)
-        items: deque[Item[R]] = deque()
+        items: deque[MapCall[R]] = deque()
         for args in source if buffersize is None else itertools.islice(source, buffersize):
-            self._submit_item(items, fn, args)
+            self._submit_map_call(items, fn, args)
         if buffersize is None:
             return _results(items, deadline, None)
         executor = weakref.ref(self)  # the iterator keeps no executor alive
@@ -154,15 +154,15 @@ class PoolExecutor(Executor):
             owner = executor()
             args = next(source, None) if owner is not None else None
             if owner is not None and args is not None:
-                owner._submit_item(items, fn, args)
+                owner._submit_map_call(items, fn, args)
 
         return _results(items, deadline, submit_next)
 
-    def _submit_item(self, items: deque[Item[R]], fn: Callable[..., R], args: tuple[Any, ...]) -> None:
+    def _submit_map_call(self, items: deque[MapCall[R]], fn: Callable[..., R], args: tuple[Any, ...]) -> None:
         core = self._core
         if core is None:
             core = self._start()
-        item = Item(self._crew, fn, args)
+        item = MapCall(self._executor_state, fn, args)
         try:
             core.submit(item, self._context)
         except (PoolNotRunning, BrokenPool) as error:
@@ -172,7 +172,7 @@ class PoolExecutor(Executor):
     # ------------------------------------------------------------------------------------------------------------
     # start and end
 
-    def _start(self) -> Core:
+    def _start(self) -> PoolRun:
         """Starts the threads, at the first submission: an executor that is not used costs none."""
         if self._closed:
             raise self._refusal(None)
@@ -182,7 +182,7 @@ class PoolExecutor(Executor):
             raise self._refusal(None) from None  # the main thread has ended
         run = self._pool._run
         assert run is not None
-        self._crew.run = weakref.ref(run)
+        self._executor_state.run = weakref.ref(run)
         if self._closed:  # it may have come before there was anything to shut down
             self._pool.shutdown(wait=False)
             raise self._refusal(None)
@@ -192,8 +192,8 @@ class PoolExecutor(Executor):
     def _refusal(self, error: Exception | None) -> Exception:
         """Why a call is not taken, in the words of `ThreadPoolExecutor`."""
         core = self._core
-        if self._crew.broken is not None:
-            return self._crew.broken_error()
+        if self._executor_state.broken is not None:
+            return self._executor_state.broken_error()
         if isinstance(error, BrokenPool) or (error is not None and core is not None and core.is_inherited):
             return error
         if self._closed:
@@ -234,7 +234,7 @@ class PoolExecutor(Executor):
 
     def __repr__(self) -> str:
         stats = self._pool.stats()
-        state = "shut down" if self._closed else "broken" if self._crew.broken is not None else "open"
+        state = "shut down" if self._closed else "broken" if self._executor_state.broken is not None else "open"
         return f"<PoolExecutor {state}, {self._max_workers} workers, {stats.queued} pending, {stats.running} running>"
 
     # What programs look at in a ThreadPoolExecutor, though they should not.
@@ -246,14 +246,14 @@ class PoolExecutor(Executor):
 
     @property
     def _broken(self) -> str | bool:
-        return False if self._crew.broken is None else str(self._crew.broken)
+        return False if self._executor_state.broken is None else str(self._executor_state.broken)
 
     @property
     def _shutdown(self) -> bool:
         return self._closed
 
 
-def _results(items: deque[Item[R]], deadline: float | None, submit_next: Callable[[], None] | None) -> Iterator[R]:
+def _results(items: deque[MapCall[R]], deadline: float | None, submit_next: Callable[[], None] | None) -> Iterator[R]:
     """The results, in the order of the items. It holds no result, and no item whose turn has come."""
     try:
         while items:
@@ -265,14 +265,14 @@ def _results(items: deque[Item[R]], deadline: float | None, submit_next: Callabl
             item.cancel()
 
 
-def _take(item: Item[R], deadline: float | None) -> R:
+def _take(item: MapCall[R], deadline: float | None) -> R:
     try:
         if not item.wait(None if deadline is None else max(0.0, deadline - clock.now())):
             raise TimeoutError
         if item.raised is not None:
             raise item.raised
         if item.outcome is not Outcome.SUCCEEDED:
-            raise item.error or (item.crew.broken_error() if item.crew.broken is not None else CancelledError())
+            raise item.error or (item.executor_state.broken_error() if item.executor_state.broken is not None else CancelledError())
         value = item.value
         del item.value  # the worker may hold the item for a moment yet
         return value

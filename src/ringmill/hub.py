@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
-from ._core.ring_buffer import MAX_CAPACITY
-from ._core.subscription import HubBase, SubscriptionBase, policy
+from ._core.ring.ring_buffer import MAX_CAPACITY
+from ._core.hub.subscription import HubBase, SubscriptionBase, policy
 from .arguments import count, describe
 
 __all__ = ["Hub", "Overflow", "Subscription"]

@@ -11,7 +11,7 @@ from abc import ABC
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from ._core.operation import OperationBase, Outcome
+from ._core.pool.operation import OperationBase, Outcome
 from .errors import Reject, Retry, describe
 
 __all__ = ["Operation", "Outcome", "Task"]

@@ -16,15 +16,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from . import at_exit
-from ._core import clock
-from ._core.context import copy_context
-from ._core.feed import Feed
-from ._core.ring_buffer import MAX_CAPACITY, RingBuffer
-from ._core.stream import PoolBase, Stream, feed_from_thread
-from ._core.waiter import check_threads
+from ._core.platform import clock
+from ._core.pool.context import copy_context
+from ._core.pool.work_source import WorkSource
+from ._core.ring.ring_buffer import MAX_CAPACITY, RingBuffer
+from ._core.pool.stream import PoolBase, Stream, draw_on_thread
+from ._core.waiting.wait_queue import check_threads
 from .arguments import count, describe, seconds
 from .errors import PoolNotRunning, WorkerInitError
-from .offload import Offloaded, shield
+from .blocking_call import BlockingCall, shield
 from .operation import Operation
 from .supervisor import Settings, Started, Supervisor
 from .worker import Worker, check_worker, checked_retry_on
@@ -108,13 +108,13 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if isinstance(workers, Worker):
             raise TypeError(f"workers must be an iterable of Workers, got one: {describe(workers)}")
         try:
-            crew = [worker for worker in workers]  # noqa: C416 - list() leaks a list: see list_of in dispatch.pyx
+            listed = [worker for worker in workers]  # noqa: C416 - list() leaks a list: see list_of in run.pyx
         except TypeError:
             raise TypeError(f"workers must be an iterable of Workers, got {describe(workers)}") from None
-        if not crew:
+        if not listed:
             raise ValueError("workers must not be empty")
         known: set[type] = set()
-        for worker in crew:
+        for worker in listed:
             if not isinstance(worker, Worker):
                 raise TypeError(f"workers must be Workers, got {describe(worker)}")
             check_worker(worker, known)
@@ -138,8 +138,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
         self._name = name
         self._run: Supervisor | None = None
         self._starting: Supervisor | None = None
-        _claim(crew, self)
-        self._workers: tuple[Worker[OpT], ...] = tuple(crew)
+        _claim(listed, self)
+        self._workers: tuple[Worker[OpT], ...] = tuple(listed)
         _pools.add(self)
 
     @property
@@ -212,7 +212,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             if not in_time:
                 run.end(True, True, None)
                 raise self._too_late()
-            entering = Offloaded.running_for(self)
+            entering = BlockingCall.running_for(self)
             if entering is not None and not entering.keep():  # an `async with` that was cancelled
                 run.end(False, True, None)  # before the next start, which begins a run of its own
         elif not late:
@@ -261,7 +261,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
     async def __aenter__(self) -> WorkerPool[OpT]:
         """As `with`, without blocking the loop: workers are started, and ended, while other tasks run."""
         check_threads()  # before it waits for another thread
-        start = Offloaded(self.start, f"{self._name}-start", self)
+        start = BlockingCall(self.start, f"{self._name}-start", self)
         try:
             await start.result()
         except BaseException:
@@ -282,7 +282,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             self.__exit__(kind, error, trace)
             return
         try:
-            end = Offloaded(lambda: self.__exit__(kind, error, trace), f"{self._name}-shutdown")
+            end = BlockingCall(lambda: self.__exit__(kind, error, trace), f"{self._name}-shutdown")
         except (MemoryError, RuntimeError):
             await self._end_without_thread(run, kind is not None)
             self.__exit__(kind, error, trace)
@@ -335,7 +335,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         *,
         buffer: int = 1024,
         ordered: bool = False,
-        feed: Literal["reader", "thread"] = "reader",
+        drawn_by: Literal["reader", "thread"] = "reader",
         reset: bool = False,
     ) -> Stream[OpT]:
         """Streams a source through the workers; returns the `Stream` on which its operations come out.
@@ -343,7 +343,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         At most `buffer` operations are between source and reader, so a slow reader slows the source down, and an
         endless source needs no more memory than a short one. An iterable is drawn by the reading thread, lazily, one
         reader at a time: each read draws one for the one that it takes, and more while nothing is ready. With
-        `feed="thread"` a thread of its own draws it, for sources that block. A RingBuffer is drawn by the workers as
+        `drawn_by="thread"` a thread of its own draws it, for sources that block. A RingBuffer is drawn by the workers as
         items arrive. The stream closes when the source is exhausted, or closed, and all its operations are done; an
         exception in the source is raised once, by one reader, after what was accepted before it. `ordered=True`: in the
         order of the source. `reset=True`: each operation that succeeded is reset as it is drawn, so that pools can be
@@ -356,30 +356,30 @@ class WorkerPool(PoolBase, Generic[OpT]):
         Never blocks. `PoolNotRunning` when the pool does not run. Safe from any thread.
         """
         size = count("buffer", buffer, 1, MAX_CAPACITY)
-        if feed not in ("reader", "thread"):
-            raise ValueError(f"feed must be 'reader' or 'thread', got {describe(feed)}")
+        if drawn_by not in ("reader", "thread"):
+            raise ValueError(f"drawn_by must be 'reader' or 'thread', got {describe(drawn_by)}")
         run = self._current()
         if run is None:
             raise PoolNotRunning(f"{describe(self)} is not running: call start()")
         ready: RingBuffer[OpT] = RingBuffer(size)
-        if isinstance(source, RingBuffer) and feed == "reader":
-            inlet = Feed(source, ready, ordered=ordered, foreign=True, resets=reset, context=copy_context())
-            return self._wrap(run.core, inlet, None, False, reset)
+        if isinstance(source, RingBuffer) and drawn_by == "reader":
+            work_source = WorkSource(source, ready, ordered=ordered, external=True, resets=reset, context=copy_context())
+            return self._wrap(run.core, work_source, None, False, reset)
         awaits = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
-        if awaits and feed == "thread":
+        if awaits and drawn_by == "thread":
             raise ValueError(
-                f"feed='thread' cannot draw an async iterable, which belongs to its loop: {describe(source)}"
+                f"drawn_by='thread' cannot draw an async iterable, which belongs to its loop: {describe(source)}"
             )
         iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else _iterator(source)
-        if feed == "reader":
-            inlet = Feed(RingBuffer(size), ready, ordered=ordered, resets=reset)
-            return self._wrap(run.core, inlet, iterator, True, reset, awaits)
-        inlet = Feed(RingBuffer(size), ready, ordered=ordered, resets=reset, tickets=RingBuffer(size))
-        stream: Stream[OpT] = self._wrap(run.core, inlet, None, False, reset)
+        if drawn_by == "reader":
+            work_source = WorkSource(RingBuffer(size), ready, ordered=ordered, resets=reset)
+            return self._wrap(run.core, work_source, iterator, True, reset, awaits)
+        work_source = WorkSource(RingBuffer(size), ready, ordered=ordered, resets=reset, permits=RingBuffer(size))
+        stream: Stream[OpT] = self._wrap(run.core, work_source, None, False, reset)
         threading.Thread(
             target=copy_context().run,
-            args=(feed_from_thread, run.core, inlet, iterator, reset),
-            name=f"{self._name}-feed",
+            args=(draw_on_thread, run.core, work_source, iterator, reset),
+            name=f"{self._name}-drawn_by",
             daemon=True,
         ).start()
         return stream
@@ -390,7 +390,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         if run is None:
             return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, 0, ())
         total, rows = run.core.stats()
-        names = [runner.name for runner in run.core.runners]
+        names = [worker_loop.name for worker_loop in run.core.worker_loops]
         # A list, no generator: where memory is short, CPython 3.12 and 3.13 crash in one whose call fails.
         workers = [WorkerStats(name=name, **row) for name, row in zip(names, rows, strict=True)]
         return PoolStats(**total, workers=tuple(workers))
@@ -432,13 +432,13 @@ _claims: dict[int, tuple[weakref.ref[Worker[Any]], weakref.ref[WorkerPool[Any]]]
 _claims_lock = threading.RLock()  # re-entrant: the collector may run a finalizer that makes a pool
 
 
-def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
+def _claim(listed: list[Any], pool: WorkerPool[Any]) -> None:
     """Makes the workers the pool's, all or none. By identity: a worker need not be hashable.
 
     Under the lock no user's code is called, and nothing is dropped: messages and errors are made after it.
     """
     claims = []
-    for worker in crew:
+    for worker in listed:
         # Called with the dead reference, which pop takes for its default; no inner function: where one cannot be
         # made for want of memory, 3.12 and 3.13 crash.
         forget = functools.partial(_claims.pop, id(worker))
@@ -447,7 +447,7 @@ def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
     held: list[Any] = []  # what the claims refer to: it may be the last reference
     taken = owner = None
     with _claims_lock:
-        for worker in crew:
+        for worker in listed:
             claim = _claims.get(id(worker))
             if claim is not None:
                 held += [claim, claim[0](), claim[1]()]
@@ -459,7 +459,7 @@ def _claim(crew: list[Any], pool: WorkerPool[Any]) -> None:
                 break
             seen[id(worker)] = None
         else:
-            for worker, claim in zip(crew, claims, strict=True):
+            for worker, claim in zip(listed, claims, strict=True):
                 _claims[id(worker)] = claim
     if owner is not None:
         raise ValueError(f"workers: {describe(taken)} belongs to another pool: {describe(owner)}")

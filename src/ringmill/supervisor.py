@@ -1,14 +1,14 @@
 """The policy of one run of a pool: what happens to operations that fail, when workers restart, how the run ends.
 
 A Supervisor lives from `WorkerPool.start` to the end of its threads. It knows nothing of the WorkerPool, so that a pool
-that is dropped can be collected while its threads still work. Each worker's thread runs `Runner.run` (dispatch.pyx),
+that is dropped can be collected while its threads still work. Each worker's thread runs `WorkerLoop.run` (run.pyx),
 which calls `_live` for the worker's life, and `_judge` for each operation that did not simply succeed:
 
     init -> report -> (all came up?) -> serve -> [crash -> cleanup -> pause -> init]* -> cleanup -> end
                        no: cleanup, end                  too many: retire; the last one breaks the pool
 
 What runs on a worker's thread here takes no lock and changes nothing in two steps that belong together: an exception may
-come at any line, from a tracer, from another thread, or for want of memory. `Runner.run` ends the current operation then,
+come at any line, from a tracer, from another thread, or for want of memory. `WorkerLoop.run` ends the current operation then,
 and calls `_live` again.
 
 May import `operation`, `stacks`, `worker` and the compiled core.
@@ -28,11 +28,11 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-from ._core import clock
-from ._core.context import InContext
-from ._core.dispatch import Core, Runner, matches
-from ._core.operation import call_verb, log_event, report_hook, take_interrupt
-from ._core.waiter import check_threads
+from ._core.platform import clock
+from ._core.pool.context import InContext
+from ._core.pool.run import PoolRun, WorkerLoop, matches
+from ._core.pool.operation import call_verb, log_event, report_hook, take_interrupt
+from ._core.waiting.wait_queue import check_threads
 from .arguments import seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
@@ -81,14 +81,14 @@ class Supervisor:
         self.name = name = settings.name
         self.settings = settings
         self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
-        self.core = Core(self, workers, settings.queue_size, settings.context)
+        self.core = PoolRun(self, workers, settings.queue_size, settings.context)
         self.retry_on = [(Retry, *checked_retry_on(worker)) for worker in workers]  # by index
         self.crashes = [Crashes() for _ in workers]  # by index: each for its own thread
         self.timers: list[threading.Thread] = []  # the timer's, from the first retry on that has a delay
         self.joined = False  # all of them: a finalizer that asks again finds Thread.join's own names gone
         self.given_up = False  # a caller stopped waiting for its end, so the program does not when it ends
-        for runner in self.core.runners:
-            runner.set_name(f"{name}-{runner.index}")
+        for worker_loop in self.core.worker_loops:
+            worker_loop.set_name(f"{name}-{worker_loop.index}")
 
     def __repr__(self) -> str:
         return f"<WorkerPool {self.name!r}>"
@@ -111,8 +111,8 @@ class Supervisor:
         late = False
         lost: list[tuple[Worker[Any], BaseException]] = []
         try:
-            for runner in self.core.runners:
-                thread = threading.Thread(target=runner.run, name=runner.name, daemon=True)
+            for worker_loop in self.core.worker_loops:
+                thread = threading.Thread(target=worker_loop.run, name=worker_loop.name, daemon=True)
                 self.threads.append(thread)
                 Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
             while not lost:
@@ -127,7 +127,7 @@ class Supervisor:
             self._announce(False)
             raise
         causes = lost + [
-            (runner.worker, runner.start_error) for runner in self.core.runners if runner.start_error is not None
+            (worker_loop.worker, worker_loop.start_error) for worker_loop in self.core.worker_loops if worker_loop.start_error is not None
         ]
         self._announce(not causes and not late)
         return causes, late
@@ -135,9 +135,9 @@ class Supervisor:
     def _lost(self) -> list[tuple[Worker[Any], BaseException]]:
         """The workers whose threads have ended before they reported: without memory even threading's own code fails."""
         return [
-            (runner.worker, RuntimeError(f"the thread {thread.name} ended before its worker was ready"))
-            for runner, thread in zip(self.core.runners, self.threads, strict=True)
-            if not thread.is_alive() and not runner.has_reported
+            (worker_loop.worker, RuntimeError(f"the thread {thread.name} ended before its worker was ready"))
+            for worker_loop, thread in zip(self.core.worker_loops, self.threads, strict=True)
+            if not thread.is_alive() and not worker_loop.has_reported
         ]
 
     def _announce(self, verdict: bool) -> None:
@@ -251,16 +251,16 @@ class Supervisor:
             self.core.abort_streams()  # though a logging handler raises
 
     def _interrupt_and_name(self, timeout: float) -> None:
-        crew = list(zip(self.core.runners, self.threads, strict=False))
-        busy = [runner for runner, thread in crew if thread.is_alive() and runner.is_running]
-        for runner in busy:
+        worker_count = list(zip(self.core.worker_loops, self.threads, strict=False))
+        busy = [worker_loop for worker_loop, thread in worker_count if thread.is_alive() and worker_loop.is_running]
+        for worker_loop in busy:
             try:
-                runner.worker.interrupt()
+                worker_loop.worker.interrupt()
             except BaseException as error:
-                report_hook(error, "interrupt of worker %s raised", runner.name)
+                report_hook(error, "interrupt of worker %s raised", worker_loop.name)
         patience = clock.now() + GRACE
-        for runner, thread in crew:
-            if runner not in busy or type(runner.worker).interrupt is not Worker.interrupt:
+        for worker_loop, thread in worker_count:
+            if worker_loop not in busy or type(worker_loop.worker).interrupt is not Worker.interrupt:
                 thread.join(max(0.0, patience - clock.now()))
         stuck = self.alive()
         stacks = stacks_of([thread.ident or 0 for thread in stuck])
@@ -271,62 +271,62 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------------------
     # a worker's thread
 
-    def _live(self, runner: Runner) -> None:
+    def _live(self, worker_loop: WorkerLoop) -> None:
         """A worker's life. If this raises, it is called again, with that as the worker's crash."""
-        crashed = runner.is_crashed
-        begins = not runner.has_reported
+        crashed = worker_loop.is_crashed
+        begins = not worker_loop.has_reported
         if begins:
-            error = runner.take_crash() if crashed else runner.call_init()
-            runner.set_alive(error is None)  # before the report: the first retry may come at once after the start
-            runner.report(error)
+            error = worker_loop.take_crash() if crashed else worker_loop.call_init()
+            worker_loop.set_alive(error is None)  # before the report: the first retry may come at once after the start
+            worker_loop.report(error)
             error = None
             crashed = False
         if not self.core.threads.await_verdict():
-            runner.set_alive(False)
-            runner.call_cleanup()
+            worker_loop.set_alive(False)
+            worker_loop.call_cleanup()
             return
         if begins:
-            log_event(logging.DEBUG, "worker %s started", (runner.name,))
+            log_event(logging.DEBUG, "worker %s started", (worker_loop.name,))
         while True:
             if not crashed:
-                crashed = self._serve(runner)
+                crashed = self._serve(worker_loop)
                 if self.core.is_inherited:
                     return  # the child of a fork that an operation made: the worker is the parent's
-            runner.set_alive(False)
-            runner.call_cleanup()
-            if not crashed or not self._restart(runner):
+            worker_loop.set_alive(False)
+            worker_loop.call_cleanup()
+            if not crashed or not self._restart(worker_loop):
                 return
             crashed = False
-            runner.set_alive(True)
+            worker_loop.set_alive(True)
 
-    def _serve(self, runner: Runner) -> bool:
+    def _serve(self, worker_loop: WorkerLoop) -> bool:
         """Runs operations until the pool ends: False; or until the worker is broken: True.
 
-        See dispatch.pyx for what the runner does between two calls of `process`.
+        See run.pyx for what the runner does between two calls of `process`.
         """
-        process = runner.worker.process
+        process = worker_loop.worker.process
         if self.settings.context:
             process = InContext(process)
         while True:
             try:
-                for op in runner:
+                for op in worker_loop:
                     if process(op) is not None:
-                        _warn_of_result(runner.worker)
+                        _warn_of_result(worker_loop.worker)
                     del op
-                return runner.is_crashed
+                return worker_loop.is_crashed
             except BaseException as error:
                 # The traceback begins with this frame, and stays so: two workers may raise one exception at once.
                 op = None
-                if runner.judge(error):
+                if worker_loop.judge(error):
                     return True
 
-    def _restart(self, runner: Runner) -> bool:
+    def _restart(self, worker_loop: WorkerLoop) -> bool:
         """Brings a crashed worker up again. False: the worker is lost, or the pool ended meanwhile."""
-        crashes = self.crashes[runner.index]
+        crashes = self.crashes[worker_loop.index]
         period = self.settings.restart_period
         if clock.now() - crashes.begun >= period:
             crashes.streak = 0
-        crash = runner.take_crash()
+        crash = worker_loop.take_crash()
         while True:
             now = clock.now()
             crashes.times.append(now)
@@ -334,65 +334,65 @@ class Supervisor:
                 crashes.times.popleft()
             if self.settings.max_restarts is not None and len(crashes.times) > self.settings.max_restarts:
                 log_event(
-                    logging.ERROR, "worker %s crashed %d times in %g s", (runner.name, len(crashes.times), period), crash
+                    logging.ERROR, "worker %s crashed %d times in %g s", (worker_loop.name, len(crashes.times), period), crash
                 )
-                self._retire(runner)
+                self._retire(worker_loop)
                 return False
             crashes.streak += 1
             pause = 0.0
             if crashes.streak > 1:
                 pause = min(self.settings.restart_pause * 2 ** min(crashes.streak - 2, 60), LONGEST_PAUSE)
-            log_event(logging.WARNING, "worker %s crashed, restarts in %g s", (runner.name, pause), crash)
+            log_event(logging.WARNING, "worker %s crashed, restarts in %g s", (worker_loop.name, pause), crash)
             crash = None  # it holds a traceback, and that the operation
             if self.core.pause(pause):
                 return False
-            runner.count_restart()
-            crash = runner.call_init()
+            worker_loop.count_restart()
+            crash = worker_loop.call_init()
             if crash is None:
                 crashes.begun = clock.now()
                 return True
-            runner.call_cleanup()
+            worker_loop.call_cleanup()
 
-    def _retire(self, runner: Runner) -> None:
+    def _retire(self, worker_loop: WorkerLoop) -> None:
         """The worker is lost; with the last one, the pool."""
-        enough = self.core.retire(runner)
-        log_event(logging.ERROR, "worker %s is retired", (runner.name,))
+        enough = self.core.retire(worker_loop)
+        log_event(logging.ERROR, "worker %s is retired", (worker_loop.name,))
         if not enough:
             log_event(logging.CRITICAL, "%r has lost its last worker and is broken", (self,))
 
     # ------------------------------------------------------------------------------------------------------------
     # what becomes of an operation that did not succeed; on its worker's thread
 
-    def _judge(self, runner: Runner, op: Operation, error: BaseException, raised: bool) -> BaseException | None:
+    def _judge(self, worker_loop: WorkerLoop, op: Operation, error: BaseException, raised: bool) -> BaseException | None:
         """Ends the current operation or has it tried again. Returns the error if the worker is broken by it.
 
         `raised`: `process` raised the error; otherwise a Task recorded it. What this raises ends the operation, too.
         """
         if matches(error, Reject):
-            return self._reject(runner, op, error)
-        if matches(error, self.retry_on[runner.index]):
-            return self._retry(runner, op, error)
+            return self._reject(worker_loop, op, error)
+        if matches(error, self.retry_on[worker_loop.index]):
+            return self._retry(worker_loop, op, error)
         if raised and not matches(error, Exception):
-            runner.fail(error, False)
+            worker_loop.fail(error, False)
             return error
-        return self._fail(runner, op, error)
+        return self._fail(worker_loop, op, error)
 
-    def _fail(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
+    def _fail(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
         broken: BaseException | None = None
-        handles = type(runner.worker).handle_error is not Worker.handle_error
+        handles = type(worker_loop.worker).handle_error is not Worker.handle_error
         if handles:
             try:
-                handle = runner.worker.handle_error
+                handle = worker_loop.worker.handle_error
                 if self.settings.context:
                     handle = InContext(handle)
                 handle(error, op)
             except BaseException as raised:
                 broken = raised
-        runner.fail(error, handles)
+        worker_loop.fail(error, handles)
         return broken
 
-    def _retry(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
-        tries = runner.count_try()
+    def _retry(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
+        tries = worker_loop.count_try()
         try:
             call_verb(op, "increment_try")
         except BaseException as raised:
@@ -400,22 +400,22 @@ class Supervisor:
         if self.settings.max_tries is not None and tries >= self.settings.max_tries:
             exhausted = RetriesExhausted(f"gave up on {describe(op)} after {tries} tries")
             exhausted.__cause__ = error
-            return self._fail(runner, op, exhausted)
+            return self._fail(worker_loop, op, exhausted)
         try:
             delay = self._delay(error, tries)
         except BaseException as raised:
             if raised.__cause__ is None:
                 raised.__cause__ = error
-            return self._fail(runner, op, raised)
-        had, rejected = runner.retry_masks
-        had = _union(had, self._equal_to(runner))
+            return self._fail(worker_loop, op, raised)
+        tried_by, rejected_by = worker_loop.retry_masks
+        tried_by = _union(tried_by, self._equal_to(worker_loop))
         # Lists, here as elsewhere: in a generator that finds no memory CPython 3.12 and 3.13 crash.
-        if True not in [other.is_alive and not had[other.index] and not (rejected and rejected[other.index])
-                        for other in self.core.runners]:
-            had = self._equal_to(runner)  # all have had it: it starts over
+        if True not in [other.is_alive and not tried_by[other.index] and not (rejected_by and rejected_by[other.index])
+                        for other in self.core.worker_loops]:
+            tried_by = self._equal_to(worker_loop)  # all have had it: it starts over
         if delay > 0 and not self.core.timer_runs and not self.core.cancels_delayed:
             self._start_timer()
-        runner.put_back(had, rejected, delay)
+        worker_loop.put_back(tried_by, rejected_by, delay)
         return None
 
     def _delay(self, error: BaseException, tries: int) -> float:
@@ -450,29 +450,29 @@ class Supervisor:
             except MemoryError:  # for its place in a queue of waiting threads
                 continue
 
-    def _reject(self, runner: Runner, op: Operation, error: BaseException) -> BaseException | None:
-        had, rejected = runner.retry_masks
-        rejected = _union(rejected, bytes([index == runner.index for index in range(len(self.core.runners))]))
-        if not self.core.is_routable(rejected):
+    def _reject(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
+        tried_by, rejected_by = worker_loop.retry_masks
+        rejected_by = _union(rejected_by, bytes([index == worker_loop.index for index in range(len(self.core.worker_loops))]))
+        if not self.core.is_routable(rejected_by):
             unroutable = Unroutable(f"every worker has rejected {describe(op)}")
             unroutable.__cause__ = error
-            return self._fail(runner, op, unroutable)
-        runner.put_back(had, rejected, 0.0)
+            return self._fail(worker_loop, op, unroutable)
+        worker_loop.put_back(tried_by, rejected_by, 0.0)
         return None
 
-    def _equal_to(self, runner: Runner) -> bytes:
+    def _equal_to(self, worker_loop: WorkerLoop) -> bytes:
         """By index: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
-        mask: bytes | None = runner.equal_to
+        mask: bytes | None = worker_loop.equal_to
         if mask is None:
-            mask = bytes([other is runner or self._equal(runner, other) for other in self.core.runners])
-            runner.equal_to = mask
+            mask = bytes([other is worker_loop or self._equal(worker_loop, other) for other in self.core.worker_loops])
+            worker_loop.equal_to = mask
         return mask
 
-    def _equal(self, runner: Runner, other: Runner) -> bool:
+    def _equal(self, worker_loop: WorkerLoop, other: WorkerLoop) -> bool:
         try:
-            return bool(runner.worker.equal(other.worker))
+            return bool(worker_loop.worker.equal(other.worker))
         except BaseException as error:
-            log_event(logging.ERROR, "equal of worker %s raised", (runner.name,), error)
+            log_event(logging.ERROR, "equal of worker %s raised", (worker_loop.name,), error)
             return False
 
 

@@ -66,7 +66,7 @@ def flags(directory: Path) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """The name in the .pyx file: Landing.post of __pyx_f_8ringmill_5_core_4loop_7Landing_post."""
+    """The name in the .pyx file: LoopMailbox.post of __pyx_f_8ringmill_5_core_4loop_7Landing_post."""
     name = name.partition("(")[0]
     found = re.match(r"__pyx_[a-z]+_(?=\d)", name)
     if not found:

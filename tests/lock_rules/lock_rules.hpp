@@ -1,8 +1,8 @@
 // Checks rule 7 of the core while the tests run: a thread that holds an internal lock (SpinLock's acquire and release in
-// waiter.pxd) drops no reference, calls no function of the interpreter, allocates and frees nothing.
+// wait_queue.pxd) drops no reference, calls no function of the interpreter, allocates and frees nothing.
 //
 // tests/lock_rules.sh has g++ include this file before the generated code. It then
-//   - defines RINGMILL_LOCK_ACQUIRED and RINGMILL_LOCK_RELEASED, which waiter.pxd otherwise defines as nothing: they record
+//   - defines RINGMILL_LOCK_ACQUIRED and RINGMILL_LOCK_RELEASED, which wait_queue.pxd otherwise defines as nothing: they record
 //     the locks that the calling thread holds;
 //   - defines Py_DECREF and Py_XDECREF, in which Py_CLEAR, Py_SETREF and Cython's own macros end, as functions that report
 //     a violation if the object is mortal and the thread holds a lock. It need not be the last reference: the rule

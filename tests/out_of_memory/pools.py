@@ -444,7 +444,7 @@ def pool_wrap_thread(trial: Trial) -> None:
     ops = [Job() for _ in range(3)]  # a Thread that could not start may stay in CPython's list of those that do
     with standing() as pool:
         try:
-            stream = trial(pool.wrap, iter(ops), feed="thread")
+            stream = trial(pool.wrap, iter(ops), drawn_by="thread")
         except RuntimeError:
             trial.failed = True
             stream = FAILED

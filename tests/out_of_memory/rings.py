@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ringmill import Closed, RingBuffer
-from ringmill._core.subscription_ring import SubscriptionRing
+from ringmill._core.hub.subscription_ring import SubscriptionRing
 from tests.out_of_memory.trial import FAILED, Trial, case
 
 

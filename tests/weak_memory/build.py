@@ -16,7 +16,7 @@ CORE = Path("src/ringmill/_core")
 MACHINE = [HERE / "memory.cc", HERE / "threads.cc"]
 MODULES = [
     *("spin", "waiter", "loop", "ring_buffer", "operation", "context", "feed", "retry_queue", "books", "run_threads",
-      "redrive", "dispatch", "stream"),
+      "retry", "dispatch", "stream"),
     *("subscription_ring", "subscription", "stage", "ring_calls", "pool_calls", "hub_calls", "scenarios"),
 ]
 
@@ -25,7 +25,7 @@ CHANGED = [
     # a slot's item is watched for races
     (CORE / "ring.pxd", "        PyObject* item;\n", "        std::plain_variable<PyObject*> item;\n"),
     # locked instructions, which a GIL build does without
-    (CORE / "attached.pxd", "    #ifdef Py_GIL_DISABLED\n", "    #if 1\n"),
+    (CORE / "gil_atomics.pxd", "    #ifdef Py_GIL_DISABLED\n", "    #if 1\n"),
 ]
 
 

@@ -3,11 +3,11 @@
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 
-from ringmill._core.ring cimport DONE
+from ringmill._core.ring.ring cimport DONE
 from ringmill._core.ring_calls cimport number_of_item
 from ringmill._core.stage cimport wm_read_variable, wm_write_variable
-from ringmill._core.subscription cimport HubBase, SubscriptionBase
-from ringmill._core.waiter cimport NEVER
+from ringmill._core.hub.subscription cimport HubBase, SubscriptionBase
+from ringmill._core.waiting.wait_queue cimport NEVER
 
 from ringmill.errors import Closed
 

@@ -111,7 +111,7 @@ public:
 #define PyThread_release_lock(lock) wm_release_lock(lock)
 #define PyThread_get_thread_ident() wm_ident()
 
-// In the place of machine.pxd's own.
+// In the place of primitives.pxd's own.
 #define RINGMILL_MACHINE
 #define RINGMILL_FREE_THREADED 1
 [[maybe_unused]] static inline void ringmill_pause(void) { wm_pause(); }

@@ -4,10 +4,10 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_relaxed
 
-from ringmill._core.dispatch cimport Core, Runner
-from ringmill._core.feed cimport Feed
-from ringmill._core.machine cimport pause
-from ringmill._core.operation cimport (
+from ringmill._core.pool.run cimport PoolRun, WorkerLoop
+from ringmill._core.pool.work_source cimport WorkSource
+from ringmill._core.platform.primitives cimport pause
+from ringmill._core.pool.operation cimport (
     CANCELLED,
     RELEASED,
     SUCCEEDED,
@@ -18,11 +18,11 @@ from ringmill._core.operation cimport (
     reset,
     unplace,
 )
-from ringmill._core.ring cimport DONE
-from ringmill._core.ring_buffer cimport RingBuffer
+from ringmill._core.ring.ring cimport DONE
+from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.stage cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
-from ringmill._core.stream cimport Stream
-from ringmill._core.waiter cimport NEVER
+from ringmill._core.pool.stream cimport Stream
+from ringmill._core.waiting.wait_queue cimport NEVER
 
 
 cdef int number_of(Stage stage, object op) noexcept:
@@ -63,17 +63,17 @@ cdef void call_operation(Stage stage, Call* call) noexcept:
     op = stage.operations[call.number]
     if call.letter == b"a":
         wm_write_variable(INPUT + call.number)
-        stage.handed[call.number] += 1
+        stage.submitted[call.number] += 1
         if not accept(op, 1):
             wm_find("an operation that is new is not accepted")
         Py_INCREF(op)
         if stage.ring.put_item(<PyObject*>op, NEVER, True) != DONE:
             wm_find("an operation does not go into the ring")
     elif call.letter == b"q":
-        if op.quash(1):
+        if op.try_cancel(1):
             wm_write_variable(OUTPUT + call.number)
             stage.ended[call.number] += 1
-            op.tell(CANCELLED, False)
+            op.announce_done(CANCELLED, False)
     elif call.letter == b"z":
         while not reset(op):
             pause()
@@ -85,16 +85,16 @@ cdef void call_operation(Stage stage, Call* call) noexcept:
 # pools
 
 cdef void open_pool(Stage stage, int workers, Py_ssize_t capacity, str stream):
-    cdef Feed feed
-    stage.core = Core("a pool", [None] * workers, capacity, False)
+    cdef WorkSource source
+    stage.core = PoolRun("a pool", [None] * workers, capacity, False)
     if stream == "drawn":
-        feed = Feed(RingBuffer(capacity), RingBuffer(capacity))
-        stage.core.add(feed)
-        stage.stream = Stream(stage.core, feed, source=draw(stage), wraps=True, draws=True)
+        source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
+        stage.core.add(source)
+        stage.stream = Stream(stage.core, source, source=draw(stage), wraps=True, draws=True)
     elif stream:
-        feed = Feed(stage.ring, RingBuffer(capacity), foreign=True)
-        stage.core.add(feed)
-        stage.stream = Stream(stage.core, feed, wraps=True)
+        source = WorkSource(stage.ring, RingBuffer(capacity), external=True)
+        stage.core.add(source)
+        stage.stream = Stream(stage.core, source, wraps=True)
 
 
 cdef class draw:
@@ -112,7 +112,7 @@ cdef class draw:
         if self.next == 2:
             raise StopIteration
         wm_write_variable(INPUT + self.next)
-        self.stage.handed[self.next] += 1
+        self.stage.submitted[self.next] += 1
         self.stage.streamed.add(self.next)
         self.next += 1
         return self.stage.operations[self.next - 1]
@@ -120,13 +120,13 @@ cdef class draw:
 
 cdef void work(Stage stage, int index) noexcept:
     # A worker's loop, until the pool ends.
-    cdef Runner runner = stage.core.runners[index]
+    cdef WorkerLoop worker_loop = stage.core.worker_loops[index]
     cdef int number
     cdef object op
-    me = bytes([k == index for k in range(len(stage.core.runners))])
-    runner.set_alive(True)
+    me = bytes([k == index for k in range(len(stage.core.worker_loops))])
+    worker_loop.set_alive(True)
     while True:
-        op = next(runner, None)
+        op = next(worker_loop, None)
         if op is None:
             break
         number = number_of(stage, op)
@@ -135,18 +135,18 @@ cdef void work(Stage stage, int index) noexcept:
         if way == "r" and stage.retries[number] == 0:
             stage.retries[number] += 1
             op = None
-            runner.put_back(me, None, False)
+            worker_loop.put_back(me, None, False)
         elif way == "j" and index == 0:
             op = None
-            runner.put_back(None, me, False)
+            worker_loop.put_back(None, me, False)
         else:
             wm_write_variable(OUTPUT + number)
             stage.ended[number] += 1
             if way == "f":
-                runner.fail(ValueError(), True)
+                worker_loop.fail(ValueError(), True)
             op = None
-    runner.rest()
-    runner.set_alive(False)
+    worker_loop.rest()
+    worker_loop.set_alive(False)
 
 
 cdef bint read_one(Stage stage, Stream stream) noexcept:
@@ -169,14 +169,14 @@ cdef bint read_one(Stage stage, Stream stream) noexcept:
 
 
 cdef void call_pool(Stage stage, int who, Call* call) noexcept:
-    cdef Core core = stage.core
+    cdef PoolRun core = stage.core
     cdef Stream stream
     cdef OperationBase op = stage.operations[call.number] if call.number < OPERATIONS else None
     if call.letter == b"W":
         work(stage, call.number)
     elif call.letter == b"d" or call.letter == b"D":
         wm_write_variable(INPUT + call.number)
-        stage.handed[call.number] += 1
+        stage.submitted[call.number] += 1
         if call.letter == b"d":
             core.do(op, NEVER)
         else:
@@ -186,7 +186,7 @@ cdef void call_pool(Stage stage, int who, Call* call) noexcept:
         for k in range(OPERATIONS - call.number, OPERATIONS):
             wm_write_variable(INPUT + k)
             stage.streamed.add(k)
-            stage.handed[k] += 1
+            stage.submitted[k] += 1
         stage.streams[who] = Stream(core, core.execute(ops))
     elif call.letter == b"R":
         while read_one(stage, <Stream>stage.streams[who]):
@@ -196,7 +196,7 @@ cdef void call_pool(Stage stage, int who, Call* call) noexcept:
             pass
     elif call.letter == b"u":  # into the ring that is wrapped
         wm_write_variable(INPUT + call.number)
-        stage.handed[call.number] += 1
+        stage.submitted[call.number] += 1
         stage.streamed.add(call.number)
         Py_INCREF(op)
         stage.ring.put_item(<PyObject*>op, NEVER, True)
@@ -217,16 +217,16 @@ cdef void check_books(dict counts) noexcept:
 
 cdef str complaint(Stage stage):
     # What is wrong at rest.
-    cdef int k, handed = 0
+    cdef int k, submitted = 0
     for k in range(OPERATIONS):
-        handed += stage.handed[k]
-        if stage.ended[k] != stage.handed[k]:
-            return f"operation {k} was handed over {stage.handed[k]} times, and ended {stage.ended[k]} times"
+        submitted += stage.submitted[k]
+        if stage.ended[k] != stage.submitted[k]:
+            return f"operation {k} was handed over {stage.submitted[k]} times, and ended {stage.ended[k]} times"
         if stage.out[k] != (stage.ended[k] if k in stage.streamed else 0):
             return f"operation {k} ended {stage.ended[k]} times, and came out {stage.out[k]} times"
     if stage.core is not None:
         total = stage.core.stats()[0]
-        if total["accepted"] != handed or total["queued"] or total["running"] or total["delayed"]:
-            return f"{handed} were handed over, and the books say {total}"
+        if total["accepted"] != submitted or total["queued"] or total["running"] or total["delayed"]:
+            return f"{submitted} were handed over, and the books say {total}"
         stage.core.finish()
     return ""

@@ -6,8 +6,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
-from ringmill._core.machine cimport now_ns
-from ringmill._core.ring cimport (
+from ringmill._core.platform.primitives cimport now_ns
+from ringmill._core.ring.ring cimport (
     DONE,
     NOT_NOW,
     SHUT,
@@ -16,9 +16,9 @@ from ringmill._core.ring cimport (
     try_get_many,
     try_put_many,
 )
-from ringmill._core.ring_buffer cimport RingBuffer
+from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.stage cimport BATCH, wm_find, wm_read_variable, wm_write_variable
-from ringmill._core.waiter cimport NEVER, notify
+from ringmill._core.waiting.wait_queue cimport NEVER, notify
 
 from ringmill.errors import Closed
 

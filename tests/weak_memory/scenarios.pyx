@@ -16,12 +16,12 @@
 #
 #   a0       hand operation 0 over: write its input, have it accepted, put it   accept
 #   r        take one, waiting, and run it, unless it has been cancelled        begin, end, unplace
-#   q0       cancel it, unless it has begun                                     quash, tell
+#   q0       cancel it, unless it has begun                                     try_cancel, tell
 #   k0 k0?   wait until it is done, or for a while; if it is, read its output   OperationBase.wait
 #   i0       the same without reading
 #   z0       reset it, as soon as it can be                                     reset
 #
-#   W0       worker 0, until the pool ends; reads inputs, writes outputs        Runner
+#   W0       worker 0, until the pool ends; reads inputs, writes outputs        WorkerLoop
 #   d0 D0    hand operation 0 over to the pool, by its queue or its side list   Core.do, submit
 #            d0r: it is put back once; d0j: worker 0 rejects it; d0f: it fails
 #   E2 R     hand over the last two as a batch; read its stream to the end      Core.execute, Stream.read
@@ -52,7 +52,7 @@ from libc.string cimport memset
 
 from ringmill._core.hub_calls cimport call_hub, complaint_of_hub, open_hub
 from ringmill._core.pool_calls cimport call_operation, call_pool, complaint, open_pool
-from ringmill._core.ring cimport DONE, SHUT
+from ringmill._core.ring.ring cimport DONE, SHUT
 from ringmill._core.ring_calls cimport call_ring
 from ringmill._core.stage cimport (
     BATCH,
@@ -73,7 +73,7 @@ from ringmill._core.stage cimport (
     wm_thread,
     wm_write_variable,
 )
-from ringmill._core.waiter cimport acquire, release
+from ringmill._core.waiting.wait_queue cimport acquire, release
 
 cdef str OF_A_RING = "pgPGbwBxefntjo"
 cdef str OF_OPERATIONS = "arqkiz"

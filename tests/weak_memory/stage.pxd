@@ -2,11 +2,11 @@
 
 from libc.stdint cimport uint64_t
 
-from ringmill._core.dispatch cimport Core
-from ringmill._core.ring_buffer cimport RingBuffer
-from ringmill._core.stream cimport Stream
-from ringmill._core.subscription cimport HubBase
-from ringmill._core.waiter cimport ShortLock, Sleeper
+from ringmill._core.pool.run cimport PoolRun
+from ringmill._core.ring.ring_buffer cimport RingBuffer
+from ringmill._core.pool.stream cimport Stream
+from ringmill._core.hub.subscription cimport HubBase
+from ringmill._core.waiting.wait_queue cimport SpinLock, Sleeper
 
 cdef extern from *:
     void wm_begin(uint64_t seed, bint by_the_clock)
@@ -58,10 +58,10 @@ cdef class Stage:
     cdef list items             # by number
     cdef list operations
     cdef int ended[OPERATIONS]  # how often each was ended by a worker, or cancelled, in whatever life
-    cdef int handed[OPERATIONS]  # how often each was handed over
+    cdef int submitted[OPERATIONS]  # how often each was handed over
     cdef int counted            # under the lock
-    cdef ShortLock lock
-    cdef Core core              # pools only, like the next
+    cdef SpinLock lock
+    cdef PoolRun core              # pools only, like the next
     cdef Stream stream          # of a wrap, read by several
     cdef dict streams           # of each thread's execute
     cdef set streamed           # numbers of the operations that come out of one

@@ -1,7 +1,7 @@
 # What the threads of an execution share.
 
-from ringmill._core.operation cimport OperationBase
-from ringmill._core.waiter cimport begin_sleep, cancel_sleep
+from ringmill._core.pool.operation cimport OperationBase
+from ringmill._core.waiting.wait_queue cimport begin_sleep, cancel_sleep
 
 
 class Operation(OperationBase):
@@ -63,7 +63,7 @@ cdef class Stage:
             wm_name(&self.core.lock, "core.lock")
             wm_name(&self.core.phase, "phase")
             wm_name(&self.core.sealed, "sealed")
-            wm_name(&self.core.side_count, "side_count")
+            wm_name(&self.core.retry_count, "retry_count")
             wm_name(&self.core.inbox.ring.head, "inbox.head")
             wm_name(&self.core.inbox.ring.tail, "inbox.tail")
         if self.hub is not None:

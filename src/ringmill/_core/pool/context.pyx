@@ -1,0 +1,117 @@
+# What a worker runs in its submitter's context: contextvars, and the decimal context, which is one of them.
+#
+# The context is captured when an operation is submitted, and is never entered after that. Each call of `process` and of
+# `handle_error` enters a copy of it, so what a call sets is seen neither by the next try nor by another operation.
+#
+# A copy of a context shares its values. All are meant to be immutable but one: the decimal context, whose precision
+# programs change in place, and whose flags every calculation writes. So each copy made here has a copy of it: at the
+# capture, because the submitter may change its own before the operation begins, and for each call.
+#
+# The variables that a worker's `init` has set on its thread, and that the submitter's context lacks, are set in the
+# copy too.
+
+import contextvars
+import sys
+
+cimport cython
+from cpython.object cimport PyObject
+
+from ringmill._core.platform.primitives cimport steal
+from ringmill._core.pool.operation cimport OperationBase
+
+cdef extern from "Python.h":
+    object PyContext_CopyCurrent()
+    object PyContext_Copy(object context)
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    int PyContextVar_Get(object variable, PyObject* default, PyObject** value) except -1
+    object PyContextVar_Set(object variable, object value)
+    object PySequence_GetItem(object sequence, Py_ssize_t index)
+
+# A one-item list, so that another thread may replace the three while one reads them: the module `decimal`, the variable
+# that holds a context's decimal context, and the type of that. None where there is none.
+cdef tuple no_decimal = (None, None, None)
+cdef list known_decimal = [no_decimal]
+
+
+cdef tuple find_decimal():
+    # The variable is not public: it is the one that `decimal.getcontext()` sets in an empty context.
+    cdef tuple found = PySequence_GetItem(known_decimal, 0)  # of a list: one atomic step on either build
+    module = sys.modules.get("decimal")
+    if module is found[0] or module is None:  # None: not loaded, or purged from sys.modules and still in use
+        return found
+    try:
+        getcontext = module.getcontext
+        kind = module.Context
+    except AttributeError:
+        return no_decimal  # another thread is importing it
+    context = contextvars.Context()
+    context.run(getcontext)
+    found = (module, None, kind)  # a CPython that was built without it keeps a decimal context for each thread
+    for variable in context:
+        if isinstance(context[variable], kind):
+            found = (module, variable, kind)
+    known_decimal[0] = found
+    return found
+
+
+cdef object copy_decimal():
+    # A copy of the decimal context of the context that the calling thread is in; None if that has none.
+    cdef tuple found = find_decimal()
+    cdef PyObject* value = NULL
+    if found[1] is None:
+        return None
+    PyContextVar_Get(found[1], NULL, &value)
+    # The type's own method: a copy of a subclass is a plain one, as in decimal.localcontext().
+    return found[2].copy(steal(value)) if value else None
+
+
+cdef object capture():
+    """A copy of the calling thread's context, which does not share its decimal context."""
+    context = PyContext_CopyCurrent()
+    decimal = copy_decimal()
+    if decimal is not None:
+        PyContext_Enter(context)
+        try:
+            PyContextVar_Set(find_decimal()[1], decimal)
+        finally:
+            PyContext_Exit(context)
+    return context
+
+
+def copy_context():
+    """As `contextvars.copy_context()`, with a copy of the decimal context."""
+    return capture()
+
+
+@cython.final
+cdef class InContext:
+    """A worker's `process` or `handle_error`, called in a copy of the context of the operation's submitter.
+
+    To be made on the worker's thread, after `init`; the operation is the last argument.
+    """
+
+    cdef object function
+    cdef list own                   # variables and values that are set on the thread itself; usually none
+
+    def __init__(self, function):
+        self.function = function
+        self.own = list(PyContext_CopyCurrent().items())
+
+    def __call__(self, *args):
+        cdef OperationBase op
+        if not args or not isinstance(args[len(args) - 1], OperationBase):
+            raise TypeError("the last argument must be an operation")
+        op = <OperationBase>args[len(args) - 1]
+        context = PyContext_Copy(op.context)
+        PyContext_Enter(context)
+        try:
+            for variable, value in self.own:
+                if variable not in context:
+                    PyContextVar_Set(variable, value)
+            decimal = copy_decimal()
+            if decimal is not None:
+                PyContextVar_Set(find_decimal()[1], decimal)
+            return self.function(*args)
+        finally:
+            PyContext_Exit(context)

@@ -1,0 +1,168 @@
+# The compiled base of Operation: outcome, tries and waiters. The states are at the head of operation.pyx.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acq_rel,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+)
+
+from ringmill._core.platform.gil_atomics cimport exchange64, swap64
+from ringmill._core.platform.spinning cimport Spin
+from ringmill._core.waiting.wait_queue cimport WaitNode, visitproc
+
+cdef enum:
+    # the phase, in the state's low bits
+    NEW = 0
+    QUEUED = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    CANCELLED = 5
+    RESETTING = 6               # finished, and being made new
+    PHASE = 7
+    # flags above it
+    RELEASED = 8                # done() was called: nobody waits any more
+    WAITED = 16                 # somebody waits, or did
+    PLACED = 32                 # it has a place in a queue that nobody has claimed yet
+
+cdef class ErrorRecord:
+    # The error that ended an operation; logs itself if it goes unseen.
+    cdef object error
+    cdef object traceback
+    cdef object kind            # the type of the operation that failed
+    cdef bint seen
+    cdef atomic[uint32_t] raised  # 1: somebody was given the error itself to raise
+
+# For callers that must not fail: NULL, with MemoryError set, where there is no memory. The caller owns it.
+cdef PyObject* new_error_record(PyObject* error, PyObject* kind, bint seen) noexcept
+
+cdef class OwnerPool:
+    # Where operations are at home: a pool's compiled half. A table of the living ones finds it by its number, so an
+    # operation needs no reference to it.
+    cdef readonly uint32_t number
+    cdef uint32_t epoch
+    cdef Spin spin              # of those who wait for its operations
+    cdef object __weakref__
+    cdef int cancel(self, OperationBase op) except -1
+    # See accounting.pyx.
+    cdef object enter_wait(self, OperationBase operation, object source, bint for_turn, bint in_task, bint timed)
+    cdef void leave_wait(self, object wait) noexcept
+    cdef object stopped_error(self)
+
+cdef enum:
+    OWNER_SHIFT = 32             # above the flags: the number of the pool that accepted it, while it is pending there
+
+cdef class OperationBase:
+    cdef atomic[uint64_t] state
+    cdef atomic[uint32_t] tried  # process was called that often in vain; written by the worker that runs it
+    cdef atomic[uint32_t] generation  # how often it was reset: who waits knows by it that the life it waited for is over
+    cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
+    cdef ErrorRecord error_record              # guarded by the same; written before the phase that says so
+    cdef object context         # guarded by the same: the submitter's context, while pending (context.pyx); or None
+    cdef PyObject* delayed      # guarded by its pool's lock: its RetryEntry, borrowed, while a delay runs; else NULL
+    cdef object __weakref__
+
+    cdef bint try_cancel(self, uint32_t owner) noexcept nogil
+    cdef int end_overridden(self, uint32_t phase) except -1
+    cdef int announce_done(self, uint32_t phase, bint overridden) except -1
+    cdef int release(self, uint32_t phase) except -1
+    cdef bint cancel_quietly(self) except -1
+    cdef int park(self, int64_t deadline) except -1
+    cdef bint enqueue(self, WaitNode* node) noexcept
+    cdef bint unlink(self, WaitNode* node) noexcept
+    cdef ErrorRecord get_error_record(self)
+    cdef void set_error_record(self, ErrorRecord error_record) noexcept
+    cdef void set_context(self, object context) noexcept
+
+cdef extern from "Python.h":
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef PyObject* (*newfunc)(PyTypeObject*, PyObject*, PyObject*) noexcept
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
+        newfunc tp_new
+    bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
+
+cdef PyTypeObject* operation_type   # OperationBase; only to be read
+
+cdef object wake_waiters(OperationBase op)
+cpdef object call_verb(OperationBase op, str name)
+
+cdef inline bint is_operation(PyObject* o) noexcept nogil:
+    return PyObject_TypeCheck(o, operation_type)
+
+cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
+    return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
+
+cdef inline bint accept(OperationBase op, uint32_t owner) noexcept nogil:
+    # NEW -> QUEUED, from any thread. False: it is pending somewhere, or finished and not reset.
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while not seen & PHASE:
+        # acq_rel: takes over what reset left, hands the operation to whoever claims it
+        if swap64(
+            op.state, seen,
+            seen | QUEUED | PLACED | <uint64_t>owner << OWNER_SHIFT,
+            memory_order_acq_rel,
+            memory_order_relaxed,
+        ):
+            return True
+    return False
+
+cdef inline bint unaccept(OperationBase op) noexcept nogil:
+    # QUEUED -> NEW: the pool did not take it after all. False: it was cancelled meanwhile, and counted as such.
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while seen & PHASE == QUEUED:
+        # acq_rel: as accept
+        if swap64(
+            op.state, seen, seen & (RELEASED | WAITED), memory_order_acq_rel, memory_order_relaxed
+        ):
+            return True
+    return False
+
+cdef inline bint begin(OperationBase op) noexcept nogil:
+    # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile.
+    cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
+    while seen & PHASE == QUEUED:
+        # acq_rel: takes over what the submitter wrote; decides the race with cancel
+        if swap64(
+            op.state, seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint64_t>PLACED, memory_order_acq_rel, memory_order_relaxed
+        ):
+            return True
+    return False
+
+cdef inline int end(OperationBase op, uint32_t phase, bint overridden) except -1:
+    # RUNNING -> the outcome, then done(). Only by whoever made it RUNNING. The note is in place.
+    cdef uint64_t seen
+    if op.context is not None:
+        op.set_context(None)
+    if overridden:
+        return op.end_overridden(phase)
+    # acq_rel: publishes the outcome and all that the worker wrote; reads WAITED (see the head of operation.pyx)
+    seen = exchange64(op.state, phase | RELEASED, memory_order_acq_rel)
+    if seen & (WAITED | RELEASED) == WAITED:
+        wake_waiters(op)
+    return 0
+
+cdef inline void put_back(OperationBase op) noexcept nogil:
+    # RUNNING -> QUEUED, by the worker that runs it: it has a place once more, and may be cancelled from here on.
+    op.state.fetch_xor(RUNNING ^ QUEUED ^ PLACED, memory_order_acq_rel)  # acq_rel: as accept
+
+cdef inline void unplace(OperationBase op) noexcept nogil:
+    # Its place was claimed; it had been cancelled, and may be reset from here on.
+    op.state.fetch_and(~<uint64_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
+
+# What to raise for an error that several threads may raise: see raisable in operation.pyx.
+cdef object raisable(ErrorRecord error_record)
+cdef object copy_of(object error)
+cdef object own_error(object error)
+cdef int log_exception(str what, object subject) except -1
+cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
+cdef bint hook_raised(object error, str what, object subject) except -1
+cdef bint keep_interrupt(object error) except -1
+cdef int raise_kept() except -1
+cpdef object take_interrupt()
+cdef object reset(OperationBase op)
+cdef void renew(OperationBase op, uint32_t phase, uint32_t owner) noexcept

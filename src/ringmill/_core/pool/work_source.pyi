@@ -1,0 +1,24 @@
+from contextvars import Context
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from .ring_buffer import RingBuffer
+from .waiter import Sleeper
+
+@disjoint_base
+class WorkSource:
+    def __new__(
+        cls,
+        pending: RingBuffer[Any],
+        ready: RingBuffer[Any] | None = None,
+        *,
+        ordered: bool = False,
+        external: bool = False,
+        resets: bool = False,
+        permits: RingBuffer[Any] | None = None,
+        context: Context | None = None,
+    ) -> WorkSource: ...
+
+@disjoint_base
+class RingWatcher(Sleeper): ...

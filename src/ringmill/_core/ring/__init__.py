@@ -1,0 +1,1 @@
+"""The lock-free ring and RingBuffer, its face. Uses `platform` and `waiting`."""

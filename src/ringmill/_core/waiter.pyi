@@ -1,7 +1,0 @@
-# Nothing here is for Python but check_threads: see waiter.pxd.
-from typing_extensions import disjoint_base
-
-@disjoint_base
-class Sleeper: ...
-
-def check_threads() -> None: ...

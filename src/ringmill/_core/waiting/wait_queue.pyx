@@ -1,0 +1,809 @@
+# How a thread, an event loop or a select sleeps until something is published, and who wakes it.
+#
+# One WaitQueue stands beside each predicate that can be waited for ("an item is there", "there is room"). Its user
+# owns the predicate; the queue knows only who waits. Everything here is called attached (rule 1 of the core);
+# `with nogil:` surrounds waiting only.
+#
+# The word holds two numbers: sleepers (nodes in the list) and searchers (threads that were woken, or spin, and have
+# not said yet what they found). It is written under the lock, and read without it by wakers.
+#
+#   sleeper                                      waker
+#   1  looks: nothing                            1  publishes (seq_cst read-modify-write of the ring's tail or head)
+#   2  begin_sleep: word.sleepers + 1 (seq_cst)  2  reads the word (seq_cst)
+#   3  looks again: nothing (seq_cst load)       3  sleepers and no searcher: grants the first node, searchers + 1
+#   4  parks                                     4  releases the node's lock: its last touch of the node
+#
+# No lost wake-up: all four accesses (publish, read of the word; write of the word, last look) are sequentially
+# consistent, so either the sleeper's last look sees the publication, or the waker reads a word with the sleeper in
+# it. A waker that meets a searcher wakes nobody, so the searcher owes a look: after its search has ended (end_search, or
+# begin_sleep), and for more than it takes itself. Where the look after begin_sleep finds nothing, that was it. Where
+# any look finds something, the searcher takes one and looks whether there is more; if so, it wakes the next. That look
+# sees whatever the waker had published, because the waker read the word before the search ended. The debt outlives the
+# search: one that goes back to sleep, finds something on its last look and cancels is no searcher any more, and owes.
+# (tests/test_model_park_wake.py searches all interleavings; without that last rule it finds a lost wake-up.)
+#
+# A granted node is out of the list. Whoever leaves without having parked to the end (timeout, interrupt, an item found
+# on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the
+# leaver is a searcher with the duty above: so the baton is passed on.
+#
+# Spinning (spinning.pyx), free-threaded, is a search that was not preceded by sleep: at most one thread per queue; a waker
+# that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the
+# search. A nap (spinning.pyx) is a spin that does not look at the hint.
+#
+# With a GIL, such a search would give it up to look, and take it to learn that it has to be given up again, to sleep. So
+# there a thread spins when it is a sleeper already, detached, on its own node (`told`), before it blocks on the node's
+# lock: at most one per queue, the `spinner`. A waker grants that one before those who are first in the list, while it is
+# `awake`: from the moment before it detaches, since what park does earlier may run a handler or a finalizer, for long.
+# Only time depends on these three: all in the list are owed the same, whoever is granted, and who was told takes
+# the lock like any other. But the spinner must be in the list; so whoever takes a node out of it forgets that it spun.
+#
+# Event loops. A Sleeper is a waiter that does not block a thread: a task of an event loop, or the bell of a pool that reads
+# a ring. Whether and when it acts on a wake-up is not known: its loop may be busy, blocked, stopped, or never run again.
+# So no wake-up depends on a Sleeper: it is granted without becoming a searcher, and never instead of a waiter that could
+# take the same item. The Sleepers of one owner (one event loop) form a lane, in the order in which they began to wait;
+# threads are in a list of their own. A waker that meets no searcher grants, under one hold of the lock,
+#
+#   the first thread, which becomes the searcher, and
+#   the first Sleeper of each lane: of every lane, where no thread waits; else of those lanes whose first Sleeper was
+#   queued before that thread.
+#
+# A lane that is passed over loses nothing: the thread was granted, and takes one and notifies if there is more, or finds
+# that there is nothing, or leaves and notifies. A waker that meets a searcher passes over all lanes for the same reason.
+# Where no thread waits and none searches, each publication is announced in every lane; whatever one loop does about it,
+# the others have been told themselves.
+#
+# Within a lane, a granted Sleeper is what a searcher is among threads: until its loop resumes it (`pending`) no other of
+# the lane is granted, so that a busy loop is woken once and not with each publication, and one loop does not find what
+# several were woken for taken. It looks after `pending` has ended (end_pending, or cancel_sleep), and for more than it
+# takes itself; so it sees whatever was published until then, and notifies if there is more. If its loop never resumes it,
+# its lane is not granted any more: that is the loop which does not run. Where the tasks of one loop are all that wait,
+# nothing is found taken, and each publication grants the next, so that they run side by side. (The model has loops that
+# stop; where a waker stops at the first Sleeper, or where a task looks for more before `pending` ends, it finds the lost
+# wake-up.)
+#
+# So a Sleeper may be granted in vain: a thread, or a task of another loop, was faster. It returns to the place that it
+# had in its lane (`place`), not to the end, but behind the threads that wait by then (`since`): it is granted again after
+# as many wake-ups at the latest, if it is the first of its lane; so none is passed over for ever, and threads that are
+# always faster than a loop do not wake it with each item. A thread that was granted in vain goes to the end of the
+# threads' list; those before it become fewer with each wake-up, so it is first again after as many.
+#
+# A walk over the lanes, under the lock, is as long as the number of event loops that wait in one queue. Sleeper.wake says
+# whether the Sleeper can be reached at all; if not (its loop is closed), the next of its lane is granted in its place.
+#
+# After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
+# epoch it belongs to, and the first to touch it in the child empties it.
+
+import _thread
+import os
+import sys
+import threading
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from ringmill._core.platform.gil_atomics cimport put64
+from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, yield_processor
+from ringmill._core.platform.spinning cimport (
+    FOUND_NOTHING,
+    LONG_EVERY,
+    NAPPED,
+    NOT_AT_ALL,
+    SearchResult,
+    reacquired_gil,
+    reacquire_gil,
+    forget_lookers,
+    init_spin,
+    learn_nap,
+    may_spin,
+    nap,
+    spin_detached,
+    spin_until,
+    released_gil,
+)
+
+from ringmill.arguments import seconds as check_seconds
+
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #define RINGMILL_SLICE_NS 1000000000  /* a signal ends a wait on a semaphore; but not one that is about to begin */
+    #else
+    #define RINGMILL_SLICE_NS 50000000    /* elsewhere the main thread looks for signals twenty times a second */
+    #endif
+    """
+    const int64_t SLICE_NS "RINGMILL_SLICE_NS"
+
+# A function of the interpreter's, not of ours: calling it lets the interpreter do what is due on this thread.
+cdef object run_pending = eval("lambda: None")
+cdef int64_t SETTLE_NS = 20_000_000
+cdef int64_t FIRST_SLICE_NS = 10_000_000
+
+cdef enum:
+    SEARCHER = 1
+    RESETTING = 0          # no epoch: the first is 1
+
+cdef uint64_t SLEEPER = <uint64_t>1 << 32
+cdef uint64_t SEARCHERS = SLEEPER - 1
+
+cdef int64_t MIN_LINGER_NS = 500
+cdef int64_t MAX_LINGER_NS = 20_000
+cdef int64_t LINGER_ITEM_NS = 250  # lingering pays if an item comes in so short a time
+cdef int64_t LINGER_ITEMS = 4
+cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
+
+epoch_now = 1
+cdef SpinLock free_lock        # guards free_nodes
+cdef WaitNode* free_nodes = NULL
+cdef unsigned long main_thread = threading.main_thread().ident
+
+cdef extern from "Python.h":
+    PyObject* PyDict_GetItem(PyObject* dict, PyObject* key) noexcept
+
+# What gevent and eventlet replace when they make greenlets of threads. All greenlets of a thread stand still while one of
+# them sleeps in the core, those that would wake it included, so such a wait is refused.
+cdef dict thread_module = _thread.__dict__
+cdef str start_name = "start_new_thread"
+cdef dict modules = sys.modules
+cdef str gevent_name = "gevent.monkey"
+cdef str eventlet_name = "eventlet.patcher"
+# The addresses of the start_new_thread that was found to start threads, and of those two modules then; only compared.
+# relaxed, all: a thread that reads an older one looks again.
+cdef atomic[uint64_t] native_start
+cdef atomic[uint64_t] gevent_then
+cdef atomic[uint64_t] eventlet_then
+
+
+cdef void _after_fork_in_child() noexcept:
+    global epoch_now, free_nodes, main_thread
+    epoch_now += 1
+    free_lock.held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
+    free_nodes = NULL                              # maybe torn; leaked, a few bytes for each fork
+    main_thread = PyThread_get_thread_ident()
+    forget_lookers()
+
+
+def _forked():
+    _after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the queue
+
+cdef void init_queue(WaitQueue* q) noexcept:
+    # relaxed: the queue is published with the object that contains it
+    q.word.store(0, memory_order_relaxed)
+    q.hint.store(0, memory_order_relaxed)
+    q.epoch.store(epoch_now, memory_order_relaxed)
+    q.lock.held.store(0, memory_order_relaxed)
+    q.first = NULL
+    q.last = NULL
+    q.lanes = NULL
+    q.last_lane = NULL
+    q.clock = 0
+    q.spinner = NULL
+    init_spin(&q.spin)
+    q.linger_ns = 0
+    q.linger_count = 0
+
+
+cdef void _lock(WaitQueue* q) noexcept:
+    cdef uint32_t seen = q.epoch.load(memory_order_acquire)  # acquire: pairs with the release below
+    while seen != epoch_now:
+        # acq_rel by default order: one thread of the child claims the reset
+        if seen != RESETTING and q.epoch.compare_exchange_strong(seen, RESETTING):
+            q.word.store(0, memory_order_seq_cst)
+            q.hint.store(0, memory_order_relaxed)  # relaxed: a hint
+            q.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
+            q.first = NULL
+            q.last = NULL
+            q.lanes = NULL
+            q.last_lane = NULL
+            q.spinner = NULL
+            q.epoch.store(epoch_now, memory_order_release)  # release: the queue is whole
+            break
+        yield_processor()
+        seen = q.epoch.load(memory_order_acquire)  # acquire: pairs with the release above
+    acquire(&q.lock)
+
+
+cdef inline uint64_t _word(WaitQueue* q) noexcept:
+    return q.word.load(memory_order_relaxed)  # relaxed: under the lock, only its holder writes it
+
+
+cdef inline void _set_word(WaitQueue* q, uint64_t word) noexcept:
+    # seq_cst: the sleeper's write before its last look; pairs with the load in notify
+    put64(q.word, word, memory_order_seq_cst)
+
+
+cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
+    # A thread, at the end of the list of threads.
+    q.clock += 1
+    node.since = q.clock
+    node.prev = q.last
+    node.next = NULL
+    if q.last:
+        q.last.next = node
+    else:
+        q.first = node
+    q.last = node
+
+
+cdef void _set_lane(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* below) noexcept:
+    # The node is the first of its lane, between those two lanes.
+    # Its `pending` is the caller's matter.
+    node.heads = True
+    node.above = above
+    node.below = below
+    if above:
+        above.below = node
+    else:
+        q.lanes = node
+    if below:
+        below.above = node
+    else:
+        q.last_lane = node
+
+
+cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
+    # A Sleeper, in the lane of its owner: at the end, or at the place that it has had already. A lane is a circular list.
+    cdef WaitNode* head = q.lanes
+    cdef WaitNode* at
+    q.clock += 1
+    node.since = q.clock
+    if node.place == 0:
+        node.place = node.since
+    node.heads = False
+    node.pends = False
+    while head and head.owner != node.owner:
+        head = head.below
+    if head == NULL:
+        node.prev = node
+        node.next = node
+        node.pending = NULL
+        _set_lane(q, node, q.last_lane, NULL)
+        return
+    at = head  # it goes before that one; before the first is behind the last
+    if head.prev.place > node.place:
+        while at.place < node.place:  # passes those only that were granted in vain as it was, and have returned before it
+            at = at.next
+    node.next = at
+    node.prev = at.prev
+    at.prev.next = node
+    at.prev = node
+    if at == head and node.place < head.place:
+        head.heads = False
+        node.pending = head.pending
+        _set_lane(q, node, head.above, head.below)
+
+
+cdef void _unlink_from_lane(WaitQueue* q, WaitNode* node) noexcept:
+    if node.heads:
+        node.heads = False
+        if node.next != node:
+            node.next.pending = node.pending
+            _set_lane(q, node.next, node.above, node.below)
+        else:
+            if node.above:
+                node.above.below = node.below
+            else:
+                q.lanes = node.below
+            if node.below:
+                node.below.above = node.above
+            else:
+                q.last_lane = node.above
+    node.prev.next = node.next
+    node.next.prev = node.prev
+    node.queued = False
+
+
+cdef inline void _unlink(WaitQueue* q, WaitNode* node) noexcept:
+    if node.sleeper:
+        _unlink_from_lane(q, node)
+        return
+    if node.prev:
+        node.prev.next = node.next
+    else:
+        q.first = node.next
+    if node.next:
+        node.next.prev = node.prev
+    else:
+        q.last = node.prev
+    if not FREE_THREADED and q.spinner == node:
+        q.spinner = NULL
+    node.queued = False
+
+
+cdef inline bint _spins(WaitNode* node) noexcept:
+    return node != NULL and node.spins.load(memory_order_relaxed) != 0  # relaxed: a hint, as all of `awake` and `told`
+
+
+cdef inline bint _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
+    # With a GIL, and without the lock: whoever has that is attached, and we are. Not where another spins, who would only
+    # be in the way of those who run, nor where it is granted already.
+    if FREE_THREADED or not may_spin() or not node.queued or _spins(q.spinner):
+        return False
+    node.spins.store(1, memory_order_relaxed)
+    q.spinner = node
+    return True
+
+
+cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
+    # The caller, a searcher or not, is a sleeper from here on; it must look once more before it parks.
+    if node.sleeper:
+        Py_INCREF(<object>node.sleeper)  # owned by the lane, then by whoever grants or cancels
+    _lock(q)
+    node.epoch = epoch_now
+    node.queued = True
+    if node.sleeper:
+        _append_to_lane(q, node)
+    else:
+        node.granted_flag.store(0, memory_order_relaxed)
+        _append(q, node)
+    # after a fork the search was forgotten with the rest of the word
+    _set_word(q, _word(q) + SLEEPER - (SEARCHER if searching and _word(q) & SEARCHERS else 0))
+    release(&q.lock)
+
+
+cdef inline void _end_pending(WaitQueue* q, WaitNode* node) noexcept:
+    cdef WaitNode* head = q.lanes
+    if not node.sleeper or not node.pends:
+        return
+    node.pends = False
+    while head and head.owner != node.owner:
+        head = head.below
+    if head and head.pending == <void*>node:
+        head.pending = NULL
+
+
+cdef void end_pending(WaitQueue* q, WaitNode* node) noexcept:
+    # A Sleeper that was granted is resumed, or will not be; it must look after this, or notify.
+    if not node.pends:  # written before it was woken
+        return
+    _lock(q)
+    if node.epoch == epoch_now:
+        _end_pending(q, node)
+    release(&q.lock)
+
+
+cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
+    # Leaves the queue. True: a wake-up had been granted and is consumed, and the caller is a searcher now; or, for a
+    # Sleeper, which never is one, owes a look all the same.
+    cdef bint granted
+    _lock(q)
+    if node.epoch != epoch_now:  # a signal handler forked while we slept: the list went with the parent
+        release(&q.lock)
+        return False
+    granted = not node.queued
+    if granted:
+        _end_pending(q, node)  # before the look that it owes
+    else:
+        _unlink(q, node)
+        _set_word(q, _word(q) - SLEEPER)
+    release(&q.lock)
+    if node.sleeper:
+        if not granted:
+            Py_DECREF(<object>node.sleeper)  # the lane's; the granter drops its own
+    elif granted:
+        # The granter is between the unlock and its release of the lock: a few instructions.
+        PyThread_acquire_lock(node.lock, 1)
+    return granted
+
+
+cdef void end_search(WaitQueue* q) noexcept:
+    # The caller is a searcher no more; it must look once more, and grant the next if there is more.
+    _lock(q)
+    if _word(q) & SEARCHERS:  # not after a fork
+        _set_word(q, _word(q) - SEARCHER)
+    release(&q.lock)
+
+
+cdef bint wake_node(WaitNode* node) noexcept:
+    # The node is granted: out of the list, and nobody's but ours until the release, our last touch of it. As Sleeper.wake.
+    cdef PyObject* sleeper = node.sleeper
+    cdef bint answers = True
+    if sleeper:
+        answers = (<Sleeper>sleeper).wake()
+        Py_DECREF(<object>sleeper)  # the lane's reference, ours since the grant
+    else:
+        if not FREE_THREADED:
+            node.granted_flag.store(1, memory_order_relaxed)
+        PyThread_release_lock(node.lock)
+    return answers
+
+
+cdef WaitNode* _grant(WaitQueue* q) noexcept:
+    # Under the lock, where nobody searches. Those that are to be woken, out of their lists and chained by `next`: the
+    # first thread, then the first of each lane, unless it was queued after that thread or another of it is pending.
+    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first
+    cdef WaitNode* head = q.lanes
+    cdef WaitNode* below
+    cdef WaitNode* granted = NULL
+    cdef WaitNode* last = NULL
+    cdef uint64_t word = _word(q)
+    cdef bint shared = thread != NULL or head != q.last_lane  # with others than one event loop
+    if thread:
+        _unlink(q, thread)
+        word += SEARCHER - SLEEPER
+        granted = last = thread
+    while head:
+        below = head.below
+        if head.pending == NULL and (thread == NULL or head.since < thread.since):
+            if shared and head.next != head:
+                head.pending = <void*>head  # goes to the next one, which is the first then
+                head.pends = True
+            _unlink_from_lane(q, head)
+            word -= SLEEPER
+            if last:
+                last.next = head
+            else:
+                granted = head
+            last = head
+        head = below
+    if last:
+        last.next = NULL
+        _set_word(q, word)
+    return granted
+
+
+cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
+    # Wakes a thread if one sleeps and none searches, and one task of each event loop. `word` was read after the publication.
+    cdef WaitNode* node
+    cdef WaitNode* following
+    cdef bint reached
+    if word & SEARCHERS:
+        if not q.hint.load(memory_order_relaxed):  # relaxed: who reads 1 leaves the line where it is
+            # release: what was published before it; pairs with the load in spin_until
+            q.hint.store(1, memory_order_release)
+        if q.epoch.load(memory_order_acquire) == epoch_now:  # acquire: pairs with the reset after a fork
+            return
+    while True:
+        node = NULL
+        _lock(q)
+        if not _word(q) & SEARCHERS:
+            node = _grant(q)
+        release(&q.lock)
+        reached = True
+        while node:
+            following = node.next  # before the release: the node may be gone after it
+            if not wake_node(node):
+                reached = False
+            node = following
+        if reached:
+            return
+        # a loop is closed: the next of its lane, if it has one that can be reached
+
+
+cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
+    # Wakes the sleeper of that name, searchers or not: nobody else can take what is there.
+    cdef WaitNode* node
+    q.hint.store(1, memory_order_release)  # release: as in notify_slow; it may be the one that spins
+    if q.word.load(memory_order_seq_cst) < SLEEPER:  # seq_cst: as in notify
+        return False
+    _lock(q)
+    node = q.first
+    while node and node.owner != owner:
+        node = node.next
+    if node:
+        _unlink(q, node)
+        _set_word(q, _word(q) - SLEEPER + SEARCHER)
+    release(&q.lock)
+    if node:
+        wake_node(node)
+    return node != NULL
+
+
+cdef void notify_all(WaitQueue* q) noexcept:
+    # Wakes everybody: the predicate became true for good (closed). The chain is ours once it is out of the queue.
+    cdef WaitNode* node
+    cdef WaitNode* following
+    cdef WaitNode* head
+    cdef WaitNode* last
+    cdef uint64_t searchers
+    _lock(q)
+    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
+    node = q.first
+    last = q.last
+    head = q.lanes
+    q.first = NULL
+    q.last = NULL
+    q.lanes = NULL
+    q.last_lane = NULL
+    q.spinner = NULL
+    searchers = _word(q) & SEARCHERS
+    while head:
+        following = head.below
+        head.heads = False
+        if last:
+            last.next = head
+        else:
+            node = head
+        last = head.prev
+        last.next = NULL
+        head = following
+    following = node
+    while following:
+        following.queued = False
+        if not following.sleeper:
+            searchers += SEARCHER
+        following = following.next
+    _set_word(q, searchers)
+    q.hint.store(1, memory_order_release)  # release: as in notify_slow
+    release(&q.lock)
+    while node:
+        following = node.next  # before the release: the node may be gone after it
+        wake_node(node)
+        node = following
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# waiting
+
+cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
+    # How long to wait yet once something has been published. Letting some gather paid the last time, if the
+    # caller has moved so many since.
+    cdef int64_t linger = q.linger_ns
+    if moved >= <uint64_t>max(LINGER_ITEMS, linger // LINGER_ITEM_NS):
+        linger = min(MAX_LINGER_NS, 2 * linger)
+    else:
+        linger = linger // 2
+    if linger < MIN_LINGER_NS:
+        linger = 0
+        q.linger_count += 1
+        if q.linger_count % LONG_EVERY == 0:
+            linger = 2 * MIN_LINGER_NS
+    q.linger_ns = linger
+    return linger
+
+
+cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
+    # Free-threaded: spins, or naps, detached, if nobody searches yet. Unless that is NOT_AT_ALL, the caller is a searcher
+    # now, and must look; whether or not it finds anything, begin_sleep or end_search follow.
+    cdef int64_t linger
+    cdef SearchResult looked
+    if not FREE_THREADED or not may_spin() or _word(q) & SEARCHERS:
+        return NOT_AT_ALL
+    _lock(q)
+    if _word(q) & SEARCHERS:
+        release(&q.lock)
+        return NOT_AT_ALL
+    _set_word(q, _word(q) + SEARCHER)
+    q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
+    linger = _linger(q, moved)
+    release(&q.lock)
+    looked = spin_until(&q.hint, 1, &q.spin, linger, deadline)
+    if looked == NOT_AT_ALL:
+        looked = nap(&q.spin, deadline)
+    return FOUND_NOTHING if looked == NOT_AT_ALL else looked
+
+
+cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1:
+    # Sleeps until granted: 1; or until the deadline: 0. Raises what a signal handler raises. After 0 or a raise the
+    # caller must cancel_sleep. Uses no CPU, beyond the spin of a queue's spinner, and does not hold the GIL. `q`: in which
+    # it may spin; or NULL.
+    cdef int64_t now, span
+    cdef PyLockStatus status
+    cdef bint sliced = PyThread_get_thread_ident() == main_thread
+    cdef bint first = True, spins
+    while True:
+        PyErr_CheckSignals()  # one may have come while it spun
+        if node.epoch != epoch_now:
+            return 0  # as in cancel_sleep
+        span = MAX_PARK_NS
+        if deadline != NEVER:
+            now = now_ns()
+            if now >= deadline:
+                return 0
+            span = min(span, deadline - now)
+        if sliced:
+            # A signal that comes before the lock waits ends no wait; giving the GIL up may take a while, and so may a spin.
+            span = min(span, FIRST_SLICE_NS if first else SLICE_NS)
+        spins = first and q != NULL and _make_spinner(q, node)
+        first = False
+        with nogil:  # waits for the grant
+            released_gil()
+            if spins:
+                spin_detached(&node.granted_flag, 1, &q.spin, deadline)
+                node.spins.store(0, memory_order_relaxed)
+                if deadline != NEVER:
+                    span = min(span, max(0, deadline - now_ns()))
+            # in microseconds, rounded up; the flag: a signal ends the wait
+            status = PyThread_acquire_lock_timed(node.lock, (span + 999) // 1000, 1)
+            reacquire_gil()
+        reacquired_gil()
+        if status == PY_LOCK_ACQUIRED:
+            return 1
+
+
+cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved,
+                  int64_t deadline) except -1:
+    # The whole of the sleeper's side. Returns what the attempt returned, or 0 when the deadline passed. Raises what a
+    # signal handler raises, and MemoryError; nothing was taken then.
+    cdef int result = 0
+    cdef SearchResult looked = search(q, moved, deadline)
+    cdef bint searching = looked != NOT_AT_ALL
+    cdef bint owes = searching  # a waker may have counted on us since we last looked and found nothing
+    cdef bint rest
+    cdef WaitNode* node = NULL
+    cdef bint settles = FREE_THREADED and owner != NULL
+    cdef int64_t until
+    try:
+        node = take_node()
+        node.owner = owner
+        while True:
+            result = attempt(context)
+            if result or (deadline != NEVER and now_ns() >= deadline):
+                return result
+            if owner == NULL:  # a worker's own thread is one, whatever was patched since it started
+                refuse_greenlets()
+            begin_sleep(q, node, searching)
+            searching = False
+            result = attempt(context)  # the last look
+            if result:
+                searching = cancel_sleep(q, node)
+                return result
+            owes = False  # nobody can have counted on us before that look and published after it
+            try:
+                if settles:
+                    # What others drop of what this thread made is freed when it attaches again (rule 14): once, soon.
+                    settles = False
+                    until = now_ns() + SETTLE_NS
+                    searching = park(node, q, until if deadline == NEVER or until < deadline else deadline)
+                    if not searching:
+                        run_pending()
+                        searching = park(node, q, deadline)
+                else:
+                    searching = park(node, q, deadline)
+            except BaseException:
+                searching = cancel_sleep(q, node)
+                raise
+            if not searching:
+                searching = cancel_sleep(q, node)
+            owes = searching
+    finally:
+        if node:
+            give_node(node)
+        if searching:
+            end_search(q)
+        rest = (searching or owes) and more(context)
+        if rest:
+            notify(q)
+        if looked == NAPPED:
+            learn_nap(&q.spin, rest)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# greenlets
+
+cdef int refuse_greenlets() except -1:
+    # Before a thread sleeps. Where nothing has changed since the last time, it costs a look into two dicts.
+    cdef PyObject* start = PyDict_GetItem(<PyObject*>thread_module, <PyObject*>start_name)
+    cdef PyObject* gevent = PyDict_GetItem(<PyObject*>modules, <PyObject*>gevent_name)
+    cdef PyObject* eventlet = PyDict_GetItem(<PyObject*>modules, <PyObject*>eventlet_name)
+    if (
+        native_start.load(memory_order_relaxed) == <uint64_t>start
+        and gevent_then.load(memory_order_relaxed) == <uint64_t>gevent
+        and eventlet_then.load(memory_order_relaxed) == <uint64_t>eventlet
+    ):
+        return 0
+    if start == NULL or start == <PyObject*>None:  # the interpreter ends, and has let go of it
+        return 0
+    check_threads()
+    native_start.store(<uint64_t>start, memory_order_relaxed)
+    gevent_then.store(<uint64_t>gevent, memory_order_relaxed)
+    eventlet_then.store(<uint64_t>eventlet, memory_order_relaxed)
+    return 0
+
+
+def check_threads():
+    """RuntimeError if gevent or eventlet has replaced threads by greenlets."""
+    library = patched_by()
+    if library is not None:
+        raise RuntimeError(
+            f"{library} has replaced threads by greenlets (monkey-patching), which ringmill cannot work with: "
+            "leave threads as they are, with gevent.monkey.patch_all(thread=False) or eventlet.monkey_patch(thread=False)"
+        )
+
+
+cdef str patched_by():
+    # Another tool, a debugger for instance, may replace the function too, by one that starts a thread.
+    for library, module, function, names in (
+        ("gevent", gevent_name, "is_module_patched", ("threading", "_thread", "thread")),
+        ("eventlet", eventlet_name, "is_monkey_patched", ("thread", "threading", "_thread")),
+    ):
+        is_patched = getattr(modules.get(module), function, None)
+        if is_patched is not None and True in [bool(is_patched(name)) for name in names]:
+            return library
+        if str(getattr(thread_module.get(start_name), "__module__", None)).split(".")[0] == library:
+            return library
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# nodes: a lock each, kept for reuse, never freed (a granter may still be inside the release of one)
+
+cdef WaitNode* take_node() except NULL:
+    global free_nodes
+    cdef WaitNode* node
+    acquire(&free_lock)
+    node = free_nodes
+    if node:
+        free_nodes = node.next
+    release(&free_lock)
+    if node == NULL:
+        node = <WaitNode*>PyMem_RawCalloc(1, sizeof(WaitNode))
+        if node == NULL:
+            raise MemoryError
+        node.lock = PyThread_allocate_lock()
+        if node.lock == NULL:
+            PyMem_RawFree(node)
+            raise MemoryError
+        PyThread_acquire_lock(node.lock, 1)
+    node.prev = NULL
+    node.next = NULL
+    node.owner = NULL
+    return node
+
+
+cdef void give_node(WaitNode* node) noexcept:
+    global free_nodes
+    acquire(&free_lock)
+    node.next = free_nodes
+    free_nodes = node
+    release(&free_lock)
+
+
+cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
+    # No thread is between two steps under a lock: the collector stops them where they may be stopped.
+    cdef WaitNode* head = q.lanes
+    cdef WaitNode* node
+    cdef int status = 0
+    if q.epoch.load(memory_order_relaxed) != epoch_now:  # relaxed: as all the rest here
+        return 0
+    while head and not status:
+        node = head
+        while True:
+            status = visit(node.sleeper, arg)  # the lane owns a reference
+            node = node.next
+            if status or node == head:
+                break
+        head = head.below
+    return status
+
+
+cdef class Sleeper:
+    def __cinit__(self):
+        self.node.sleeper = <PyObject*>self
+        self.node.owner = <void*>self  # a lane of its own, unless whoever makes it says otherwise
+
+    cdef bint wake(self) noexcept:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# timeouts
+
+cdef int64_t deadline_of(object timeout) except? -2:
+    """The deadline that is `timeout` seconds from now; None is NEVER. TypeError, ValueError on anything else."""
+    cdef double seconds
+    if timeout is None:
+        return NEVER
+    if type(timeout) is float:
+        seconds = <double>timeout
+    elif type(timeout) is int:
+        try:
+            seconds = <double>timeout
+        except OverflowError:
+            seconds = -1.0
+    else:
+        seconds = -1.0
+    if not seconds >= 0.0:
+        seconds = check_seconds("timeout", timeout, optional=True)  # of another type, not a number, negative, or huge
+    if seconds > 1e9:  # thirty years
+        return NEVER
+    return now_ns() + <int64_t>(seconds * 1e9)
