@@ -26,7 +26,7 @@ cd "$work"
 "$python" -m venv venv
 flags=$(venv/bin/python -m tests.lock_rules flags "$work/headers")
 RINGMILL_CXXFLAGS=$flags venv/bin/python -m pip install -q ".[test]"
-grep -lq ringmill_lock_rules8acquired venv/lib/python3*/site-packages/ringmill/_core/waiter.*.so ||
+grep -lq ringmill_lock_rules8acquired venv/lib/python3*/site-packages/ringmill/_core/waiting/wait_queue.*.so ||
     { echo "lock_rules.sh: acquire() of wait_queue.pxd does not record its lock" >&2; exit 1; }
 
 # Each process appends to one file, and goes on.

@@ -186,7 +186,7 @@ class Caller:
                 batch.jobs.append(self.make())
                 yield batch.jobs[-1]
 
-        self.read_wrap(source(), batch, feed=self.rng.choice(["reader", "thread"]))
+        self.read_wrap(source(), batch, drawn_by=self.rng.choice(["reader", "thread"]))
 
     def wrap_a_ring(self) -> None:
         batch = self.batch(self.rng.randrange(8))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ringmill
-from ringmill._core import build
+from ringmill._core.platform import build
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, PoolExecutor, Reject, Retry
-from ringmill.executor_calls import Call
+from ringmill.executor_calls import SubmittedCall
 from tests.threads import run_threads, start_threads, wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
@@ -191,7 +191,7 @@ def test_a_pending_call_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> Non
     ran: list[int] = []
     entered = threading.Barrier(3)
 
-    def wait_as_well(call: Call, timeout: float | None) -> bool:
+    def wait_as_well(call: SubmittedCall, timeout: float | None) -> bool:
         entered.wait(LONG)
         return Operation.wait(call, timeout)
 
@@ -200,7 +200,7 @@ def test_a_pending_call_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> Non
         with Held(executor, 1) as held:
             future = executor.submit(ran.append, 1)
             future.add_done_callback(told.append)
-            monkeypatch.setattr(Call, "wait", wait_as_well)
+            monkeypatch.setattr(SubmittedCall, "wait", wait_as_well)
             waiting = start_threads(lambda: future.exception(LONG), lambda: future.result(LONG))
             entered.wait(LONG)  # both have seen that it is pending
             assert not held.futures[0].cancel()

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 
 from ringmill import PoolExecutor
-from ringmill.executor_calls import Call, Crew, PoolFuture
+from ringmill.executor_calls import SubmittedCall, ExecutorState, PoolFuture
 
 #: Names of tests, and why each is left out.
 LEFT_OUT = {
@@ -52,7 +52,7 @@ class Future(PoolFuture[Any]):
     """Made without an executor, as the tests of Future make theirs."""
 
     def __init__(self) -> None:
-        super().__init__(Call(Crew(None, ()), int, (), {}))
+        super().__init__(SubmittedCall(ExecutorState(None, ()), int, (), {}))
 
 
 def create_future(state: str = "PENDING", exception: BaseException | None = None, result: Any = None) -> Future:

@@ -172,8 +172,8 @@ def test_workers_are_told_apart_by_identity() -> None:
         (lambda pool: pool.wrap([], buffer="3"), TypeError, ["buffer", "'3'"]),
         (lambda pool: pool.wrap([], buffer=2**62), ValueError, ["buffer", str(2**62)]),
         (lambda pool: pool.wrap(RingBuffer(1), buffer=0), ValueError, ["buffer", "0"]),
-        (lambda pool: pool.wrap([], drawn_by="reeder"), ValueError, ["feed", "'reeder'"]),
-        (lambda pool: pool.wrap([], feed=None), (TypeError, ValueError), ["feed", "None"]),
+        (lambda pool: pool.wrap([], drawn_by="reeder"), ValueError, ["drawn_by", "'reeder'"]),
+        (lambda pool: pool.wrap([], drawn_by=None), (TypeError, ValueError), ["drawn_by", "None"]),
     ],
 )
 def test_bad_calls(call: Callable[[WorkerPool[Job]], Any], kind: type[Exception], words: list[str]) -> None:

@@ -334,8 +334,8 @@ def test_wrap_of_an_async_iterable(backend: str, buffer: int, ordered: bool) -> 
 def test_wrap_of_an_iterable_is_read_by_async_for(backend: str) -> None:
     async def main() -> None:
         async with pool_of() as pool:
-            for feed in ("reader", "thread"):
-                stream = pool.wrap(numbers(100), buffer=3, feed=feed)  # type: ignore[arg-type]
+            for drawn_by in ("reader", "thread"):
+                stream = pool.wrap(numbers(100), buffer=3, drawn_by=drawn_by)  # type: ignore[arg-type]
                 assert sorted([op.number async for op in stream]) == [2 * n for n in range(100)]
 
     run_loop(backend, main)
@@ -447,7 +447,7 @@ def test_a_blocking_read_of_an_async_source_is_refused(backend: str) -> None:
             with pytest.raises(TypeError, match="async for"):
                 stream.get_many()
             assert len([op async for op in stream]) == 3
-            with pytest.raises(ValueError, match="feed"):
+            with pytest.raises(ValueError, match="drawn_by"):
                 pool.wrap(anumbers(3), drawn_by="thread")
 
     run_loop(backend, main)

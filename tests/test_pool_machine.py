@@ -154,12 +154,12 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.execute(jobs)
             self.spare += jobs
 
-    @rule(some=st.lists(scripts, max_size=6), feed=st.sampled_from(["reader", "thread"]), ordered=st.booleans())
-    def wrap(self, some: list[list[str]], feed: Any, ordered: bool) -> None:
+    @rule(some=st.lists(scripts, max_size=6), drawn_by=st.sampled_from(["reader", "thread"]), ordered=st.booleans())
+    def wrap(self, some: list[list[str]], drawn_by: Any, ordered: bool) -> None:
         """A finite one, read to its end."""
         jobs = [self.make(script) for script in some]
         if self.accepts:
-            came = list(self.pool.wrap(jobs, buffer=2, feed=feed, ordered=ordered))
+            came = list(self.pool.wrap(jobs, buffer=2, drawn_by=drawn_by, ordered=ordered))
             assert came == jobs if ordered else sorted(map(id, came)) == sorted(map(id, jobs))
             assert all(op.wait(0) for op in jobs)
             self.run += jobs

@@ -226,10 +226,10 @@ def test_every_hook_is_visited(hook: str) -> None:
     with pool:
         jobs = [Job(trouble, word, word, word) for word in WORDS]
         assert len(list(pool.execute(jobs))) == len(WORDS)
-        for feed in ("reader", "thread"):
-            name = "source" if feed == "reader" else "source, thread"
+        for drawn_by in ("reader", "thread"):
+            name = "source" if drawn_by == "reader" else "source, thread"
             source = Source([Job(trouble), Job(trouble)], name)
-            assert len(list(pool.wrap(source, feed=feed))) == 2  # type: ignore[arg-type]
+            assert len(list(pool.wrap(source, drawn_by=drawn_by))) == 2  # type: ignore[arg-type]
         assert all(op.error is None or str(op.error) is not None for op in jobs)
     assert hook in visited
 

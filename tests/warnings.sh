@@ -41,7 +41,7 @@ flags+=(-Wno-missing-field-initializers -Wno-stringop-overflow -Wno-unknown-warn
 failed=0
 for compiler in "$@"; do
     "$compiler" --version | sed -n 1p
-    for file in src/ringmill/_core/*.cpp; do
+    for file in src/ringmill/_core/*/*.cpp; do
         "$compiler" "${flags[@]}" -c "$file" -o /dev/null || failed=1
     done
 done

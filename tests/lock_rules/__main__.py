@@ -66,7 +66,7 @@ def flags(directory: Path) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """The name in the .pyx file: LoopMailbox.post of __pyx_f_8ringmill_5_core_4loop_7Landing_post."""
+    """The name in the .pyx file: LoopMailbox.post of __pyx_f_8ringmill_5_core_7waiting_10event_loop_11LoopMailbox_post."""
     name = name.partition("(")[0]
     found = re.match(r"__pyx_[a-z]+_(?=\d)", name)
     if not found:
@@ -80,7 +80,7 @@ def plain(name: str) -> str:
         parts.append(rest[number.end() : end])
         rest = rest[end + 1 :]
     if parts[:2] == ["ringmill", "_core"]:
-        del parts[:3]
+        del parts[:4]
     method = rest.lstrip("0123456789")
     return ".".join([*parts, method] if method else parts)
 
