@@ -11,7 +11,8 @@ import pytest
 PRELUDE = """
 import faulthandler, gc, importlib, inspect, itertools, pkgutil, sys
 import ringmill, ringmill._core
-from ringmill._core.pool.run import PoolRun, WorkerLoop
+from ringmill._core.pool.run import PoolRun
+from ringmill._core.pool.worker_loop import WorkerLoop, new_run
 from ringmill._core.pool.work_source import WorkSource
 from ringmill._core.pool.stream import Stream, draw_on_thread
 
@@ -76,13 +77,13 @@ USE = (
     PRELUDE
     + """
 def make_core():
-    return Core("policy", ["worker"], 2, None)
+    return new_run("policy", ["worker"], 2, False)
 
 def made():
     core = make_core()
     ring = ringmill.RingBuffer(1)
     yield core
-    yield core.runners[0]
+    yield core.worker_loops[0]
     yield WorkSource(ring, ring)
     yield WorkSource(ring)
     op = ringmill.Task(len, "")

@@ -387,7 +387,7 @@ def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
     pool.start()
     delayed = pool.do(Job(Retry(delay=HOUR)))
     wait_until(lambda: pool.stats().delayed == 1)
-    bad item = pool.do(Job(hold))
+    culprit = pool.do(Job(hold))
     assert held.wait(LONG)
     queued = [pool.do(Job()) for _ in range(3)]
     batch = [Job() for _ in range(5)]
@@ -416,7 +416,7 @@ def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
         assert op.wait(LONG)
         assert op.outcome is Outcome.FAILED
         assert isinstance(op.error, BrokenPool)
-    assert isinstance(bad item.error, Boom)
+    assert isinstance(culprit.error, Boom)
     assert sorted(map(id, stream)) == sorted(map(id, batch))  # complete, so it ends as it would
     with pytest.raises(Closed):
         stream.get(0)

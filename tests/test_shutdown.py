@@ -123,13 +123,13 @@ def stuck_in_log(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for record in caplog.records if "stuck" in (text := record.getMessage())]
 
 
-def endless(pool: WorkerPool[Job], feed: str, buffer: int = 4) -> Stream[Job]:
+def endless(pool: WorkerPool[Job], drawn_by: str, buffer: int = 4) -> Stream[Job]:
     """A wrap whose source always has more."""
-    if feed == "ring":
+    if drawn_by == "ring":
         ring = RingBuffer[Job](1000)
         ring.put_many(Job() for _ in range(1000))
         return pool.wrap(ring, buffer=buffer)
-    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, feed=feed)  # type: ignore[arg-type]
+    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, drawn_by=drawn_by)  # type: ignore[arg-type]
 
 
 # Drain, and cancel what has not begun
@@ -367,7 +367,7 @@ def test_a_stream_of_which_only_the_stuck_operation_is_left_ends(how: str, gate:
         ring.close()
         stream = pool.wrap(ring)
     else:
-        stream = pool.wrap(jobs, feed=how)  # type: ignore[arg-type]
+        stream = pool.wrap(jobs, drawn_by=how)  # type: ignore[arg-type]
     assert stream.get(LONG) is jobs[0]
     reader = start_threads(lambda: read(stream))
     assert gate.reached.acquire(timeout=LONG)

@@ -102,13 +102,13 @@ def hold(pool: WorkerPool[Job], gate: Gate, error: BaseException | None = None) 
     return op
 
 
-def endless(pool: WorkerPool[Job], feed: str, buffer: int = 4) -> Stream[Job]:
+def endless(pool: WorkerPool[Job], drawn_by: str, buffer: int = 4) -> Stream[Job]:
     """A wrap whose source always has more."""
-    if feed == "ring":
+    if drawn_by == "ring":
         ring = RingBuffer[Job](1000)
         ring.put_many(Job() for _ in range(1000))
         return pool.wrap(ring, buffer=buffer)
-    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, feed=feed)  # type: ignore[arg-type]
+    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, drawn_by=drawn_by)  # type: ignore[arg-type]
 
 
 def read(stream: Stream[Job]) -> list[Job]:
@@ -123,10 +123,10 @@ def read(stream: Stream[Job]) -> list[Job]:
 
 
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": 0}], ids=str)
-@pytest.mark.parametrize("feed", FEEDS)
-def test_wraps_in_flight_end_and_lose_nothing(feed: str, how: dict[str, Any], gate: Gate) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_wraps_in_flight_end_and_lose_nothing(drawn_by: str, how: dict[str, Any], gate: Gate) -> None:
     pool = start(Hand(), Hand())
-    streams = [endless(pool, feed) for _ in range(3)]
+    streams = [endless(pool, drawn_by) for _ in range(3)]
     first = [stream.get(LONG) for stream in streams]
     readers = start_threads(*[lambda stream=stream: read(stream) for stream in streams])
     wait_until(lambda: pool.stats().succeeded > 100)
@@ -144,11 +144,11 @@ def test_wraps_in_flight_end_and_lose_nothing(feed: str, how: dict[str, Any], ga
 
 
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": LONG}], ids=str)
-@pytest.mark.parametrize("feed", FEEDS)
-def test_an_output_that_nobody_reads_holds_up_nothing(feed: str, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_an_output_that_nobody_reads_holds_up_nothing(drawn_by: str, how: dict[str, Any]) -> None:
     pool = start(Hand(), Hand())
-    streams = [endless(pool, feed, buffer) for buffer in (1, 4)]
-    if feed == "reader":
+    streams = [endless(pool, drawn_by, buffer) for buffer in (1, 4)]
+    if drawn_by == "reader":
         for stream in streams:
             stream.get(LONG)
     else:
@@ -158,13 +158,13 @@ def test_an_output_that_nobody_reads_holds_up_nothing(feed: str, how: dict[str, 
     assert len(list(batch)) == 50
     stats = pool.stats()
     assert stats.succeeded + stats.cancelled == stats.accepted
-    assert sum(len(read(stream)) for stream in streams) == stats.accepted - 50 - (2 if feed == "reader" else 0)
+    assert sum(len(read(stream)) for stream in streams) == stats.accepted - 50 - (2 if drawn_by == "reader" else 0)
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_the_reader_is_gone(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_the_reader_is_gone(drawn_by: str) -> None:
     with start(Hand(), Hand()) as pool:
-        for count, op in enumerate(endless(pool, feed)):
+        for count, op in enumerate(endless(pool, drawn_by)):
             assert op.outcome is Outcome.SUCCEEDED
             if count == 20:
                 break
@@ -183,16 +183,16 @@ def test_a_source_that_blocks_for_ever() -> None:
     assert pool.shutdown() == []
     assert len(reader.join()[0]) == 1
     source.put(late := Job())  # what it gives in the end is nobody's
-    wait_until(lambda: not any("feed" in thread.name for thread in threading.enumerate()))
+    wait_until(lambda: not any("drawn_by" in thread.name for thread in threading.enumerate()))
     assert late.outcome is Outcome.PENDING
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_a_stream_that_is_closed_while_the_pool_drains(feed: str, gate: Gate) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_a_stream_that_is_closed_while_the_pool_drains(drawn_by: str, gate: Gate) -> None:
     pool = start(Hand())
     hold(pool, gate)
-    stream = endless(pool, feed, buffer=2)
-    if feed == "thread":
+    stream = endless(pool, drawn_by, buffer=2)
+    if drawn_by == "thread":
         wait_until(lambda: pool.stats().accepted == 3)
     batch = pool.execute(jobs := [Job() for _ in range(3)])
     drainer = start_threads(pool.shutdown)

@@ -213,12 +213,12 @@ def test_a_loop_that_runs_again_goes_on(kind: str) -> None:
         assert_ends(waiting.threads[0])
         assert waiting.join() == [number]
 
-    def feed() -> None:
+    def drawn_by() -> None:
         for number in range(5, 8):
             ring.put(number)
             wait_until(ring.empty)
 
-    feeder = start_threads(feed)
+    feeder = start_threads(drawn_by)
     assert sorted(idle.go_on()) == [5, 6, 7]
     feeder.join()
     if kind != "trio":  # which runs its tasks in no particular order
@@ -240,12 +240,12 @@ def test_tasks_that_were_told_in_vain_keep_their_place() -> None:
     stopped.loop.run_until_complete(let_others_run(10))
     assert order == []
 
-    async def feed() -> None:
+    async def drawn_by() -> None:
         for number in range(6):
             ring.put(number)
             await let_others_run(10)
 
-    stopped.loop.run_until_complete(feed())
+    stopped.loop.run_until_complete(drawn_by())
     assert order == list(range(6))
     stopped.end()
 

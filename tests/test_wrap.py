@@ -83,10 +83,10 @@ def no_thread_is_left() -> Iterator[None]:
     wait_until(lambda: set(threading.enumerate()) <= before)
 
 
-def wrap(pool: WorkerPool[Number], source: Iterable[Any], feed: str, **options: Any) -> Stream[Number]:
+def wrap(pool: WorkerPool[Number], source: Iterable[Any], drawn_by: str, **options: Any) -> Stream[Number]:
     """Wraps the source as one of the three kinds. A ring gets all of it, so it must end."""
-    if feed != "ring":
-        return pool.wrap(source, feed=feed, **options)  # type: ignore[arg-type]
+    if drawn_by != "ring":
+        return pool.wrap(source, drawn_by=drawn_by, **options)  # type: ignore[arg-type]
     items = list(source)
     ring = RingBuffer[Any](len(items) or 1)
     ring.put_many(items)
@@ -97,14 +97,14 @@ def wrap(pool: WorkerPool[Number], source: Iterable[Any], feed: str, **options: 
 # All of the source, each once
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("drawn_by", FEEDS)
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_all_of_the_source_comes_out_once(feed: str, ordered: bool, buffer: int, workers: int) -> None:
+def test_all_of_the_source_comes_out_once(drawn_by: str, ordered: bool, buffer: int, workers: int) -> None:
     with WorkerPool([Quick() for _ in range(workers)], queue_size=1) as pool:
         for count in (0, 1, 2, 50):
-            stream = wrap(pool, Source(count), feed, buffer=buffer, ordered=ordered)
+            stream = wrap(pool, Source(count), drawn_by, buffer=buffer, ordered=ordered)
             came = list(stream)
             got = [op.number for op in came]
             assert (got if ordered else sorted(got)) == list(range(count))
@@ -115,10 +115,10 @@ def test_all_of_the_source_comes_out_once(feed: str, ordered: bool, buffer: int,
                 stream.get()
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_failed_ones_come_out_too(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_failed_ones_come_out_too(drawn_by: str) -> None:
     with WorkerPool([Quick(), Quick()]) as pool:
-        came = list(wrap(pool, map(Number, [3, -1, 4, -5]), feed, buffer=2, ordered=True))
+        came = list(wrap(pool, map(Number, [3, -1, 4, -5]), drawn_by, buffer=2, ordered=True))
     assert [(op.number, op.outcome.name) for op in came] == [
         (3, "SUCCEEDED"),
         (-1, "FAILED"),
@@ -127,8 +127,8 @@ def test_failed_ones_come_out_too(feed: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_the_order_of_finishing_and_the_order_of_the_source(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_the_order_of_finishing_and_the_order_of_the_source(drawn_by: str) -> None:
     """Each even operation is held back until the odd one after it has finished."""
     finished = [threading.Event() for _ in range(20)]
 
@@ -144,7 +144,7 @@ def test_the_order_of_finishing_and_the_order_of_the_source(feed: str) -> None:
 
     for ordered in (False, True):
         with WorkerPool([Swapping(), Swapping()]) as pool:
-            got = [op.number for op in wrap(pool, map(Told, range(20)), feed, buffer=4, ordered=ordered)]
+            got = [op.number for op in wrap(pool, map(Told, range(20)), drawn_by, buffer=4, ordered=ordered)]
         assert sorted(got) == list(range(20))
         if ordered:
             assert got == list(range(20))
@@ -176,9 +176,9 @@ def test_a_reader_draws_when_it_reads() -> None:
 
 @pytest.mark.parametrize("buffer", [1, 2, 3, 7])
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("feed", ["reader", "thread"])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
 def test_never_more_than_the_buffer_is_between_source_and_reader(
-    buffer: int, ordered: bool, feed: str, switch_interval: float, seed: int
+    buffer: int, ordered: bool, drawn_by: str, switch_interval: float, seed: int
 ) -> None:
     rng = random.Random(seed)
     returned = 0
@@ -191,7 +191,7 @@ def test_never_more_than_the_buffer_is_between_source_and_reader(
             yield Number(number)
 
     with WorkerPool([Quick(), Quick()]) as pool:
-        stream = pool.wrap(source(), buffer=buffer, ordered=ordered, feed=feed)
+        stream = pool.wrap(source(), buffer=buffer, ordered=ordered, drawn_by=drawn_by)
         while True:
             try:
                 if rng.random() < 0.5:
@@ -203,18 +203,18 @@ def test_never_more_than_the_buffer_is_between_source_and_reader(
                 break
     assert returned == 150
     # The reader's own thread draws before it takes. Another may draw for what the reader has in hand, uncounted.
-    assert most <= buffer + (feed == "thread")
+    assert most <= buffer + (drawn_by == "thread")
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 5])
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_a_reader_that_stops_stops_the_source(buffer: int, feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_a_reader_that_stops_stops_the_source(buffer: int, drawn_by: str) -> None:
     with WorkerPool([Quick(), Quick()]) as pool:
         source = Source()
-        stream = pool.wrap(source, buffer=buffer, feed=feed)
+        stream = pool.wrap(source, buffer=buffer, drawn_by=drawn_by)
         for _ in range(3):
             stream.get(LONG)
-        if feed == "thread":
+        if drawn_by == "thread":
             wait_until(lambda: source.drawn == 3 + buffer)
         wait_until(lambda: pool.stats().succeeded == pool.stats().accepted)
         drawn = source.drawn
@@ -245,10 +245,10 @@ def test_a_worker_never_waits_for_a_reader() -> None:
 # An endless source
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_an_endless_source_is_left_by_break_and_read_on(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_an_endless_source_is_left_by_break_and_read_on(drawn_by: str) -> None:
     with WorkerPool([Quick(), Quick()]) as pool:
-        stream = pool.wrap(Source(), buffer=3, ordered=True, feed=feed)
+        stream = pool.wrap(Source(), buffer=3, ordered=True, drawn_by=drawn_by)
         for op in stream:
             if op.number == 10:
                 break
@@ -261,11 +261,11 @@ def test_an_endless_source_is_left_by_break_and_read_on(feed: str) -> None:
         assert list(stream) == []
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_break_inside_with_over_an_endless_source_ends(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_break_inside_with_over_an_endless_source_ends(drawn_by: str) -> None:
     source = Source()
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(source, buffer=2, feed=feed)
+        stream = pool.wrap(source, buffer=2, drawn_by=drawn_by)
         for op in stream:
             if op.number >= 5:
                 break
@@ -275,12 +275,12 @@ def test_break_inside_with_over_an_endless_source_ends(feed: str) -> None:
     assert source.drawn == drawn
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_close_draws_no_more_and_cancels_what_has_not_begun(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_close_draws_no_more_and_cancels_what_has_not_begun(drawn_by: str) -> None:
     source = Source()
     worker = Gated()
     with WorkerPool([worker]) as pool:
-        stream = pool.wrap(source, buffer=4, feed=feed)
+        stream = pool.wrap(source, buffer=4, drawn_by=drawn_by)
         with pytest.raises(queue.Empty):
             stream.get(SHORT)  # draws up to the buffer, meanwhile
         wait_until(lambda: source.drawn == 4 and pool.stats().running == 1)
@@ -294,8 +294,8 @@ def test_close_draws_no_more_and_cancels_what_has_not_begun(feed: str) -> None:
     assert (pool.stats().accepted, pool.stats().succeeded) == (4, 1)
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_dropping_the_stream_closes_it(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_dropping_the_stream_closes_it(drawn_by: str) -> None:
     ended = threading.Event()
     made: list[weakref.ref[Number]] = []
 
@@ -311,7 +311,7 @@ def test_dropping_the_stream_closes_it(feed: str) -> None:
 
     worker = Gated()
     with WorkerPool([worker]) as pool:
-        stream = pool.wrap(source(), buffer=4, feed=feed)
+        stream = pool.wrap(source(), buffer=4, drawn_by=drawn_by)
         with pytest.raises(queue.Empty):
             stream.get(SHORT)
         wait_until(lambda: len(made) == 4 and pool.stats().running == 1)

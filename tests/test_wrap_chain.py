@@ -47,16 +47,16 @@ def upstream(count: int) -> list[Number]:
     return ops
 
 
-def chain(pool: WorkerPool[Number], ops: Iterable[Any], feed: str, **options: Any) -> Stream[Number]:
-    if feed == "ring":
+def chain(pool: WorkerPool[Number], ops: Iterable[Any], drawn_by: str, **options: Any) -> Stream[Number]:
+    if drawn_by == "ring":
         items = list(ops)
         ring = RingBuffer[Any](len(items) or 1)
         ring.put_many(items)
         ring.close()
         return pool.wrap(ring, reset=True, **options)
-    if feed == "async":
+    if drawn_by == "async":
         return pool.wrap(each(ops), reset=True, **options)
-    return pool.wrap(ops, feed=feed, reset=True, **options)  # type: ignore[arg-type]
+    return pool.wrap(ops, drawn_by=drawn_by, reset=True, **options)  # type: ignore[arg-type]
 
 
 async def each(ops: Iterable[Number]) -> AsyncIterator[Number]:
@@ -64,8 +64,8 @@ async def each(ops: Iterable[Number]) -> AsyncIterator[Number]:
         yield op
 
 
-def read_all(stream: Stream[Number], feed: str) -> list[Number]:
-    if feed != "async":
+def read_all(stream: Stream[Number], drawn_by: str) -> list[Number]:
+    if drawn_by != "async":
         return list(stream)
 
     async def main() -> list[Number]:
@@ -74,17 +74,17 @@ def read_all(stream: Stream[Number], feed: str) -> list[Number]:
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("drawn_by", FEEDS)
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_what_did_not_succeed_comes_out_untouched(feed: str, ordered: bool, buffer: int, workers: int) -> None:
+def test_what_did_not_succeed_comes_out_untouched(drawn_by: str, ordered: bool, buffer: int, workers: int) -> None:
     count = 30
     ops = upstream(count)
     before = {op.number: op.outcome for op in ops}
     with WorkerPool([Noting("second") for _ in range(workers)]) as pool:
-        stream = chain(pool, ops, feed, buffer=buffer, ordered=ordered)
-        came = read_all(stream, feed)
+        stream = chain(pool, ops, drawn_by, buffer=buffer, ordered=ordered)
+        came = read_all(stream, drawn_by)
         stats = pool.stats()
         assert stream.total == count
     numbers = [op.number for op in came]
@@ -98,12 +98,12 @@ def test_what_did_not_succeed_comes_out_untouched(feed: str, ordered: bool, buff
     assert (stats.accepted, stats.succeeded, stats.failed, stats.cancelled) == (count // 3, count // 3, 0, 0)
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("drawn_by", FEEDS)
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_source_in_which_nothing_succeeded(feed: str, ordered: bool) -> None:
+def test_a_source_in_which_nothing_succeeded(drawn_by: str, ordered: bool) -> None:
     ops = [op for op in upstream(30) if op.outcome is not Outcome.SUCCEEDED]
     with WorkerPool([Noting("second")]) as pool:
-        came = read_all(chain(pool, ops, feed, buffer=2, ordered=ordered), feed)
+        came = read_all(chain(pool, ops, drawn_by, buffer=2, ordered=ordered), drawn_by)
         assert pool.stats().accepted == 0
     assert [op.number for op in came] == [op.number for op in ops]
 
@@ -116,8 +116,8 @@ def test_pools_chained_lazily() -> None:
     assert [op.outcome is Outcome.FAILED for op in came] == [number % 3 == 1 for number in range(100)]
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_those_that_pass_take_a_place_between_source_and_reader(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_those_that_pass_take_a_place_between_source_and_reader(drawn_by: str) -> None:
     drawn = 0
 
     def source() -> Iterator[Number]:
@@ -128,12 +128,12 @@ def test_those_that_pass_take_a_place_between_source_and_reader(feed: str) -> No
 
     failed = [op for op in upstream(60) if op.outcome is Outcome.FAILED]
     with WorkerPool([Noting("second")]) as pool:
-        stream = chain(pool, source(), feed, buffer=3)
+        stream = chain(pool, source(), drawn_by, buffer=3)
         for taken in range(1, 6):
             assert stream.get(LONG) is failed[taken - 1]
-            if feed == "thread":
+            if drawn_by == "thread":
                 wait_until(lambda: drawn >= min(20, taken + 3))  # noqa: B023
-            assert drawn <= taken + 3 + (feed == "thread")
+            assert drawn <= taken + 3 + (drawn_by == "thread")
         stream.close()
 
 
@@ -154,8 +154,8 @@ def test_one_that_failed_does_not_wait_for_a_worker() -> None:
         assert list(stream) == []
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_one_that_is_pending_is_refused_as_ever(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_one_that_is_pending_is_refused_as_ever(drawn_by: str) -> None:
     gate = threading.Event()
 
     class Held(Worker[Number]):
@@ -164,10 +164,10 @@ def test_one_that_is_pending_is_refused_as_ever(feed: str) -> None:
 
     with WorkerPool([Held()]) as one, WorkerPool([Noting("second")]) as two:
         pending = one.do(Number(0))
-        stream = chain(two, [Number(1), pending], feed)
+        stream = chain(two, [Number(1), pending], drawn_by)
         try:
             with pytest.raises(OperationReused):
-                read_all(stream, feed)
+                read_all(stream, drawn_by)
         finally:
             gate.set()
         assert pending.wait(LONG)

@@ -81,10 +81,10 @@ def no_thread_is_left() -> Iterator[None]:
     wait_until(lambda: set(threading.enumerate()) <= before)
 
 
-def wrap(pool: WorkerPool[Number], source: Iterable[Any], feed: str, **options: Any) -> Stream[Number]:
+def wrap(pool: WorkerPool[Number], source: Iterable[Any], drawn_by: str, **options: Any) -> Stream[Number]:
     """Wraps the source as one of the three kinds. A ring gets all of it, so it must end."""
-    if feed != "ring":
-        return pool.wrap(source, feed=feed, **options)  # type: ignore[arg-type]
+    if drawn_by != "ring":
+        return pool.wrap(source, drawn_by=drawn_by, **options)  # type: ignore[arg-type]
     items = list(source)
     ring = RingBuffer[Any](len(items) or 1)
     ring.put_many(items)
@@ -95,16 +95,16 @@ def wrap(pool: WorkerPool[Number], source: Iterable[Any], feed: str, **options: 
 # The end that is none
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 3, 100])
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, StopAsyncIteration])
 def test_an_error_in_the_source_comes_after_what_was_accepted(
-    feed: str, ordered: bool, buffer: int, kind: type[Exception]
+    drawn_by: str, ordered: bool, buffer: int, kind: type[Exception]
 ) -> None:
     error = kind("in the source")
     with WorkerPool([Quick(), Quick()]) as pool:
-        stream = wrap(pool, Source(7, error), feed, buffer=buffer, ordered=ordered)
+        stream = wrap(pool, Source(7, error), drawn_by, buffer=buffer, ordered=ordered)
         got: list[int] = []
         with pytest.raises(kind) as caught:
             got.extend(op.number for op in stream)  # extend keeps what came before the error
@@ -130,11 +130,11 @@ def test_an_interrupt_of_the_reading_thread_is_raised_at_once_or_after(kind: typ
         assert sorted(op.number for op in got) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("drawn_by", FEEDS)
 @pytest.mark.parametrize("stranger", ["no operation", None, Number])
-def test_a_source_that_gives_no_operation(feed: str, stranger: Any) -> None:
+def test_a_source_that_gives_no_operation(drawn_by: str, stranger: Any) -> None:
     with WorkerPool([Quick()]) as pool:
-        stream = wrap(pool, [Number(0), Number(1), stranger, Number(2)], feed, buffer=2)
+        stream = wrap(pool, [Number(0), Number(1), stranger, Number(2)], drawn_by, buffer=2)
         got = []
         with pytest.raises(TypeError) as caught:
             got.extend(op.number for op in stream)
@@ -143,13 +143,13 @@ def test_a_source_that_gives_no_operation(feed: str, stranger: Any) -> None:
         assert pool.stats().accepted == 2
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_a_source_that_gives_a_used_operation(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_a_source_that_gives_a_used_operation(drawn_by: str) -> None:
     with WorkerPool([Quick()]) as pool:
         used = pool.do(Number(7))
         assert used.wait(LONG)
         later = Number(2)
-        stream = wrap(pool, [Number(0), Number(1), used, later], feed, buffer=2)
+        stream = wrap(pool, [Number(0), Number(1), used, later], drawn_by, buffer=2)
         got = []
         with pytest.raises(OperationReused):
             got.extend(op.number for op in stream)
@@ -159,12 +159,12 @@ def test_a_source_that_gives_a_used_operation(feed: str) -> None:
         assert pool.stats().accepted == 3
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_a_source_that_gives_the_same_operation_twice_while_it_is_pending(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_a_source_that_gives_the_same_operation_twice_while_it_is_pending(drawn_by: str) -> None:
     worker = Gated()
     with WorkerPool([worker]) as pool:
         op = Number(0)
-        stream = pool.wrap([op, op], buffer=2, feed=feed)
+        stream = pool.wrap([op, op], buffer=2, drawn_by=drawn_by)
         with pytest.raises(queue.Empty):
             stream.get(SHORT)
         worker.gate.set()
@@ -173,15 +173,15 @@ def test_a_source_that_gives_the_same_operation_twice_while_it_is_pending(feed: 
             stream.get(LONG)
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread", "ring"])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread", "ring"])
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}])
-def test_a_pool_that_stops_first_never_looks_like_the_end(feed: str, how: dict[str, bool]) -> None:
+def test_a_pool_that_stops_first_never_looks_like_the_end(drawn_by: str, how: dict[str, bool]) -> None:
     worker = Gated()
     pool = WorkerPool([worker])
     pool.start()
     ring = RingBuffer[Number](8)
     ring.put_many(map(Number, range(8)))
-    stream = pool.wrap(ring, buffer=4) if feed == "ring" else pool.wrap(Source(), buffer=4, feed=feed)
+    stream = pool.wrap(ring, buffer=4) if drawn_by == "ring" else pool.wrap(Source(), buffer=4, drawn_by=drawn_by)
     with pytest.raises(queue.Empty):
         stream.get(SHORT)
     wait_until(lambda: pool.stats().running == 1)
@@ -194,7 +194,7 @@ def test_a_pool_that_stops_first_never_looks_like_the_end(feed: str, how: dict[s
         got.extend(stream)
     assert accepted <= len(got) <= 4
     assert len(got) == pool.stats().accepted
-    if feed == "ring":
+    if drawn_by == "ring":
         assert len(ring) == 8 - len(got)  # what was not drawn is still the ring's
     for call in (lambda: stream.get(0), stream.get_many, lambda: next(stream)):
         with pytest.raises(PoolNotRunning):
@@ -222,31 +222,31 @@ def test_each_reader_is_told_by_an_error_of_his_own() -> None:
 
 
 def test_a_source_that_blocks_does_not_hold_up_what_is_done() -> None:
-    feed = queue.SimpleQueue[Number | None]()
+    drawn_by = queue.SimpleQueue[Number | None]()
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(iter(feed.get, None), drawn_by="thread")
+        stream = pool.wrap(iter(drawn_by.get, None), drawn_by="thread")
         for number in range(5):
             with pytest.raises(queue.Empty):
                 stream.get(timeout=0)
-            feed.put(Number(number))
+            drawn_by.put(Number(number))
             assert stream.get(LONG).number == number
-        feed.put(None)
+        drawn_by.put(None)
         assert list(stream) == []
 
 
 def test_a_source_that_blocks_for_ever_does_not_hold_up_shutdown() -> None:
-    feed = queue.SimpleQueue[Number | None]()
+    drawn_by = queue.SimpleQueue[Number | None]()
     pool = WorkerPool([Quick()])
     pool.start()
-    stream = pool.wrap(iter(feed.get, None), drawn_by="thread")
-    feed.put(Number(0))
+    stream = pool.wrap(iter(drawn_by.get, None), drawn_by="thread")
+    drawn_by.put(Number(0))
     assert stream.get(LONG).number == 0
     pool.shutdown()
     with pytest.raises(PoolNotRunning):
         stream.get(LONG)
     late = Number(1)
-    feed.put(late)  # what it draws too late stays new
-    wait_until(lambda: not any("feed" in thread.name for thread in threading.enumerate()))
+    drawn_by.put(late)  # what it draws too late stays new
+    wait_until(lambda: not any("drawn_by" in thread.name for thread in threading.enumerate()))
     assert late.outcome is Outcome.PENDING
     with pool:
         assert pool.do(late).wait(LONG)
@@ -255,14 +255,14 @@ def test_a_source_that_blocks_for_ever_does_not_hold_up_shutdown() -> None:
 # Several readers, several pools
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("drawn_by", FEEDS)
 @pytest.mark.parametrize("buffer", [1, 3])
-def test_readers_share_a_wrap(feed: str, buffer: int, switch_interval: float) -> None:
+def test_readers_share_a_wrap(drawn_by: str, buffer: int, switch_interval: float) -> None:
     def source() -> Iterator[Number]:
         yield from map(Number, range(200))  # "generator already executing" if two readers drew at once
 
     with WorkerPool([Quick(), Quick()]) as pool:
-        stream = wrap(pool, source(), feed, buffer=buffer)
+        stream = wrap(pool, source(), drawn_by, buffer=buffer)
         shares = run_threads(*[lambda: list(stream), lambda: list(stream), lambda: read_many(stream)])
     assert sorted(op.number for share in shares for op in share) == list(range(200))
 
@@ -308,11 +308,11 @@ def test_a_timeout_holds_while_another_reader_draws() -> None:
         assert [op.number for op in other.join()[0]] == [0]
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("drawn_by", FEEDS)
 @pytest.mark.parametrize("ordered", [False, True])
-def test_pools_chain(feed: str, ordered: bool) -> None:
+def test_pools_chain(drawn_by: str, ordered: bool) -> None:
     with WorkerPool([Quick(), Quick()], name="one") as one, WorkerPool([Quick(), Quick()], name="two") as two:
-        first = wrap(one, Source(100), feed, buffer=3, ordered=ordered)
+        first = wrap(one, Source(100), drawn_by, buffer=3, ordered=ordered)
         second = two.wrap(first, buffer=2, ordered=ordered, reset=True)
         came = list(second)
     got = [op.number for op in came]
@@ -326,11 +326,11 @@ def test_without_reset_a_chain_says_reused() -> None:
         list(two.wrap(one.wrap(Source(3))))
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_an_error_of_the_source_is_raised_once(feed: Any) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_an_error_of_the_source_is_raised_once(drawn_by: Any) -> None:
     error = ValueError("the source's own")
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(Source(2, error), feed=feed)
+        stream = pool.wrap(Source(2, error), drawn_by=drawn_by)
         assert len(stream.get_many(1)) + len(stream.get_many(1)) == 2
         with pytest.raises(ValueError, match="the source's own") as raised:
             stream.get()
@@ -342,8 +342,8 @@ def test_an_error_of_the_source_is_raised_once(feed: Any) -> None:
             assert list(stream) == []
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_of_several_readers_one_is_told_the_error_of_the_source(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", FEEDS)
+def test_of_several_readers_one_is_told_the_error_of_the_source(drawn_by: str) -> None:
     error = ValueError("the source's own")
 
     def read() -> list[BaseException]:
@@ -356,12 +356,12 @@ def test_of_several_readers_one_is_told_the_error_of_the_source(feed: str) -> No
 
     for _ in range(20):
         with WorkerPool([Quick(), Quick()]) as pool:
-            if feed == "ring":
-                stream = wrap(pool, [Number(0), Number(1), "no operation"], feed, buffer=2)
+            if drawn_by == "ring":
+                stream = wrap(pool, [Number(0), Number(1), "no operation"], drawn_by, buffer=2)
             else:
-                stream = wrap(pool, Source(3, error), feed, buffer=2)
+                stream = wrap(pool, Source(3, error), drawn_by, buffer=2)
             told = [one for each in run_threads(*[read] * 4) for one in each]
-        assert [type(one) for one in told] == [TypeError if feed == "ring" else ValueError]
+        assert [type(one) for one in told] == [TypeError if drawn_by == "ring" else ValueError]
 
 
 def test_the_end_of_the_pool_is_told_to_each_reader_by_an_error_of_its_own() -> None:

@@ -75,7 +75,7 @@ class ExecutorState:
 class SubmittedCall(Operation):
     """A call that was submitted."""
 
-    __slots__ = ("args", "crew", "fn", "future", "kwargs")
+    __slots__ = ("args", "executor_state", "fn", "future", "kwargs")
 
     def __init__(self, executor_state: ExecutorState, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.executor_state = executor_state
@@ -115,7 +115,7 @@ class SubmittedCall(Operation):
 class MapCall(Operation, Generic[R]):
     """A call of `map`'s."""
 
-    __slots__ = ("args", "crew", "fn", "raised", "value")
+    __slots__ = ("args", "executor_state", "fn", "raised", "value")
 
     value: R  #: what it returned, until the iterator takes it
 

@@ -1,7 +1,7 @@
 """The policy of one run of a pool: what happens to operations that fail, when workers restart, how the run ends.
 
 A Supervisor lives from `WorkerPool.start` to the end of its threads. It knows nothing of the WorkerPool, so that a pool
-that is dropped can be collected while its threads still work. Each worker's thread runs `WorkerLoop.run` (run.pyx),
+that is dropped can be collected while its threads still work. Each worker's thread runs `WorkerLoop.run` (worker_loop.pyx),
 which calls `_live` for the worker's life, and `_judge` for each operation that did not simply succeed:
 
     init -> report -> (all came up?) -> serve -> [crash -> cleanup -> pause -> init]* -> cleanup -> end
@@ -30,7 +30,7 @@ from typing import Any
 
 from ._core.platform import clock
 from ._core.pool.context import InContext
-from ._core.pool.run import PoolRun, WorkerLoop, matches
+from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.pool.operation import call_verb, log_event, report_hook, take_interrupt
 from ._core.waiting.wait_queue import check_threads
 from .arguments import seconds
@@ -81,7 +81,7 @@ class Supervisor:
         self.name = name = settings.name
         self.settings = settings
         self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
-        self.core = PoolRun(self, workers, settings.queue_size, settings.context)
+        self.core = new_run(self, workers, settings.queue_size, settings.context)
         self.retry_on = [(Retry, *checked_retry_on(worker)) for worker in workers]  # by index
         self.crashes = [Crashes() for _ in workers]  # by index: each for its own thread
         self.timers: list[threading.Thread] = []  # the timer's, from the first retry on that has a delay
@@ -302,7 +302,7 @@ class Supervisor:
     def _serve(self, worker_loop: WorkerLoop) -> bool:
         """Runs operations until the pool ends: False; or until the worker is broken: True.
 
-        See run.pyx for what the runner does between two calls of `process`.
+        See worker_loop.pyx for what the runner does between two calls of `process`.
         """
         process = worker_loop.worker.process
         if self.settings.context:
@@ -355,7 +355,7 @@ class Supervisor:
 
     def _retire(self, worker_loop: WorkerLoop) -> None:
         """The worker is lost; with the last one, the pool."""
-        enough = self.core.retire(worker_loop)
+        enough = worker_loop.retire()
         log_event(logging.ERROR, "worker %s is retired", (worker_loop.name,))
         if not enough:
             log_event(logging.CRITICAL, "%r has lost its last worker and is broken", (self,))

@@ -4,7 +4,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_relaxed
 
-from ringmill._core.pool.run cimport PoolRun, WorkerLoop
+from ringmill._core.pool.run cimport PoolRun
+from ringmill._core.pool.worker_loop cimport WorkerLoop
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.platform.primitives cimport pause
 from ringmill._core.pool.operation cimport (
@@ -23,6 +24,8 @@ from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.stage cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.pool.stream cimport Stream
 from ringmill._core.waiting.wait_queue cimport NEVER
+
+from ringmill._core.pool.worker_loop import new_run
 
 
 cdef int number_of(Stage stage, object op) noexcept:
@@ -86,7 +89,7 @@ cdef void call_operation(Stage stage, Call* call) noexcept:
 
 cdef void open_pool(Stage stage, int workers, Py_ssize_t capacity, str stream):
     cdef WorkSource source
-    stage.core = PoolRun("a pool", [None] * workers, capacity, False)
+    stage.core = new_run("a pool", [None] * workers, capacity, False)
     if stream == "drawn":
         source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
         stage.core.add(source)

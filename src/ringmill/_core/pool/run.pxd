@@ -1,66 +1,90 @@
-# Take, call, settle, emit: what happens to every operation. The protocol is at the head of run.pyx.
+# One run of a pool: accepting operations, ending them without a worker, the end of the run. See run.pyx.
 
-cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport atomic
 
-from ringmill._core.pool.accounting cimport WorkerCounters
-from ringmill._core.pool.work_source cimport WorkSource
-from ringmill._core.pool.operation cimport ErrorRecord, OperationBase
-from ringmill._core.pool.retry_routing cimport Retries
-from ringmill._core.pool.retry_queue cimport RetryEntry
-from ringmill._core.ring.ring_buffer cimport RingBuffer
+from ringmill._core.pool.accounting cimport Accounting
+from ringmill._core.pool.operation cimport ErrorRecord, OperationBase, OwnerPool
+from ringmill._core.pool.retry_queue cimport RetryQueue
+from ringmill._core.pool.retry_routing cimport RetryRouting
 from ringmill._core.pool.run_threads cimport RunThreads
+from ringmill._core.pool.source_list cimport SourceList
+from ringmill._core.pool.work_source cimport WorkSource
+from ringmill._core.pool.worker_state cimport WorkerState
+from ringmill._core.pool.worker_waits cimport WorkerWaits
+from ringmill._core.ring.ring_buffer cimport RingBuffer
+from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
 
-cdef class PoolRun(Retries):
-    cdef bint carries               # operations carry their submitter's context; written once, like the next
+cdef enum Phase:
+    OPEN = 1                    # accepts
+    DRAINING = 2                # accepts nothing more; workers finish what was accepted
+    ENDING = 3                  # workers leave
+    BROKEN = 4                  # the last worker is lost; workers leave
+
+cdef class PoolRun(OwnerPool):
+    cdef SpinLock lock              # guards the state of the parts, as they say, and what is said here to be
+    # written once
+    cdef readonly object policy     # the Supervisor: _live(worker_loop), _judge(worker_loop, operation, error, raised)
+    cdef bint carries               # operations carry their submitter's context
+    cdef readonly RingBuffer inbox  # what `do` submits
+    cdef WorkSource inbox_source
+    cdef list workers               # WorkerStates
+    cdef readonly list worker_loops  # the same workers' WorkerLoops
+    cdef SourceList sources
+    cdef RetryRouting routing
+    cdef WorkerWaits waits
+    cdef Accounting accounting
     cdef readonly RunThreads threads
+    cdef object broken_message
+    cdef ErrorRecord broken_for_all  # for an operation for which there is no memory for an error object of its own
+    cdef atomic[uint32_t] phase     # written under the lock
+    cdef atomic[uint32_t] sealed    # nothing more will be accepted: every source has ended
+    cdef WaitQueue idle             # workers that sleep
+    cdef WaitQueue leaving          # workers that pause before a restart
+    # guarded by the lock
+    cdef RetryQueue orphans         # cancelled, their place claimed, not yet released; see emit_cancelled
+    cdef bint undelayed             # no retry is delayed any more: the interpreter ends
+    cdef bint has_timer             # the timer's thread runs
+    cdef bint no_timer              # it cannot be started: retries are not delayed
+    cdef bint timer_stopped
+    cdef int64_t timer_deadline     # until when the timer's thread sleeps
+    cdef WaitQueue timer_wakes      # the timer's thread
 
+    # the phase
+    cdef int check_open(self) except -1
+    cdef bint should_end(self) noexcept
+    cdef int wake_for_drain(self) except -1
+    # workers
+    cdef WorkerState current(self)
+    # sources
+    cdef int add(self, WorkSource source) except -1
+    cdef int remove(self, WorkSource source) except -1
+    cdef PyObject* next_source(self, PyObject* after, bint watch) except? NULL
+    cdef bint any_work(self, PyObject* after) noexcept
+    # accepting
     cdef int accept_new(self, OperationBase op, bint carries) except -1
     cdef bint submit_aside(self, OperationBase op) except -1
     cdef object submitted(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
     cdef bint withdraw(self, OperationBase op) except -1
     cdef int submit_unbounded(self, OperationBase op) except -1
-    cdef PyObject* next_source(self, PyObject* after, WorkerLoop sleeper) except? NULL
-    cdef bint any_work(self, WorkerLoop worker_loop) noexcept
-
-@cython.final
-cdef class WorkerLoop(WorkerCounters):
-    # One worker's loop. Used by its own thread only.
-    cdef PoolRun core
-    cdef object crash               # what broke the worker, unless `process` raised it
-    cdef uint64_t position
-    cdef WorkSource source                  # where it comes from, and where the next is looked for
-    cdef WorkSource current_source             # where the operation at hand goes to: `feed`, or a RetryEntry's
-    cdef RetryEntry record          # of the current operation, if it was tried before
-    cdef ErrorRecord spare_record            # for a failure for which there is no memory
-    cdef bint needs_cleanup         # init was called, and cleanup was not yet
-    cdef readonly bint has_reported  # whether it came up; if not:
-    cdef readonly object start_error
-    cdef object log_arguments       # a tuple of its name
-    cdef public object equal_to     # a mask of workers, which are equal to it; None: not asked yet
-    cdef int turn                   # how many more it takes from `feed` before it looks at the next
-    cdef bint took_retry                 # took the last one from the side list
-    cdef uint64_t waited_at         # how many it had ended when it last waited
-    cdef object last_type
-    cdef bint overridden            # whether last_type overrides done()
-
-    cdef int take(self, bint sleepy) noexcept
-    cdef int take_again(self) noexcept
-    cdef int take_retry(self) noexcept
-    cdef int claim_from(self, WorkSource source) noexcept
-    cdef int end_source(self, WorkSource source) noexcept
-    cdef uint64_t since_wait(self) noexcept
-    cdef int check_current(self) except -1
-    cdef bint settle(self, PyObject* raw) except -1
-    cdef void inspect_type(self, PyObject* kind) noexcept
-    cdef object judge_error(self, object error, bint raised)
-    cdef void end_failed(self, PyObject* error, bint seen) noexcept
-    cdef PyObject* take_error_record(self, PyObject* error, PyObject* kind, bint seen) noexcept
-    cdef PyObject* call_worker(self, PyObject* method) noexcept
-    cdef void clean_up(self) noexcept
-    cdef void report_error(self, PyObject* error) noexcept
-    cdef void end_life(self, bint given_up) noexcept
-    cdef void release_sources(self) noexcept
-    cdef void end_thread(self) noexcept
+    # retries
+    cdef bint route_retry(self, PyObject* entry) noexcept
+    cdef void wake_for_retry(self, PyObject* tried_by, PyObject* rejected_by) noexcept
+    cdef PyObject* take_retry_for(self, PyObject* worker) noexcept
+    cdef void end_retry(self, PyObject* entry) noexcept
+    cdef int review_retries(self) except -1
+    cdef int retire(self, WorkerState worker) except -1
+    cdef PyObject* take_delayed(self, int64_t now) noexcept
+    cdef int release_due(self, int64_t now) except -1
+    cdef int serve_timer(self) except -1
+    # ending without a worker
+    cdef int emit_cancelled(self, PyObject* op, WorkSource source, uint64_t position) except -1
+    cdef int end_one(self, OperationBase op, WorkSource source, uint64_t position, uint32_t phase,
+                     PyObject* error_record, list ended) except -1
+    cdef int end_entry(self, PyObject* entry, uint32_t phase, list ended) except -1
+    cdef int end_unbegun(self, WorkSource source, uint32_t phase, list ended) except -1
+    cdef int end_pending(self, uint32_t phase, list ended) except -1
+    cdef PyObject* take_any(self) noexcept
+    cdef PyObject* broken_record(self, PyObject* operation) noexcept

@@ -1,82 +1,104 @@
-# What happens to every operation, from the moment that it is accepted until it is out of its stream.
+# One run of a pool: what happens to every operation, from its acceptance until it is out of its stream.
 #
 #               +--------------------- put back (Retry, Reject) <-------+
 #               v                                                       |
-#   accept -> [feed] -> take -> begin -> call process -> judge ---------+--> count -> outcome -> done() -> stream
+#   accept -> [source] -> take -> begin -> call process -> judge -------+--> count -> outcome -> done() -> stream
 #               |                                                          (settle)              (emit)
 #               +-- cancel, breakage: count -> outcome -> done(); the claim of its place emits it
 #
-# Taking. Each feed is a ring from which all workers claim; feeds stand in a circular list, under the pool's lock. A
-# worker stays with a feed for TURN operations, or until it is empty, then looks at the next one: feeds are served in
-# turn, and an operation of one waits for at most TURN operations per worker of each other. Operations that were put
-# back stand aside, each for certain workers; a worker looks there first, but not twice running, so neither kind
-# starves the other.
+# A PoolRun has one lock and these parts, whose state the lock guards; each says so at its head:
 #
-# Sleeping is wait_queue.pyx's: whoever publishes an operation notifies `idle`; one searcher at a time; a searcher that
-# takes one and sees more wakes the next. A retry wakes a sleeping worker that may take it by name.
+#   sources      the sources that workers take from, in turn                           source_list.pyx
+#   routing      operations to be tried again, and which worker may take them          retry_routing.pyx
+#   waits        workers that wait for work of their own pool                          worker_waits.pyx
+#   accounting   the counts                                                            accounting.pyx
+#   threads      which threads have begun, reported, and ended                         run_threads.pyx
+#   workers      one WorkerState each; the loops that run them are in worker_loop.pyx
 #
-# The books that this keeps are in accounting.pyx; what happens to operations otherwise than on a worker, in retry_routing.pyx. Core
-# inherits both: a run of a pool is one object with one lock.
+# This file accepts operations, ends those that no worker will run, and ends the run. It is one class, hence its length.
+#
+# Taking. A worker stays with a source for some operations, or until it is empty, then looks at the next one: an operation
+# of one source waits for at most so many per worker of each other. Operations to be tried again are looked at first, but
+# not twice running, so neither kind starves the other. Whoever publishes an operation notifies `idle`; one thread searches
+# at a time; a searcher that takes one and sees more wakes the next (wait_queue.pyx).
+#
+# Cancelling. By the same compare-exchange as begin (operation.pyx), under the lock, with the count. A cancelled
+# operation keeps its place in its ring; the worker that claims the place emits it, or, if done() has not been called
+# yet, leaves that to the canceller (orphans, under the lock: one of the two sees the other). One whose delay runs leaves
+# its place at once. An operation can be cancelled between its acceptance and its entry into the ring: it is counted
+# as accepted then, whatever the ring says (the maximum in stats), and one that the ring refuses after that stays both.
+#
+# The end. DRAINING: sources are ended, one by one; when all are (sealed), accepted stands still. From then on a worker that
+# finds nothing counts, and when all are settled it sets ENDING and wakes all. The last one to settle looks for the next
+# operation afterwards, so a worker counts after the last settlement; a thread that settles one without a worker wakes some.
+#
+# Under the lock no reference is dropped, nothing is allocated, and no Python code runs (rule 7). What must not fail
+# allocates by functions that return NULL: Cython's `except` needs memory itself.
 
 import queue
 
 from cpython.object cimport PyObject
-from cpython.pythread cimport PyThread_tss_set
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.pool.accounting cimport ENDING, OPEN
-from ringmill._core.pool.context cimport capture
-from ringmill._core.pool.work_source cimport AS_IT_IS, PASS, RENEW, Renewal, emit
-from ringmill._core.waiting.event_loop cimport await_for
 from ringmill._core.platform.primitives cimport now_ns, steal
+from ringmill._core.pool.accounting cimport Accounting
+from ringmill._core.pool.context cimport capture
 from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
-    QUEUED,
-    SUCCEEDED,
+    RELEASED,
+    OperationBase,
     PyTypeObject,
     accept,
     begin,
     end,
     is_operation,
-    log_error,
-    log_exception,
     new_error_record,
-    put_back,
-    renew,
     unaccept,
     unplace,
 )
-from ringmill._core.pool.retry_queue cimport RetryEntry, new_entry
+from ringmill._core.pool.retry_queue cimport RetryEntry, RetryQueue, new_entry
+from ringmill._core.pool.retry_routing cimport RetryRouting
+from ringmill._core.pool.run_threads cimport RunThreads
+from ringmill._core.pool.source_list cimport SourceList
+from ringmill._core.pool.work_source cimport AS_IT_IS, Renewal, RingWatcher, WorkSource, emit
+from ringmill._core.pool.worker_state cimport WorkerState, current_worker
+from ringmill._core.pool.worker_waits cimport WorkerWait, WorkerWaits
 from ringmill._core.ring.ring cimport (
     DONE,
     NOT_NOW,
     SHUT,
-    Result,
     Ring,
     fill,
-    has_items,
     has_room,
     is_shut,
     size,
     try_get,
     try_put,
 )
-from ringmill._core.pool.run_threads cimport RunThreads
-from ringmill._core.waiting.wait_queue cimport NEVER, acquire, deadline_of, epoch_now, notify, release, wait_for
+from ringmill._core.ring.ring_buffer cimport RingBuffer
+from ringmill._core.waiting.event_loop cimport await_for
+from ringmill._core.waiting.wait_queue cimport (
+    NEVER,
+    acquire,
+    deadline_of,
+    epoch_now,
+    init_queue,
+    notify,
+    notify_all,
+    release,
+    wait_for,
+)
 
-from ringmill.errors import BrokenPool, OperationReused, Reject, Retry, describe
+from ringmill.errors import BrokenPool, OperationReused, PoolNotRunning, Unroutable, describe
 
 cdef extern from "Python.h":
+    int PyList_Append(PyObject* list, PyObject* item) noexcept
+    PyObject* call_one "PyObject_CallOneArg"(PyObject* function, PyObject* argument) noexcept
     PyTypeObject* Py_TYPE(PyObject* o) nogil
-    PyObject* call_method "PyObject_CallMethodObjArgs"(PyObject* o, PyObject* name, ...) noexcept
-    PyObject* get_attribute "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
-    bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
     void PyErr_Clear()
-    PyObject* PyExc_Exception
-    PyObject* Py_True
-    PyObject* Py_False
     void Py_SET_SIZE(PyObject* list, Py_ssize_t size)
     Py_ssize_t PY_SSIZE_T_MAX
     list PyList_New(Py_ssize_t size)
@@ -87,70 +109,203 @@ cdef extern from "Python.h":
         PyObject** ob_item
 
 cdef enum:
-    TURN = 32                   # operations that a worker takes from one feed before it looks at the next
-    # what take() found
-    NOTHING = 0
-    FOUND = 1
-    LEAVE = 2
-
-    MAX_FAULTS = 16             # in a row, in the policy's own code, before a worker is given up
-
-cdef int64_t FAR_AWAY = (<int64_t>1 << 62)
+    # what the timer thread waits for
+    STOPPED = 1
+    DUE = 2
+    EARLIER = 3
 
 cdef object done_of_base = OperationBase.done
-cdef str live_name = "_live"
-cdef str judge_name = "_judge"
-cdef str init_name = "init"
-cdef str cleanup_name = "cleanup"
-cdef str done_name = "done"
-
-cdef extern from *:
-    """
-    /* The exception that is set, whole, or NULL; the caller owns it, and none is set then. */
-    static inline PyObject* ringmill_take_raised(void) {
-    #if PY_VERSION_HEX >= 0x030C0000
-        return PyErr_GetRaisedException();
-    #else
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
-        if (type == NULL) return NULL;
-        PyErr_NormalizeException(&type, &value, &trace);
-        if (value != NULL && trace != NULL) PyException_SetTraceback(value, trace);
-        Py_XDECREF(type);
-        Py_XDECREF(trace);
-        return value;
-    #endif
-    }
-    """
-    PyObject* take_raised "ringmill_take_raised"() noexcept
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the pool
-
-cdef class PoolRun(Retries):
-    """The compiled half of one run of a pool."""
+cdef class PoolRun(OwnerPool):
+    """The compiled half of one run of a pool. `worker_loop.new_run` makes one, with its loops."""
 
     def __cinit__(self, policy, workers, Py_ssize_t queue_size, bint context):
         self.policy = policy
         self.carries = context
         self.inbox = RingBuffer(queue_size)
         self.inbox_source = WorkSource(self.inbox)
-        self.threads = RunThreads(len(workers))
+        self.workers = [WorkerState(self, worker, index) for index, worker in enumerate(workers)]
+        self.worker_loops = []
+        self.sources = SourceList()
+        self.routing = RetryRouting(self.workers)
+        self.waits = WorkerWaits(self.workers)
+        self.accounting = Accounting(self.workers, self.sources, self.routing.delays)
+        self.threads = RunThreads(len(self.workers))
+        self.orphans = RetryQueue()
+        init_queue(&self.idle)
+        init_queue(&self.leaving)
+        init_queue(&self.timer_wakes)
         self.broken_message = f"{policy!r} has lost its last worker"
-        self.broken_for_all = owned_error_record(BrokenPool(self.broken_message))
-        self.worker_loops = [WorkerLoop(self, worker, index) for index, worker in enumerate(workers)]
-        self.worker_count = self.present = len(self.worker_loops)
+        self.broken_for_all = owned_record(BrokenPool(self.broken_message))
+        self.phase.store(OPEN, memory_order_relaxed)  # relaxed: published with the object
         self.add(self.inbox_source)
 
-    def finish_run(self):
-        """No thread of the run is left, and none will begin. May be called again, also at the same time."""
-        self.stop_timer()
-        self.finish()
-        self.threads.set_over()
+    # -----------------------------------------------------------------------------------------------------------
+    # the phase
+
+    cdef int check_open(self) except -1:
+        if self.epoch != epoch_now or self.phase.load(memory_order_acquire) != OPEN:  # acquire: see stopped_error
+            raise self.stopped_error()
+        return 0
+
+    cdef object stopped_error(self):
+        if self.epoch != epoch_now:
+            return PoolNotRunning(f"{self.policy!r} was inherited through a fork: start a pool in the child")
+        if self.phase.load(memory_order_acquire) == BROKEN:  # acquire: pairs with break_down
+            return BrokenPool(f"{self.policy!r} has lost its last worker")
+        return PoolNotRunning(f"{self.policy!r} is not running: call start()")
+
+    @property
+    def is_inherited(self):
+        """Whether the run belongs to the parent of this process."""
+        return self.epoch != epoch_now
+
+    @property
+    def is_open(self):
+        """Whether it accepts operations."""
+        return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == OPEN  # acquire: as check_open
+
+    @property
+    def state(self):
+        """In a word, for people."""
+        if self.is_inherited:
+            return "inherited"
+        phase = self.phase.load(memory_order_acquire)  # acquire: as check_open
+        return {OPEN: "running", DRAINING: "shutting down", ENDING: "stopped", BROKEN: "broken"}[phase]
+
+    def is_own_thread(self):
+        """Whether the calling thread is one of its workers."""
+        return self.current() is not None
+
+    cdef WorkerState current(self):
+        # The worker of this run whose thread this is, or None.
+        cdef PyObject* worker = current_worker()
+        if worker == NULL or (<WorkerState>worker).run is not self:
+            return None
+        return <WorkerState>worker
+
+    cdef bint should_end(self) noexcept:
+        # Whether workers leave now. Draining ends when all that was accepted is settled, and this finds out.
+        cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
+        # seq_cst: as take. A cancelled retry is settled and still to be emitted.
+        if (
+            phase == DRAINING
+            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close
+            and not self.routing.length.load(memory_order_seq_cst)
+            and self.accounting.is_settled(&self.lock)
+        ):
+            acquire(&self.lock)
+            if self.phase.load(memory_order_relaxed) == DRAINING:  # relaxed: written under the lock
+                self.phase.store(ENDING, memory_order_release)  # release: as _close
+            release(&self.lock)
+            notify_all(&self.idle)
+            notify_all(&self.leaving)
+            return True
+        return phase >= ENDING
+
+    cdef int wake_for_drain(self) except -1:
+        # Something was settled by another than a worker: while the pool drains, a worker must look whether that was all.
+        if self.phase.load(memory_order_acquire) >= DRAINING:  # acquire: pairs with _close
+            notify_all(&self.idle)
+            notify_all(&self.leaving)
+        return 0
+
+    def pause(self, seconds):
+        """Sleeps; returns whether the pool ended meanwhile."""
+        return bool(wait_for(&self.leaving, pause_attempt, pause_attempt, <void*>self, NULL, 0, deadline_of(seconds)))
+
+    def stats(self):
+        """One consistent snapshot: a dict of counts, and one such dict for each worker."""
+        return self.accounting.stats(&self.lock)
 
     # -----------------------------------------------------------------------------------------------------------
-    # accept
+    # sources
+
+    cdef int add(self, WorkSource source) except -1:
+        # Links a source, so that workers take from it; PoolNotRunning if it is too late.
+        cdef bint open
+        if source.external:
+            source.watcher = RingWatcher()
+            source.watcher.target = &self.idle
+            source.watcher.owner = self
+        self.sources.keep(source)
+        # Nothing fails from here on: a source that is linked is served, and counted as accepted.
+        acquire(&self.lock)
+        open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+        if open:
+            self.sources.link(<PyObject*>source)
+        release(&self.lock)
+        if not open:
+            self.sources.forget(source, True)
+            raise self.stopped_error()
+        notify(&self.idle)
+        return 0
+
+    cdef int remove(self, WorkSource source) except -1:
+        # Unlinks a source that has ended and that holds nothing more. Idempotent.
+        cdef bint linked
+        acquire(&self.lock)
+        linked = self.sources.unlink(<PyObject*>source)
+        if linked:
+            self.accounting.accepted_before += source.accepted()
+        release(&self.lock)
+        if linked:
+            if source.watcher is not None:
+                source.watcher.disarm(&source.pending.not_empty)
+            self.sources.forget(source, False)
+        return 0
+
+    def linked_sources(self):
+        # Those that are linked; complete once the phase forbids to link more.
+        cdef WorkSource source
+        cdef bint linked
+        sources = []
+        for source in list(self.sources.kept):
+            acquire(&self.lock)
+            linked = source.linked
+            release(&self.lock)
+            if linked:
+                sources.append(source)
+        return sources
+
+    cdef PyObject* next_source(self, PyObject* after, bint watch) except? NULL:
+        # A source with work, the next in turn after that one; the caller owns the reference. NULL: none. Unlinks sources
+        # that are spent on the way. `watch`: as in SourceList.find.
+        cdef PyObject* found
+        cdef PyObject* spent
+        cdef WorkSource source
+        while True:
+            acquire(&self.lock)
+            found = self.sources.find(after, <PyObject*>self.inbox_source, watch, &spent)
+            if found:
+                Py_INCREF(<object>found)  # the caller's; the list's keeps it alive until here
+            if spent:
+                Py_INCREF(<object>spent)  # ours, for a moment
+            release(&self.lock)
+            if not spent:
+                return found
+            source = <WorkSource>steal(spent)
+            if source.abandoned.load(memory_order_acquire):  # acquire: pairs with the stream's drop
+                source.end(None)
+                self.end_unbegun(source, CANCELLED, None)
+            self.remove(source)
+
+    cdef bint any_work(self, PyObject* after) noexcept:
+        # Whether there is more, for a searcher that has taken one from the source `after` (or NULL). A watcher that was
+        # told and woke no worker counts on this look, in place of the workers that sleep: so it arms the watchers again.
+        # What they were told of may be gone, and no other thread would arm them.
+        cdef PyObject* source
+        if self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
+            return True
+        # seq_cst: as notify. A worker that sleeps later arms them itself
+        source = self.next_source(after, self.idle.word.load(memory_order_seq_cst) >> 32 != 0)
+        if source:
+            Py_DECREF(<object>source)  # next_source's
+        return source != NULL
+
+    # -----------------------------------------------------------------------------------------------------------
+    # accepting
 
     cdef int accept_new(self, OperationBase op, bint carries) except -1:
         context = capture() if carries else None  # before it is accepted: this may fail
@@ -187,7 +342,7 @@ cdef class PoolRun(Retries):
         if self.submit_aside(op):
             return op
         Py_INCREF(op)  # the inbox's, if it gets there
-        request.core = <PyObject*>self
+        request.run = <PyObject*>self
         request.op = <PyObject*>op
         try:
             result = do_attempt(&request)
@@ -204,7 +359,7 @@ cdef class PoolRun(Retries):
         cdef int result
         if self.submit_aside(op):
             return op
-        request.core = <PyObject*>self
+        request.run = <PyObject*>self
         request.op = <PyObject*>op
         try:
             result = do_counted(&request)
@@ -225,7 +380,7 @@ cdef class PoolRun(Retries):
         if unaccept(op):
             return True
         acquire(&self.lock)
-        self.accepted_before += 1
+        self.accounting.accepted_before += 1
         release(&self.lock)
         unplace(op)  # it never had a place
         self.wake_for_drain()
@@ -242,9 +397,8 @@ cdef class PoolRun(Retries):
         acquire(&self.lock)
         open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         if open:
-            self.retries.append(entry)
-            self.retry_count.store(self.retries.length, memory_order_seq_cst)  # seq_cst: as append_retry
-            self.accepted_before += 1
+            self.routing.append(entry)
+            self.accounting.accepted_before += 1
         release(&self.lock)
         if open:
             notify(&self.idle)
@@ -307,72 +461,469 @@ cdef class PoolRun(Retries):
         return source
 
     # -----------------------------------------------------------------------------------------------------------
-    # take
+    # to be tried again: which worker may take an entry is in retry_routing.pyx
 
-    cdef PyObject* next_source(self, PyObject* after, WorkerLoop sleeper) except? NULL:
-        # A feed with work, the next in turn after that one; the caller owns the reference. NULL: none. Unlinks feeds
-        # that are spent on the way. `sleeper`: who is about to sleep if there is none, or looks in the
-        # sleepers' stead, so bells are armed; or None.
-        cdef PyObject* at
-        cdef PyObject* found
-        cdef PyObject* spent
-        cdef WorkSource source
-        cdef Py_ssize_t left
-        cdef bint closed
+    cdef bint route_retry(self, PyObject* entry) noexcept:
+        # Under the lock. Takes the caller's reference; False, and it stays the caller's: no worker may take it, or the run
+        # has ended. relaxed: written under the lock. A thread that ends what is pending does that after it has set the phase.
+        return self.phase.load(memory_order_relaxed) < ENDING and self.routing.route(entry)
+
+    cdef void wake_for_retry(self, PyObject* tried_by, PyObject* rejected_by) noexcept:
+        self.routing.wake_taker(&self.idle, &self.lock, tried_by, rejected_by)
+
+    cdef PyObject* take_retry_for(self, PyObject* worker) noexcept:
+        # The first entry that may go to this worker, owned by the caller; NULL: none.
+        cdef PyObject* entry
+        acquire(&self.lock)
+        entry = self.routing.take_for(worker)
+        release(&self.lock)
+        if entry:
+            notify(&self.inbox.not_full)
+        return entry
+
+    cdef void end_retry(self, PyObject* entry) noexcept:
+        # Ends an entry that no worker will take: no worker may, or the pool has ended. Takes the caller's reference.
+        cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
+        cdef PyObject* operation = <PyObject*>(<RetryEntry>entry).operation
+        cdef PyObject* source = <PyObject*>(<RetryEntry>entry).source
+        cdef uint32_t outcome = CANCELLED if phase == ENDING else FAILED
+        cdef PyObject* error_record = NULL
+        if phase != BROKEN and phase != ENDING:
+            error_record = unroutable_record(operation)
+        self.end_one(<OperationBase>operation, <WorkSource>source, (<RetryEntry>entry).position, outcome, error_record, None)
+        Py_DECREF(<object>entry)  # the caller's
+        self.wake_for_drain()
+
+    cdef PyObject* broken_record(self, PyObject* operation) noexcept:
+        # Each operation of a broken pool fails with an error object of its own; where there is no memory, with a shared one.
+        cdef PyObject* error_record = NULL
+        cdef PyObject* error = call_one(<PyObject*>BrokenPool, <PyObject*>self.broken_message)
+        if error != NULL:
+            error_record = new_error_record(error, <PyObject*>Py_TYPE(operation), True)
+            Py_DECREF(<object>error)  # the note owns one
+        if error_record == NULL:
+            PyErr_Clear()
+            error_record = <PyObject*>self.broken_for_all
+            Py_INCREF(<object>error_record)  # the caller's
+        return error_record
+
+    def is_routable(self, bytes rejected_by):
+        """Whether a worker is left that is not in the mask."""
+        cdef bint found
+        acquire(&self.lock)
+        found = self.routing.has_taker(<PyObject*>rejected_by)
+        release(&self.lock)
+        return found
+
+    cdef int review_retries(self) except -1:
+        # A worker may take less than before: ends the entries that no worker may take now, wakes all for the others.
+        cdef PyObject* entry
+        cdef PyObject* following
+        acquire(&self.lock)
+        entry = self.routing.take_unroutable()
+        release(&self.lock)
+        while entry:
+            following = (<RetryEntry>entry).next
+            (<RetryEntry>entry).next = NULL
+            self.end_retry(entry)
+            entry = following
+        notify(&self.inbox.not_full)
+        notify_all(&self.idle)
+        return 0
+
+    cdef int retire(self, WorkerState worker) except -1:
+        # One worker less. Ends the operations that only this one might have taken; or all, where none of those left can do
+        # what is pending. Returns whether they can.
+        cdef bint enough
+        acquire(&self.lock)
+        self.waits.retire(<PyObject*>worker)
+        enough = self.waits.present > 0 and self.waits.worker_left()
+        release(&self.lock)
+        if enough:
+            self.review_retries()
+        else:
+            self.break_down()
+        return enough
+
+    # -----------------------------------------------------------------------------------------------------------
+    # delays
+
+    cdef PyObject* take_delayed(self, int64_t now) noexcept:
+        # As RetryRouting's.
+        cdef PyObject* entry
+        acquire(&self.lock)
+        entry = self.routing.take_delayed(now)
+        release(&self.lock)
+        return entry
+
+    cdef int release_due(self, int64_t now) except -1:
+        # Moves what is due to the retries, and wakes workers.
+        cdef PyObject* entry
+        cdef PyObject* tried_by
+        cdef PyObject* rejected_by
+        cdef bint kept
         while True:
-            found = spent = NULL
             acquire(&self.lock)
-            left = self.linked
-            at = (<WorkSource>after).next if after and (<WorkSource>after).linked else self.first
-            while left:
-                left -= 1
-                if (<WorkSource>at).abandoned.load(memory_order_acquire):  # acquire: pairs with the stream's drop
-                    spent = at
-                    break
-                if (<WorkSource>at).external:
-                    if (<WorkSource>at).ended():
-                        spent = at
-                        break
-                    if sleeper is not None:
-                        (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)
-                    if (<WorkSource>at).has_work():
-                        found = at
-                        break
-                else:
-                    closed = is_shut((<WorkSource>at).pending.ring)  # before the look: after it, nothing comes
-                    if has_items((<WorkSource>at).pending.ring):
-                        found = at
-                        break
-                    if closed and at != <PyObject*>self.inbox_source:
-                        spent = at
-                        break
-                at = (<WorkSource>at).next
-            if found:
-                Py_INCREF(<object>found)  # the caller's; the list's keeps it alive until here
-            if spent:
-                Py_INCREF(<object>spent)  # ours, for a moment
+            entry = self.routing.take_delayed(now)
+            if not entry:
+                release(&self.lock)
+                return 0
+            tried_by = <PyObject*>(<RetryEntry>entry).tried_by
+            rejected_by = <PyObject*>(<RetryEntry>entry).rejected_by
+            Py_INCREF(<object>tried_by)  # ours, both: a worker may have taken the entry and written it by the time we read
+            Py_INCREF(<object>rejected_by)
+            kept = self.route_retry(entry)
             release(&self.lock)
-            if not spent:
-                return found
-            source = <WorkSource>steal(spent)
-            if source.abandoned.load(memory_order_acquire):  # acquire: as above
-                source.end(None)
-                self.end_unbegun(source, CANCELLED, None)
+            if kept:
+                self.wake_for_retry(tried_by, rejected_by)
+            else:
+                self.end_retry(entry)
+            Py_DECREF(<object>tried_by)
+            Py_DECREF(<object>rejected_by)
+
+    @property
+    def timer_runs(self):
+        """Whether the timer's thread runs; a snapshot."""
+        return self.has_timer
+
+    @property
+    def cancels_delayed(self):
+        """Whether retries that would be delayed are cancelled: the program ends."""
+        return self.undelayed
+
+    def give_up_timer(self):
+        """The timer's thread cannot be started: retries are not delayed, until one can."""
+        acquire(&self.lock)
+        self.no_timer = not self.has_timer
+        release(&self.lock)
+        self.release_due(NEVER)
+
+    def run_timer(self):
+        """The whole life of the timer's thread: moves each delayed operation to the retries when its delay is over.
+
+        A second one returns at once. MemoryError: call it again.
+        """
+        cdef bint runs
+        acquire(&self.lock)
+        runs = self.has_timer
+        self.has_timer = True
+        self.no_timer = False
+        release(&self.lock)
+        if runs:
+            return
+        try:
+            self.serve_timer()
+        finally:
+            acquire(&self.lock)
+            self.has_timer = False
+            release(&self.lock)
+
+    cdef int serve_timer(self) except -1:
+        cdef int64_t deadline
+        cdef PyObject* earliest
+        while True:
+            acquire(&self.lock)
+            earliest = self.routing.delays.earliest()
+            deadline = (<RetryEntry>earliest).due_ns if earliest else NEVER
+            self.timer_deadline = deadline
+            release(&self.lock)
+            if wait_for(&self.timer_wakes, timer_attempt, timer_attempt, <void*>self, NULL, 0, deadline) == STOPPED:
+                return 0
+            self.release_due(now_ns())
+
+    def stop_timer(self):
+        """Ends the timer's thread, if there is one. Idempotent."""
+        acquire(&self.lock)
+        self.timer_stopped = True
+        release(&self.lock)
+        notify_all(&self.timer_wakes)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # workers that wait for work of their own pool: see worker_waits.pyx
+
+    cdef object enter_wait(self, OperationBase operation, object source, bint for_turn, bint in_task, bint timed):
+        # Before a wait. If this thread is a worker of this pool: what leave_wait takes; RuntimeError
+        # where the wait could not end. None if it is not.
+        cdef WorkerWait wait
+        cdef PyObject* raw
+        cdef bint refused
+        cdef WorkerState worker = self.current()
+        if worker is None:
+            return None
+        wait = WorkerWait()
+        wait.worker = worker
+        wait.operation = operation
+        wait.source = <WorkSource>source
+        wait.for_turn = for_turn
+        wait.timed = timed
+        wait.in_task = in_task
+        wait.word = worker.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
+        if operation is not None:
+            wait.expected_generation = operation.generation.load(memory_order_acquire)  # acquire: pairs with renew
+        raw = <PyObject*>wait
+        acquire(&self.lock)
+        self.waits.link_wait(raw)
+        refused = self.waits.refuses(raw)
+        if refused:
+            self.waits.unlink_wait(raw)
+        release(&self.lock)
+        if self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
+            self.review_retries()  # what only this worker was to take, others may now, or none
+        if refused:
+            raise RuntimeError(
+                f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
+            )
+        return wait
+
+    cdef void leave_wait(self, object wait) noexcept:
+        # From any thread: a task that is destroyed is closed wherever the collector runs.
+        acquire(&self.lock)
+        self.waits.unlink_wait(<PyObject*>wait)
+        release(&self.lock)
+
+    def _count_waiting(self):
+        # For tests.
+        cdef Py_ssize_t count
+        acquire(&self.lock)
+        count = self.waits.count_waiting()
+        release(&self.lock)
+        return count
+
+    # -----------------------------------------------------------------------------------------------------------
+    # cancelled
+
+    cdef int cancel(self, OperationBase op) except -1:
+        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
+        # False: it is not, any more.
+        cdef PyObject* entry = NULL
+        cdef bint cancels
+        acquire(&self.lock)
+        cancels = op.try_cancel(self.number)
+        if cancels:
+            self.accounting.cancelled += 1
+            entry = op.delayed
+            if entry:
+                op.delayed = NULL
+                self.routing.delays.remove(entry)
+        release(&self.lock)
+        if not cancels:
+            return False
+        op.announce_done(CANCELLED, type(op).done is not done_of_base)
+        if not entry:
+            acquire(&self.lock)
+            entry = self.orphans.first
+            while entry:
+                # acquire: pairs with end. Not done: it is an orphan of the next life, whose own canceller will look.
+                if (<RetryEntry>entry).operation is op and op.state.load(memory_order_acquire) & RELEASED:
+                    self.orphans.unlink(entry)
+                    break
+                entry = (<RetryEntry>entry).next
+            release(&self.lock)
+        if entry:
+            unplace(op)
+            Py_INCREF(op)  # the stream's
+            emit((<RetryEntry>entry).source, <PyObject*>op, (<RetryEntry>entry).position)
+            Py_DECREF(<object>entry)  # the heap's, or the orphans'
+        elif self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
+            notify(&self.idle)  # any worker may emit it now
+        self.wake_for_drain()
+        return True
+
+    cdef int emit_cancelled(self, PyObject* op, WorkSource source, uint64_t position) except -1:
+        # The place of an operation that was cancelled is claimed. Takes the caller's reference.
+        cdef bint ended
+        cdef PyObject* orphan
+        if (<OperationBase>op).context is not None:
+            (<OperationBase>op).set_context(None)  # it was cancelled before its submitter had set that
+        orphan = new_entry(op, <PyObject*>source, position)
+        acquire(&self.lock)
+        ended = (<OperationBase>op).state.load(memory_order_acquire) & RELEASED  # acquire: pairs with end
+        if not ended and orphan:
+            self.orphans.append(orphan)
+        release(&self.lock)
+        if not ended and orphan:
+            Py_DECREF(<object>op)  # the orphan owns one
+            return 0
+        # Or no memory: it comes out of its stream a moment before its done().
+        if not orphan:
+            PyErr_Clear()
+        Py_XDECREF(orphan)
+        unplace(<OperationBase>op)
+        emit(source, op, position)
+        return 0
+
+    # -----------------------------------------------------------------------------------------------------------
+    # ended
+
+    cdef int end_one(self, OperationBase op, WorkSource source, uint64_t position, uint32_t phase, PyObject* error_record,
+                     list ended) except -1:
+        # Ends one that the caller has claimed. `note`: what it fails with, the caller's reference; NULL: that the pool is
+        # broken. Returns how many did not get into `ended`, for want of memory.
+        cdef bint mine
+        Py_INCREF(op)  # the stream's
+        acquire(&self.lock)
+        mine = begin(op)
+        if mine:
+            if phase == CANCELLED:
+                self.accounting.cancelled += 1
+            else:
+                self.accounting.failed += 1
+        release(&self.lock)
+        if not mine:
+            Py_XDECREF(error_record)
+            self.emit_cancelled(<PyObject*>op, source, position)
+            return 0
+        if phase == FAILED and not error_record:
+            error_record = self.broken_record(<PyObject*>op)
+        if error_record:
+            op.set_error_record(<ErrorRecord>error_record)
+            Py_DECREF(<object>error_record)  # the operation owns one
+        end(op, phase, type(op).done is not done_of_base)
+        emit(source, <PyObject*>op, position)
+        if ended is not None and PyList_Append(<PyObject*>ended, <PyObject*>op):
+            PyErr_Clear()  # those that come after it must be ended all the same
+            return 1
+        return 0
+
+    cdef int end_entry(self, PyObject* entry, uint32_t phase, list ended) except -1:
+        # end_one for an operation that is in no ring. Takes the caller's reference.
+        cdef int unlisted = self.end_one(
+            <OperationBase><PyObject*>(<RetryEntry>entry).operation, <WorkSource><PyObject*>(<RetryEntry>entry).source,
+            (<RetryEntry>entry).position, phase, NULL, ended,
+        )
+        Py_DECREF(<object>entry)
+        return unlisted
+
+    cdef int end_unbegun(self, WorkSource source, uint32_t phase, list ended) except -1:
+        # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`. Returns as end_one.
+        cdef PyObject* raw = NULL
+        cdef uint64_t position = 0
+        cdef Renewal renewal = AS_IT_IS
+        cdef int unlisted = 0
+        if source.external:
+            return 0
+        while source.claim(&raw, &position, self.number, &renewal) == DONE:
+            op = <OperationBase>steal(raw)
+            unlisted += self.end_one(op, source, position, phase, NULL, ended)
+        return unlisted
+
+    def drain(self):
+        """Accepts nothing from now on. Workers finish what was accepted, then leave. Idempotent."""
+        self._close(DRAINING, None)
+
+    def _close(self, uint32_t phase, failure):
+        cdef WorkSource source
+        # acquire twice: pairs with the stores below. It may be a finalizer that asks, when our globals are gone.
+        if self.sealed.load(memory_order_acquire) and self.phase.load(memory_order_acquire) >= phase:
+            return
+        if failure is None:
+            failure = PoolNotRunning(f"{self.policy!r} was shut down before the source was exhausted")
+        acquire(&self.lock)
+        if self.phase.load(memory_order_relaxed) < phase:  # relaxed: written under the lock
+            self.phase.store(phase, memory_order_release)  # release: pairs with check_open
+        release(&self.lock)
+        # No feed is linked from here on. A batch has ended already; the others end now, with an error for the reader.
+        for source in self.linked_sources():
+            source.end(failure)
+        self.inbox.close_ring()  # wakes those who wait for room
+        self.sealed.store(1, memory_order_seq_cst)  # seq_cst: pairs with ends; accepted stands still from here on
+        notify_all(&self.idle)
+        notify_all(&self.leaving)
+
+    def cancel_pending(self):
+        """Ends what has not begun as CANCELLED and returns it. After drain(). MemoryError if not all could be listed."""
+        cdef list ended = []
+        cdef int unlisted = self.end_pending(CANCELLED, ended)
+        self.wake_for_drain()
+        if unlisted:
+            raise MemoryError(f"{unlisted} of the operations that were cancelled")
+        return ended
+
+    cdef int end_pending(self, uint32_t phase, list ended) except -1:
+        # Ends what has not begun as CANCELLED, or as FAILED: the pool is broken. Returns as end_one.
+        cdef WorkSource source
+        cdef PyObject* entry
+        cdef int unlisted = 0
+        for source in self.linked_sources():
+            unlisted += self.end_unbegun(source, phase, ended)
+        while True:
+            entry = self.take_any()
+            if not entry:
+                break
+            unlisted += self.end_entry(entry, phase, ended)
+        while True:
+            entry = self.take_delayed(NEVER)
+            if not entry:
+                break
+            unlisted += self.end_entry(entry, phase, ended)
+        return unlisted
+
+    cdef PyObject* take_any(self) noexcept:
+        # The first entry that waits for a worker, for its end; owned by the caller. NULL: none.
+        cdef PyObject* entry
+        acquire(&self.lock)
+        entry = self.routing.queue.first
+        if entry:
+            self.routing.unlink(entry)
+        release(&self.lock)
+        if entry:
+            notify(&self.inbox.not_full)
+        return entry
+
+    def cancel_delayed(self):
+        """Ends those whose delay runs as CANCELLED, and from now on those that would be delayed."""
+        cdef PyObject* entry
+        acquire(&self.lock)
+        self.undelayed = True
+        release(&self.lock)
+        while True:
+            entry = self.take_delayed(NEVER)
+            if not entry:
+                break
+            self.end_entry(entry, CANCELLED, None)
+        self.wake_for_drain()
+
+    # -----------------------------------------------------------------------------------------------------------
+    # the end of the run
+
+    def break_down(self):
+        """The last worker is lost: everything pending fails, streams end with the error, nothing is accepted."""
+        self._close(BROKEN, BrokenPool(self.broken_message))
+        self.end_pending(FAILED, None)
+
+    def end_now(self):
+        """Workers leave as soon as they are between two operations. What is pending is cancelled."""
+        self._close(ENDING, None)
+        self.end_pending(CANCELLED, None)
+
+    def abort_streams(self):
+        """A worker is stuck: streams that wait for its operation end without it, with PoolNotRunning."""
+        cdef WorkSource source
+        for reference in list(self.sources.streams.values()):
+            source = reference()
+            if source is not None:
+                source.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
+
+    def finish(self):
+        """The last thread has ended. Lets go of the feeds, and of the rings that have bells in them.
+
+        Nothing is pending, unless a worker had no memory to say that it was the last: then it ends here.
+        """
+        cdef WorkSource source
+        cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
+        if phase < DRAINING or phase == BROKEN:
+            self.break_down()
+        else:
+            self.end_now()
+        for source in list(self.sources.kept):
+            source.end(self.stopped_error())
             self.remove(source)
 
-    cdef bint any_work(self, WorkerLoop worker_loop) noexcept:
-        # Whether there is more, for a searcher that has taken one. Who rang a bell and woke nobody counts on this look, in
-        # the sleepers' stead: so it arms the bells again. What rang may be gone, and nobody else would.
-        cdef PyObject* source
-        cdef WorkerLoop sleeper = None
-        if self.retry_count.load(memory_order_seq_cst):  # seq_cst: as take
-            return True
-        if self.idle.word.load(memory_order_seq_cst) >> 32:  # seq_cst: as notify. Who sleeps later arms them himself
-            sleeper = worker_loop
-        source = self.next_source(<PyObject*>worker_loop.source if worker_loop.source is not None else NULL, sleeper)
-        if source:
-            Py_DECREF(<object>source)  # next_feed's
-        return source != NULL
+    def finish_run(self):
+        """No thread of the run is left, and none will begin. May be called again, also at the same time."""
+        self.stop_timer()
+        self.finish()
+        self.threads.set_over()
 
 
 cdef list list_of(object operations):
@@ -393,16 +944,16 @@ cdef list list_of(object operations):
     return ops
 
 
-cdef struct SubmitRequest:             # a `do` that may have to wait
-    PyObject* core
+cdef struct SubmitRequest:      # a `do` that may have to wait
+    PyObject* run
     PyObject* op
 
 cdef int do_attempt(void* request) noexcept:
-    cdef PyObject* core = (<SubmitRequest*>request).core
+    cdef PyObject* run = (<SubmitRequest*>request).run
     # seq_cst: pairs with take_retry_for. Retries count as queued, so that a pool whose work keeps failing takes no more.
-    cdef Py_ssize_t took_retry = (<PoolRun>core).retry_count.load(memory_order_seq_cst)
-    cdef Ring* inbox = (<PoolRun>core).inbox.ring
-    if took_retry and <uint64_t>(took_retry + size(inbox)) >= inbox.capacity and not is_shut(inbox):
+    cdef Py_ssize_t retries = (<PoolRun>run).routing.length.load(memory_order_seq_cst)
+    cdef Ring* inbox = (<PoolRun>run).inbox.ring
+    if retries and <uint64_t>(retries + size(inbox)) >= inbox.capacity and not is_shut(inbox):
         return NOT_NOW
     return try_put(inbox, (<SubmitRequest*>request).op, NULL)
 
@@ -418,518 +969,58 @@ cdef int do_counted(void* request) noexcept:
     return result
 
 cdef int do_more(void* request) noexcept:
-    return has_room((<PoolRun>(<SubmitRequest*>request).core).inbox.ring)
+    return has_room((<PoolRun>(<SubmitRequest*>request).run).inbox.ring)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# a worker
-
-cdef int take_attempt(void* worker_loop) noexcept:
-    return (<WorkerLoop>worker_loop).take(True)
-
-cdef int take_more(void* worker_loop) noexcept:
-    return (<WorkerLoop>worker_loop).core.any_work(<WorkerLoop>worker_loop)
-
-
-cdef class WorkerLoop(WorkerCounters):
-    """The compiled half of one worker: its loop and its counts."""
-
-    def __cinit__(self, PoolRun core not None, worker, Py_ssize_t index):
-        self.core = core
-        self.accounting = core
-        self.worker = worker
-        self.index = index
-        self.spare_record = owned_error_record(None)
-        self.set_name(str(index))
-
-    cdef int claim_from(self, WorkSource source) noexcept:
-        cdef Renewal renewal = AS_IT_IS
-        cdef PyObject* op = NULL
-        cdef Result result = source.claim(&op, &self.position, self.core.number, &renewal)
-        if result == DONE and renewal == PASS:
-            notify(&source.pending.not_full)
-            emit(source, op, self.position)
-            return NOTHING  # the caller goes on to the next feed, which may be this one
-        if result == DONE:
-            self.op = op
-            if renewal == RENEW:
-                renew(<OperationBase>self.op, QUEUED, self.core.number)
-            if source.external and self.core.carries:
-                (<OperationBase>op).set_context(source.context)
-            if source.external or source is self.core.inbox_source:
-                notify(&source.pending.not_full)
-            return FOUND
-        if source.external and result == SHUT and not source.ended():
-            if source.bad_item:
-                notify(&source.pending.not_full)  # it was taken
-            self.end_source(source)
-        return NOTHING
-
-    cdef int end_source(self, WorkSource source) noexcept:
-        try:
-            error = None
-            if source.bad_item:
-                bad_item = <object>source.bad_item
-                if isinstance(bad_item, OperationBase):
-                    error = OperationReused(f"the source gave {describe(bad_item)}, which is pending, or finished and not reset")
-                else:
-                    error = TypeError(f"the source must give Operations, got {describe(bad_item)}")
-            source.end_source(error)
-        except BaseException:
-            log_exception("a source ended with a failure in %s", self.name)
+cdef int timer_attempt(void* run) noexcept:
+    cdef PyObject* earliest
+    cdef int64_t due, expected
+    cdef bint stopped
+    acquire(&(<PoolRun>run).lock)
+    earliest = (<PoolRun>run).routing.delays.earliest()
+    due = (<RetryEntry>earliest).due_ns if earliest else NEVER
+    expected = (<PoolRun>run).timer_deadline
+    stopped = (<PoolRun>run).timer_stopped
+    release(&(<PoolRun>run).lock)
+    if stopped:
+        return STOPPED
+    if due == NEVER:
         return 0
+    if due <= now_ns():
+        return DUE
+    return EARLIER if expected == NEVER or due < expected else 0
 
-    cdef inline int take_again(self) noexcept:
-        # take(), where it is the same feed's turn still, and nothing stands aside.
-        cdef PyObject* source = <PyObject*>self.source  # borrowed, like the next: no reference is counted
-        cdef PyObject* pending
-        if (
-            self.turn <= 0
-            or source != <PyObject*>self.current_source
-            or (<WorkSource>source).external
-            or self.core.retry_count.load(memory_order_seq_cst)  # seq_cst: as take
-        ):
-            return NOTHING
-        pending = <PyObject*>(<WorkSource>source).pending
-        if try_get((<RingBuffer>pending).ring, &self.op, &self.position) != DONE:
-            return NOTHING
-        self.turn -= 1
-        notify(&(<RingBuffer>pending).not_full)
-        return FOUND
 
-    cdef int take(self, bint sleepy) noexcept:
-        # Finds the next operation for this worker, without waiting. `sleepy`: it will sleep if there is none.
-        cdef PyObject* found
-        cdef PoolRun core = self.core
-        if core.retry_count.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with push_aside
-            if not self.took_retry and self.take_retry() == FOUND:
-                self.took_retry = True
-                return FOUND
-            self.took_retry = False
-        if self.turn > 0 and self.source is not None:
-            self.turn -= 1
-            if self.claim_from(self.source) == FOUND:
-                if self.current_source is not self.source:
-                    self.current_source = self.source
-                return FOUND
-        while True:
-            found = core.next_source(<PyObject*>self.source if self.source is not None else NULL, self if sleepy else None)
-            if found == NULL:
-                break
-            if <PyObject*>self.source != found:
-                self.source = <WorkSource>found
-            Py_DECREF(<object>found)  # next_feed's
-            self.turn = TURN - 1
-            if self.claim_from(self.source) == FOUND:
-                if self.current_source is not self.source:
-                    self.current_source = self.source
-                return FOUND
-        # seq_cst: as above. It may have been skipped, for fairness.
-        if core.retry_count.load(memory_order_seq_cst) and self.take_retry() == FOUND:
-            return FOUND
-        self.source = self.current_source = None  # it holds nothing while it sleeps
-        self.turn = 0
-        return LEAVE if core.should_end() else NOTHING
+def _unroutable(op):
+    return Unroutable(f"every worker that is left has rejected {describe(op)}")
 
-    cdef int take_retry(self) noexcept:
-        cdef PyObject* entry = self.core.take_retry_for(self)
-        if not entry:
-            return NOTHING
-        self.record = <RetryEntry>steal(entry)
-        self.op = <PyObject*>self.record.operation
-        Py_INCREF(<object>self.op)  # the worker's
-        self.position = self.record.position
-        self.current_source = self.record.source
-        return FOUND
 
-    # The loop. The policy runs it, on the worker's thread:
-    #
-    #     for op in runner:       __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
-    #         process(op)         a raise leaves the loop, and the policy ends the operation at hand or puts it back
-    #         del op              nobody holds it while the worker waits
-    #                             __next__: settles the operation at hand as succeeded, and takes the next one
-    #
-    # Python calls `process`, since a call from Python into Python costs less than one from C. Between the calls the
-    # operation at hand is the runner's.
+cdef object make_unroutable = _unroutable
+cdef object unroutable_for_all = Unroutable("every worker that is left has rejected the operation")
 
-    def __iter__(self):
-        """Takes operations; the iteration ends when the pool does, or when the worker is broken."""
-        return self
 
-    def __next__(self):
-        cdef PyObject* raw = self.op
-        cdef int found
-        if raw != NULL and not self.settle(raw):
-            raise StopIteration
-        while True:
-            found = self.take_again()
-            if found == NOTHING:
-                found = self.take(False)
-            if found == NOTHING:
-                found = wait_for(
-                    &self.core.idle, take_attempt, take_more, <void*>self, <void*>self,
-                    self.since_wait(), NEVER,
-                )
-            if found == LEAVE or self.core.epoch != epoch_now:  # in the child of a fork the worker is the parent's
-                raise StopIteration
-            raw = self.op
-            if begin(<OperationBase>raw):
-                # relaxed load: its only writer; release: pairs with count
-                self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-                return <object>raw
-            self.op = NULL
-            self.record = None
-            self.core.emit_cancelled(raw, self.current_source, self.position)
-
-    cdef uint64_t since_wait(self) noexcept:
-        # How many operations it has ended since it last waited.
-        cdef uint64_t last = self.waited_at
-        self.waited_at = self.word.load(memory_order_relaxed) >> 1  # relaxed: its only writer
-        return self.waited_at - last
-
-    cdef bint settle(self, PyObject* raw) except -1:
-        # `process` has returned. False: that was the last one, see `crash`.
-        if self.core.epoch != epoch_now:
-            return False  # it forked, and this is the child: the operation is the parent's
-        if (<OperationBase>raw).error_record is not None:
-            self.crash = self.judge_error((<OperationBase>raw).get_error_record().error, False)
-            return self.crash is None
-        self.op = NULL
-        # relaxed load and release: as above. Counted, then the outcome, then done(), then the stream.
-        self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-        if <PyObject*>Py_TYPE(raw) != <PyObject*>self.last_type:
-            self.inspect_type(<PyObject*>Py_TYPE(raw))
-        if self.record is not None:
-            self.record = None
-        end(<OperationBase>raw, SUCCEEDED, self.overridden)
-        emit(<WorkSource><PyObject*>self.current_source, raw, self.position)  # the cast: no reference is counted
-        return True
-
-    @property
-    def is_crashed(self):
-        """Whether the worker is broken, and `take_crash` was not called for that."""
-        return self.crash is not None
-
-    def take_crash(self):
-        """What broke the worker; None: nothing."""
-        crash = self.crash
-        self.crash = None
-        return crash
-
-    cdef void inspect_type(self, PyObject* kind) noexcept:
-        cdef PyObject* done = get_attribute(kind, <PyObject*>done_name)
-        self.last_type = <object>kind
-        self.overridden = done != <PyObject*>done_of_base
-        if done == NULL:
-            PyErr_Clear()  # its metaclass raises: done() will, too
-        Py_XDECREF(done)
-
-    # -----------------------------------------------------------------------------------------------------------
-    # the whole life of a worker's thread
-
-    def run(self):
-        """Runs the worker on the calling thread until the pool ends, or the worker is lost. Never raises.
-
-        The policy does it (`_live`). What that raises is a fault of the policy's own, an exception that was injected into
-        the thread, a tracer's, or the lack of memory: the current operation ends with it, and the policy goes on as
-        after a crash, so that nothing is lost and each `init` is followed by a `cleanup`.
-        """
-        cdef PyObject* result = NULL
-        cdef PyObject* fault
-        cdef uint64_t before
-        cdef int faults = 0
-        cdef bint inherited = False
-        if not self.core.threads.begin(self.index):
-            return
-        self.enter()
-        while result == NULL and not self.retired and faults <= MAX_FAULTS and not inherited:
-            before = self.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
-            result = call_method(
-                <PyObject*>self.core.policy, <PyObject*>live_name, <PyObject*>self, <PyObject*>NULL
-            )
-            inherited = self.core.epoch != epoch_now  # the child of a fork: the worker is the parent's
-            if result == NULL:
-                fault = take_raised()
-                if not inherited:
-                    self.end_failed(fault, False)
-                    log_error(
-                        40, "a fault in the supervision of worker %s", <PyObject*>self.log_arguments, fault
-                    )
-                # relaxed: as above
-                faults = 1 if self.word.load(memory_order_relaxed) != before else faults + 1
-                self.crash = steal(fault)  # nobody else holds it, so the policy can drop it
-        if not inherited:
-            self.end_life(result == NULL)
-        Py_XDECREF(result)
-        self.leave()
-
-    cdef void end_life(self, bint given_up) noexcept:
-        # The policy has returned; or it was given up with a fault, which is `crash`.
-        cdef int left = 100         # again, where memory is short for a moment
-        cdef PyObject* result = NULL
-        self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False)
-        if given_up:
-            self.clean_up()
-            self.report_error(<PyObject*>self.crash)
-            if self.core.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with _close
-                while left and result == NULL:
-                    left -= 1
-                    PyErr_Clear()
-                    result = call_method(
-                        <PyObject*>self.core, <PyObject*>retire_name, <PyObject*>self, <PyObject*>NULL
-                    )
-                PyErr_Clear()
-                Py_XDECREF(result)
-        self.crash = None
-        self.release_sources()
-        if self.core.threads.end(self.index):
-            self.end_thread()
-
-    cdef void release_sources(self) noexcept:
-        # Between two operations: holds nothing of the feeds.
-        self.source = self.last_type = None
-        if self.op == NULL:
-            self.current_source = None
-        self.turn = 0
-
-    cdef void end_thread(self) noexcept:
-        # The last thread of the run ends that. Where there is no memory for it, a joiner does it.
-        cdef int left = 100
-        cdef PyObject* result = NULL
-        while left and result == NULL:
-            left -= 1
-            PyErr_Clear()
-            result = call_method(<PyObject*>self.core, <PyObject*>finish_name, <PyObject*>NULL)
+cdef PyObject* unroutable_record(PyObject* operation) noexcept:
+    # Where there is no memory for an error object, with a shared one; NULL where there is none for the note either.
+    cdef PyObject* error_record
+    cdef PyObject* error = call_one(<PyObject*>make_unroutable, operation)
+    if error == NULL:
         PyErr_Clear()
-        Py_XDECREF(result)
-
-    cdef void report_error(self, PyObject* error) noexcept:
-        if not self.has_reported:
-            self.start_error = <object>error
-            self.has_reported = True
-            self.core.threads.report()
-
-    def report(self, error):
-        """Says whether the worker came up: with None, or with what `init` raised. Only the first report counts."""
-        self.report_error(<PyObject*>error)
-
-    cdef PyObject* call_worker(self, PyObject* method) noexcept:
-        # What the call of the worker's method raised, owned by the caller; NULL: nothing.
-        cdef PyObject* result = call_method(<PyObject*>self.worker, method, <PyObject*>NULL)
-        if result == NULL:
-            return take_raised()
-        Py_DECREF(<object>result)
-        return NULL
-
-    def call_init(self):
-        """Calls the worker's `init`; returns what it raised, or None. `call_cleanup` must follow, once, at some time."""
-        cdef PyObject* error
-        self.needs_cleanup = True
-        error = self.call_worker(<PyObject*>init_name)
-        return steal(error) if error != NULL else None
-
-    def call_cleanup(self):
-        """Calls the worker's `cleanup`, unless it was called since the last `init`. What it raises is logged."""
-        self.clean_up()
-
-    cdef void clean_up(self) noexcept:
-        cdef PyObject* error
-        if self.needs_cleanup:
-            self.needs_cleanup = False
-            error = self.call_worker(<PyObject*>cleanup_name)
-            if error != NULL:
-                log_error(40, "cleanup of worker %s raised", <PyObject*>self.log_arguments, error)
-                Py_DECREF(<object>error)
-
-    def set_name(self, str name not None):
-        """Names the worker's thread and log lines."""
-        self.name = name
-        self.log_arguments = (name,)
-
-    # -----------------------------------------------------------------------------------------------------------
-    # for the policy, on the worker's thread, about the current operation: one of fail and put_back ends each call
-
-    def judge(self, error):
-        """`process` raised: ends the current operation, or has it tried again. Returns whether the worker is broken."""
-        if self.op == NULL or self.core.epoch != epoch_now:
-            self.crash = error  # not out of `process`; or this is the child of a fork, and the operation is the parent's
-        else:
-            self.crash = self.judge_error(error, True)
-        return self.crash is not None
-
-    cdef object judge_error(self, object error, bint raised):
-        # Whatever happens in the policy, the operation is ended or put back afterwards; that is no crash of the worker's,
-        # unless it is an exception of the kind that is.
-        cdef PyObject* fault
-        cdef PyObject* verdict = call_method(
-            <PyObject*>self.core.policy, <PyObject*>judge_name, <PyObject*>self, self.op, <PyObject*>error,
-            Py_True if raised else Py_False, <PyObject*>NULL,
-        )
-        if verdict != NULL:
-            if self.op != NULL:
-                self.end_failed(<PyObject*>error, False)
-            return steal(verdict)
-        fault = take_raised()
-        if self.op != NULL:
-            # What `process` raised says more, unless it was a signal to the pool.
-            self.end_failed(fault if is_signal(<PyObject*>error) else <PyObject*>error, False)
-        log_error(40, "a fault while worker %s dealt with an operation that did not succeed", <PyObject*>self.log_arguments, fault)
-        if PyErr_GivenExceptionMatches(fault, PyExc_Exception):
-            Py_DECREF(<object>fault)
-            return None
-        return steal(fault)
-
-    cdef int check_current(self) except -1:
-        if self.op == NULL:
-            raise RuntimeError(f"worker {self.name} runs no operation")
-        return 0
-
-    def count_try(self):
-        """Counts a failed try; returns how many there were."""
-        cdef OperationBase op
-        self.check_current()
-        op = <OperationBase>self.op
-        acquire(&self.core.lock)
-        self.tries += 1
-        release(&self.core.lock)
-        return op.tried.fetch_add(1, memory_order_relaxed) + 1  # relaxed: a count
-
-    def fail(self, error, bint seen):
-        """Ends the current operation as failed. `seen`: the worker has looked at the error. Takes no memory that it needs."""
-        self.check_current()
-        self.end_failed(<PyObject*>error, seen)
-
-    cdef PyObject* take_error_record(self, PyObject* error, PyObject* kind, bint seen) noexcept:
-        # A new note, owned by the caller. Where there is no memory, the spare one; where that is gone, the one for all.
-        cdef PyObject* error_record = new_error_record(error, kind, seen)
-        cdef PyObject* spare
-        if error_record == NULL:
-            PyErr_Clear()
-            error_record = <PyObject*>self.spare_record
-            Py_INCREF(<object>error_record)  # the caller's
-            if error_record != <PyObject*>None:
-                self.spare_record = None
-                (<ErrorRecord>error_record).error = <object>error
-                (<ErrorRecord>error_record).kind = <object>kind
-                (<ErrorRecord>error_record).seen = seen
-            else:
-                error_record = <PyObject*>no_memory_for_all
-                Py_INCREF(<object>error_record)  # the caller's
-        elif self.spare_record is None:
-            spare = new_error_record(<PyObject*>None, <PyObject*>None, True)
-            if spare == NULL:
-                PyErr_Clear()
-            else:
-                self.spare_record = <ErrorRecord>steal(spare)
-        return error_record
-
-    cdef void end_failed(self, PyObject* error, bint seen) noexcept:
-        # The last resort as well: needs no memory, and runs no user code but done().
-        cdef PyObject* raw = self.op
-        cdef PyObject* error_record
-        if raw == NULL:
-            return
-        error_record = <PyObject*>(<OperationBase>raw).error_record
-        if error_record != <PyObject*>None and <PyObject*>(<ErrorRecord>error_record).error == error:  # a Task has recorded it
-            (<ErrorRecord>error_record).seen = (<ErrorRecord>error_record).seen or seen
-        else:
-            error_record = self.take_error_record(error, <PyObject*>Py_TYPE(raw), seen)
-            (<OperationBase>raw).set_error_record(<ErrorRecord>error_record)
-            Py_DECREF(<object>error_record)  # the operation owns one
-        self.op = NULL
-        self.record = None
-        acquire(&self.core.lock)
-        self.failed += 1
-        # relaxed load and release: as in settle
-        self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-        release(&self.core.lock)
-        self.inspect_type(<PyObject*>Py_TYPE(raw))
-        end(<OperationBase>raw, FAILED, self.overridden)
-        emit(self.current_source, raw, self.position)
-
-    def put_back(self, bytes tried_by, bytes rejected_by, delay):
-        """Has the current operation tried again by a worker that is in neither mask, after `delay` seconds (0: at once).
-
-        MemoryError: nothing has changed.
-        """
-        cdef PyObject* raw = self.op
-        cdef PyObject* entry
-        cdef PoolRun core = self.core
-        cdef int64_t due = deadline_of(delay) if delay else 0
-        cdef bint kept = False, delayed = False, undelayed = False
-        self.check_current()
-        if self.record is None:
-            entry = new_entry(raw, <PyObject*>self.current_source, self.position)
-            if entry == NULL:
-                raise_set()
-            self.record = <RetryEntry>steal(entry)
-        if due == NEVER:
-            due = FAR_AWAY
-        if due:
-            core.delays.reserve(&core.lock)
-        # Nothing fails from here on.
-        self.record.tried_by = tried_by  # only this thread knows the entry
-        self.record.rejected_by = rejected_by
-        if (<OperationBase>raw).error_record is not None:
-            (<OperationBase>raw).set_error_record(None)  # a Task's, of this try
-        entry = <PyObject*>self.record
-        Py_INCREF(<object>entry)  # the queue's, if it gets there
-        acquire(&core.lock)
-        self.retried += 1
-        # relaxed load and release: as in settle
-        self.word.store(self.word.load(memory_order_relaxed) + 1, memory_order_release)
-        put_back(<OperationBase>raw)
-        if due:
-            # relaxed: written under the lock
-            undelayed = core.undelayed or core.phase.load(memory_order_relaxed) >= ENDING
-            delayed = not undelayed and not core.no_timer
-            if delayed:
-                core.delays.push(entry, due)
-                (<OperationBase>raw).delayed = entry
-            else:
-                core.delays.give_back()
-        if not delayed and not undelayed:
-            kept = core.append_retry(entry)
-        release(&core.lock)
-        self.op = NULL
-        self.record = None
-        Py_DECREF(<object>raw)  # the entry owns one
-        if delayed:
-            notify(&core.timer_wakes)
-        elif kept:
-            core.wake_for_retry(<PyObject*>tried_by, <PyObject*>rejected_by)
-        elif undelayed and core.phase.load(memory_order_acquire) < ENDING:  # acquire: as end_redrive
-            core.end_entry(entry, CANCELLED, None)
-            core.wake_for_drain()
-        else:
-            core.end_retry(entry)
-
-    @property
-    def current(self):
-        """The current operation: taken, and neither ended nor put back yet; or None."""
-        return <object>self.op if self.op != NULL else None
-
-    @property
-    def retry_masks(self):
-        """The masks of the current operation: of workers that had it, and that rejected it; or None, each."""
-        if self.record is None:
-            return None, None
-        return self.record.tried_by, self.record.rejected_by
+        error = <PyObject*>unroutable_for_all
+        Py_INCREF(<object>error)
+    error_record = new_error_record(error, <PyObject*>Py_TYPE(operation), True)
+    Py_DECREF(<object>error)  # the note owns one
+    if error_record == NULL:
+        PyErr_Clear()
+        error_record = <PyObject*>unroutable_record_for_all
+        Py_INCREF(<object>error_record)
+    return error_record
 
 
-cdef object broke_down = BrokenPool("the worker broke down")
-cdef str retire_name = "retire"
-cdef str finish_name = "finish_run"
-cdef tuple signals = (Retry, Reject)
+cdef object unroutable_record_for_all = steal(new_error_record(<PyObject*>unroutable_for_all, <PyObject*>OperationBase, True))
 
 
-cdef bint is_signal(PyObject* error) noexcept:
-    return PyErr_GivenExceptionMatches(error, <PyObject*>signals)
-
-
-def matches(error, classes):
-    """Whether `except classes` would catch the error: by its type, whatever its attributes or metaclass say."""
-    return PyErr_GivenExceptionMatches(<PyObject*>error, <PyObject*>classes)
+cdef int pause_attempt(void* run) noexcept:
+    return (<PoolRun>run).should_end()
 
 
 cdef int raise_set() except -1:
@@ -937,11 +1028,8 @@ cdef int raise_set() except -1:
     return -1
 
 
-cdef ErrorRecord owned_error_record(object error):
-    cdef PyObject* error_record = new_error_record(<PyObject*>error, <PyObject*>OperationBase, True)
-    if error_record == NULL:
+cdef ErrorRecord owned_record(object error):
+    cdef PyObject* record = new_error_record(<PyObject*>error, <PyObject*>OperationBase, True)
+    if record == NULL:
         raise_set()
-    return <ErrorRecord>steal(error_record)
-
-
-cdef ErrorRecord no_memory_for_all = owned_error_record(MemoryError("there was no memory to keep the error of this operation"))
+    return <ErrorRecord>steal(record)

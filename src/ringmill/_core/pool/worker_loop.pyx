@@ -1,0 +1,663 @@
+# One worker's loop: takes an operation, has Python call `process`, settles it. And the whole life of a worker's thread.
+#
+# Between two calls of `process` the current operation is the loop's. Whatever is raised on the worker's thread, at whatever
+# line of the policy (supervisor.py), by a tracer, by another thread, or for want of memory, the current operation ends with
+# it: the functions that see to that are compiled, need no memory, and call no user code but done().
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t, uint64_t
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+
+from ringmill._core.platform.primitives cimport now_ns, steal
+from ringmill._core.pool.operation cimport (
+    CANCELLED,
+    FAILED,
+    QUEUED,
+    SUCCEEDED,
+    ErrorRecord,
+    OperationBase,
+    PyTypeObject,
+    begin,
+    end,
+    log_error,
+    log_exception,
+    new_error_record,
+    put_back,
+    renew,
+)
+from ringmill._core.pool.retry_queue cimport RetryEntry, new_entry
+from ringmill._core.pool.run cimport ENDING, PoolRun
+from ringmill._core.pool.work_source cimport AS_IT_IS, PASS, RENEW, Renewal, WorkSource, emit
+from ringmill._core.pool.worker_state cimport WorkerState, enter_thread, leave_thread
+from ringmill._core.ring.ring cimport DONE, SHUT, Result, try_get
+from ringmill._core.ring.ring_buffer cimport RingBuffer
+from ringmill._core.waiting.wait_queue cimport (
+    NEVER,
+    acquire,
+    deadline_of,
+    epoch_now,
+    notify,
+    notify_all,
+    release,
+    wait_for,
+)
+
+from ringmill.errors import BrokenPool, OperationReused, Reject, Retry, describe
+
+cdef extern from "Python.h":
+    PyTypeObject* Py_TYPE(PyObject* o) nogil
+    PyObject* call_method "PyObject_CallMethodObjArgs"(PyObject* o, PyObject* name, ...) noexcept
+    PyObject* get_attribute "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
+    bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
+    void PyErr_Clear()
+    PyObject* PyExc_Exception
+    PyObject* Py_True
+    PyObject* Py_False
+
+cdef enum:
+    TURN = 32                   # operations that a worker takes from one feed before it looks at the next
+    # what take() found
+    NOTHING = 0
+    FOUND = 1
+    LEAVE = 2
+
+    MAX_FAULTS = 16             # in a row, in the policy's own code, before a worker is given up
+
+cdef int64_t FAR_AWAY = (<int64_t>1 << 62)
+
+cdef object done_of_base = OperationBase.done
+cdef str live_name = "_live"
+cdef str judge_name = "_judge"
+cdef str init_name = "init"
+cdef str cleanup_name = "cleanup"
+cdef str done_name = "done"
+
+cdef extern from *:
+    """
+    /* The exception that is set, whole, or NULL; the caller owns it, and none is set then. */
+    static inline PyObject* ringmill_take_raised(void) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyErr_GetRaisedException();
+    #else
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        if (type == NULL) return NULL;
+        PyErr_NormalizeException(&type, &value, &trace);
+        if (value != NULL && trace != NULL) PyException_SetTraceback(value, trace);
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        return value;
+    #endif
+    }
+    """
+    PyObject* take_raised "ringmill_take_raised"() noexcept
+
+
+cdef int take_attempt(void* worker_loop) noexcept:
+    return (<WorkerLoop>worker_loop).take(True)
+
+cdef int take_more(void* worker_loop) noexcept:
+    return (<WorkerLoop>worker_loop).more_work()
+
+
+cdef class WorkerLoop:
+    """The loop of one worker, on its own thread. The policy drives it: see `run`, and `__next__`."""
+
+    def __cinit__(self, PoolRun pool_run not None, Py_ssize_t index):
+        if not 0 <= index < len(pool_run.workers):
+            raise IndexError(f"the run has no worker {index}")
+        self.pool_run = pool_run
+        self.state = pool_run.workers[index]
+        self.spare_record = owned_error_record(None)
+        self.set_name(str(index))
+
+    @property
+    def worker(self):
+        """The user's Worker."""
+        return self.state.worker
+
+    @property
+    def index(self):
+        """Its number in the run."""
+        return self.state.index
+
+    @property
+    def is_running(self):
+        """Whether it runs an operation now; a snapshot."""
+        return bool(self.state.word.load(memory_order_acquire) & 1)  # acquire: as Accounting.count
+
+    @property
+    def is_alive(self):
+        """Whether it takes operations now; a snapshot."""
+        return bool(self.state.alive.load(memory_order_relaxed))  # relaxed: a snapshot
+
+    def set_alive(self, bint alive):
+        """Whether it takes operations. Workers that wait for another worker to take a retry look again."""
+        self.state.alive.store(alive, memory_order_seq_cst)  # seq_cst: before the wake-up
+        if not alive:
+            notify_all(&self.pool_run.idle)
+
+    def count_restart(self):
+        """Counts a restart of the worker."""
+        acquire(&self.pool_run.lock)
+        self.state.restarts += 1
+        release(&self.pool_run.lock)
+
+    def retire(self):
+        """The worker is lost. Returns whether those left can do what is pending: not when all wait for it themselves."""
+        return bool(self.pool_run.retire(self.state))
+
+    cdef bint more_work(self) noexcept:
+        return self.pool_run.any_work(<PyObject*>self.source if self.source is not None else NULL)
+
+    cdef int claim_from(self, WorkSource source) noexcept:
+        cdef Renewal renewal = AS_IT_IS
+        cdef PyObject* op = NULL
+        cdef Result result = source.claim(&op, &self.position, self.pool_run.number, &renewal)
+        if result == DONE and renewal == PASS:
+            notify(&source.pending.not_full)
+            emit(source, op, self.position)
+            return NOTHING  # the caller goes on to the next feed, which may be this one
+        if result == DONE:
+            self.state.op = op
+            if renewal == RENEW:
+                renew(<OperationBase>self.state.op, QUEUED, self.pool_run.number)
+            if source.external and self.pool_run.carries:
+                (<OperationBase>op).set_context(source.context)
+            if source.external or source is self.pool_run.inbox_source:
+                notify(&source.pending.not_full)
+            return FOUND
+        if source.external and result == SHUT and not source.ended():
+            if source.bad_item:
+                notify(&source.pending.not_full)  # it was taken
+            self.end_source(source)
+        return NOTHING
+
+    cdef int end_source(self, WorkSource source) noexcept:
+        try:
+            error = None
+            if source.bad_item:
+                bad_item = <object>source.bad_item
+                if isinstance(bad_item, OperationBase):
+                    error = OperationReused(f"the source gave {describe(bad_item)}, which is pending, or finished and not reset")
+                else:
+                    error = TypeError(f"the source must give Operations, got {describe(bad_item)}")
+            source.end_source(error)
+        except BaseException:
+            log_exception("a source ended with a failure in %s", self.name)
+        return 0
+
+    cdef inline int take_again(self) noexcept:
+        # take(), where it is the same feed's turn still, and nothing stands aside.
+        cdef PyObject* source = <PyObject*>self.source  # borrowed, like the next: no reference is counted
+        cdef PyObject* pending
+        if (
+            self.turn <= 0
+            or source != <PyObject*>self.current_source
+            or (<WorkSource>source).external
+            or self.pool_run.routing.length.load(memory_order_seq_cst)  # seq_cst: as take
+        ):
+            return NOTHING
+        pending = <PyObject*>(<WorkSource>source).pending
+        if try_get((<RingBuffer>pending).ring, &self.state.op, &self.position) != DONE:
+            return NOTHING
+        self.turn -= 1
+        notify(&(<RingBuffer>pending).not_full)
+        return FOUND
+
+    cdef int take(self, bint sleepy) noexcept:
+        # Finds the next operation for this worker, without waiting. `sleepy`: it will sleep if there is none.
+        cdef PyObject* found
+        cdef PoolRun run = self.pool_run
+        if run.routing.length.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with push_aside
+            if not self.took_retry and self.take_retry() == FOUND:
+                self.took_retry = True
+                return FOUND
+            self.took_retry = False
+        if self.turn > 0 and self.source is not None:
+            self.turn -= 1
+            if self.claim_from(self.source) == FOUND:
+                if self.current_source is not self.source:
+                    self.current_source = self.source
+                return FOUND
+        while True:
+            found = run.next_source(<PyObject*>self.source if self.source is not None else NULL, sleepy)
+            if found == NULL:
+                break
+            if <PyObject*>self.source != found:
+                self.source = <WorkSource>found
+            Py_DECREF(<object>found)  # next_feed's
+            self.turn = TURN - 1
+            if self.claim_from(self.source) == FOUND:
+                if self.current_source is not self.source:
+                    self.current_source = self.source
+                return FOUND
+        # seq_cst: as above. It may have been skipped, for fairness.
+        if run.routing.length.load(memory_order_seq_cst) and self.take_retry() == FOUND:
+            return FOUND
+        self.source = self.current_source = None  # it holds nothing while it sleeps
+        self.turn = 0
+        return LEAVE if run.should_end() else NOTHING
+
+    cdef int take_retry(self) noexcept:
+        cdef PyObject* entry = self.pool_run.take_retry_for(<PyObject*>self.state)
+        if not entry:
+            return NOTHING
+        self.record = <RetryEntry>steal(entry)
+        self.state.op = <PyObject*>self.record.operation
+        Py_INCREF(<object>self.state.op)  # the worker's
+        self.position = self.record.position
+        self.current_source = self.record.source
+        return FOUND
+
+    # The loop. The policy runs it, on the worker's thread:
+    #
+    #     for op in runner:       __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
+    #         process(op)         a raise leaves the loop, and the policy ends the operation at hand or puts it back
+    #         del op              nobody holds it while the worker waits
+    #                             __next__: settles the operation at hand as succeeded, and takes the next one
+    #
+    # Python calls `process`, since a call from Python into Python costs less than one from C. Between the calls the
+    # operation at hand is the runner's.
+
+    def __iter__(self):
+        """Takes operations; the iteration ends when the pool does, or when the worker is broken."""
+        return self
+
+    def __next__(self):
+        cdef PyObject* raw = self.state.op
+        cdef int found
+        if raw != NULL and not self.settle(raw):
+            raise StopIteration
+        while True:
+            found = self.take_again()
+            if found == NOTHING:
+                found = self.take(False)
+            if found == NOTHING:
+                found = wait_for(
+                    &self.pool_run.idle, take_attempt, take_more, <void*>self, <void*>self.state,
+                    self.since_wait(), NEVER,
+                )
+            if found == LEAVE or self.pool_run.epoch != epoch_now:  # in the child of a fork the worker is the parent's
+                raise StopIteration
+            raw = self.state.op
+            if begin(<OperationBase>raw):
+                # relaxed load: its only writer; release: pairs with count
+                self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+                return <object>raw
+            self.state.op = NULL
+            self.record = None
+            self.pool_run.emit_cancelled(raw, self.current_source, self.position)
+
+    cdef uint64_t since_wait(self) noexcept:
+        # How many operations it has ended since it last waited.
+        cdef uint64_t last = self.waited_at
+        self.waited_at = self.state.word.load(memory_order_relaxed) >> 1  # relaxed: its only writer
+        return self.waited_at - last
+
+    cdef bint settle(self, PyObject* raw) except -1:
+        # `process` has returned. False: that was the last one, see `crash`.
+        if self.pool_run.epoch != epoch_now:
+            return False  # it forked, and this is the child: the operation is the parent's
+        if (<OperationBase>raw).error_record is not None:
+            self.crash = self.judge_error((<OperationBase>raw).get_error_record().error, False)
+            return self.crash is None
+        self.state.op = NULL
+        # relaxed load and release: as above. Counted, then the outcome, then done(), then the stream.
+        self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+        if <PyObject*>Py_TYPE(raw) != <PyObject*>self.last_type:
+            self.inspect_type(<PyObject*>Py_TYPE(raw))
+        if self.record is not None:
+            self.record = None
+        end(<OperationBase>raw, SUCCEEDED, self.overridden)
+        emit(<WorkSource><PyObject*>self.current_source, raw, self.position)  # the cast: no reference is counted
+        return True
+
+    @property
+    def is_crashed(self):
+        """Whether the worker is broken, and `take_crash` was not called for that."""
+        return self.crash is not None
+
+    def take_crash(self):
+        """What broke the worker; None: nothing."""
+        crash = self.crash
+        self.crash = None
+        return crash
+
+    cdef void inspect_type(self, PyObject* kind) noexcept:
+        cdef PyObject* done = get_attribute(kind, <PyObject*>done_name)
+        self.last_type = <object>kind
+        self.overridden = done != <PyObject*>done_of_base
+        if done == NULL:
+            PyErr_Clear()  # its metaclass raises: done() will, too
+        Py_XDECREF(done)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # the whole life of a worker's thread
+
+    def run(self):
+        """Runs the worker on the calling thread until the pool ends, or the worker is lost. Never raises.
+
+        The policy does it (`_live`). What that raises is a fault of the policy's own, an exception that was injected into
+        the thread, a tracer's, or the lack of memory: the current operation ends with it, and the policy goes on as
+        after a crash, so that nothing is lost and each `init` is followed by a `cleanup`.
+        """
+        cdef PyObject* result = NULL
+        cdef PyObject* fault
+        cdef uint64_t before
+        cdef int faults = 0
+        cdef bint inherited = False
+        if not self.pool_run.threads.begin(self.state.index):
+            return
+        enter_thread(self.state)
+        while result == NULL and not self.state.retired and faults <= MAX_FAULTS and not inherited:
+            before = self.state.word.load(memory_order_relaxed)  # relaxed: this thread is its only writer
+            result = call_method(
+                <PyObject*>self.pool_run.policy, <PyObject*>live_name, <PyObject*>self, <PyObject*>NULL
+            )
+            inherited = self.pool_run.epoch != epoch_now  # the child of a fork: the worker is the parent's
+            if result == NULL:
+                fault = take_raised()
+                if not inherited:
+                    self.end_failed(fault, False)
+                    log_error(
+                        40, "a fault in the supervision of worker %s", <PyObject*>self.log_arguments, fault
+                    )
+                # relaxed: as above
+                faults = 1 if self.state.word.load(memory_order_relaxed) != before else faults + 1
+                self.crash = steal(fault)  # nobody else holds it, so the policy can drop it
+        if not inherited:
+            self.end_life(result == NULL)
+        Py_XDECREF(result)
+        leave_thread()
+
+    cdef void end_life(self, bint given_up) noexcept:
+        # The policy has returned; or it was given up with a fault, which is `crash`.
+        cdef int left = 100         # again, where memory is short for a moment
+        cdef PyObject* result = NULL
+        self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False)
+        if given_up:
+            self.clean_up()
+            self.report_error(<PyObject*>self.crash)
+            if self.pool_run.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with _close
+                while left and result == NULL:
+                    left -= 1
+                    PyErr_Clear()
+                    result = call_method(<PyObject*>self, <PyObject*>retire_name, <PyObject*>NULL)
+                PyErr_Clear()
+                Py_XDECREF(result)
+        self.crash = None
+        self.release_sources()
+        if self.pool_run.threads.end(self.state.index):
+            self.end_thread()
+
+    cdef void release_sources(self) noexcept:
+        # Between two operations: holds nothing of the feeds.
+        self.source = self.last_type = None
+        if self.state.op == NULL:
+            self.current_source = None
+        self.turn = 0
+
+    cdef void end_thread(self) noexcept:
+        # The last thread of the run ends that. Where there is no memory for it, a joiner does it.
+        cdef int left = 100
+        cdef PyObject* result = NULL
+        while left and result == NULL:
+            left -= 1
+            PyErr_Clear()
+            result = call_method(<PyObject*>self.pool_run, <PyObject*>finish_name, <PyObject*>NULL)
+        PyErr_Clear()
+        Py_XDECREF(result)
+
+    cdef void report_error(self, PyObject* error) noexcept:
+        if not self.has_reported:
+            self.start_error = <object>error
+            self.has_reported = True
+            self.pool_run.threads.report()
+
+    def report(self, error):
+        """Says whether the worker came up: with None, or with what `init` raised. Only the first report counts."""
+        self.report_error(<PyObject*>error)
+
+    cdef PyObject* call_worker(self, PyObject* method) noexcept:
+        # What the call of the worker's method raised, owned by the caller; NULL: nothing.
+        cdef PyObject* result = call_method(<PyObject*>self.state.worker, method, <PyObject*>NULL)
+        if result == NULL:
+            return take_raised()
+        Py_DECREF(<object>result)
+        return NULL
+
+    def call_init(self):
+        """Calls the worker's `init`; returns what it raised, or None. `call_cleanup` must follow, once, at some time."""
+        cdef PyObject* error
+        self.needs_cleanup = True
+        error = self.call_worker(<PyObject*>init_name)
+        return steal(error) if error != NULL else None
+
+    def call_cleanup(self):
+        """Calls the worker's `cleanup`, unless it was called since the last `init`. What it raises is logged."""
+        self.clean_up()
+
+    cdef void clean_up(self) noexcept:
+        cdef PyObject* error
+        if self.needs_cleanup:
+            self.needs_cleanup = False
+            error = self.call_worker(<PyObject*>cleanup_name)
+            if error != NULL:
+                log_error(40, "cleanup of worker %s raised", <PyObject*>self.log_arguments, error)
+                Py_DECREF(<object>error)
+
+    def set_name(self, str name not None):
+        """Names the worker's thread and log lines."""
+        self.name = name
+        self.log_arguments = (name,)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # for the policy, on the worker's thread, about the current operation: one of fail and put_back ends each call
+
+    def judge(self, error):
+        """`process` raised: ends the current operation, or has it tried again. Returns whether the worker is broken."""
+        if self.state.op == NULL or self.pool_run.epoch != epoch_now:
+            self.crash = error  # not out of `process`; or this is the child of a fork, and the operation is the parent's
+        else:
+            self.crash = self.judge_error(error, True)
+        return self.crash is not None
+
+    cdef object judge_error(self, object error, bint raised):
+        # Whatever happens in the policy, the operation is ended or put back afterwards; that is no crash of the worker's,
+        # unless it is an exception of the kind that is.
+        cdef PyObject* fault
+        cdef PyObject* verdict = call_method(
+            <PyObject*>self.pool_run.policy, <PyObject*>judge_name, <PyObject*>self, self.state.op, <PyObject*>error,
+            Py_True if raised else Py_False, <PyObject*>NULL,
+        )
+        if verdict != NULL:
+            if self.state.op != NULL:
+                self.end_failed(<PyObject*>error, False)
+            return steal(verdict)
+        fault = take_raised()
+        if self.state.op != NULL:
+            # What `process` raised says more, unless it was a signal to the pool.
+            self.end_failed(fault if is_signal(<PyObject*>error) else <PyObject*>error, False)
+        log_error(40, "a fault while worker %s dealt with an operation that did not succeed", <PyObject*>self.log_arguments, fault)
+        if PyErr_GivenExceptionMatches(fault, PyExc_Exception):
+            Py_DECREF(<object>fault)
+            return None
+        return steal(fault)
+
+    cdef int check_current(self) except -1:
+        if self.state.op == NULL:
+            raise RuntimeError(f"worker {self.name} runs no operation")
+        return 0
+
+    def count_try(self):
+        """Counts a failed try; returns how many there were."""
+        cdef OperationBase op
+        self.check_current()
+        op = <OperationBase>self.state.op
+        acquire(&self.pool_run.lock)
+        self.state.tries += 1
+        release(&self.pool_run.lock)
+        return op.tried.fetch_add(1, memory_order_relaxed) + 1  # relaxed: a count
+
+    def fail(self, error, bint seen):
+        """Ends the current operation as failed. `seen`: the worker has looked at the error. Takes no memory that it needs."""
+        self.check_current()
+        self.end_failed(<PyObject*>error, seen)
+
+    cdef PyObject* take_error_record(self, PyObject* error, PyObject* kind, bint seen) noexcept:
+        # A new note, owned by the caller. Where there is no memory, the spare one; where that is gone, the one for all.
+        cdef PyObject* error_record = new_error_record(error, kind, seen)
+        cdef PyObject* spare
+        if error_record == NULL:
+            PyErr_Clear()
+            error_record = <PyObject*>self.spare_record
+            Py_INCREF(<object>error_record)  # the caller's
+            if error_record != <PyObject*>None:
+                self.spare_record = None
+                (<ErrorRecord>error_record).error = <object>error
+                (<ErrorRecord>error_record).kind = <object>kind
+                (<ErrorRecord>error_record).seen = seen
+            else:
+                error_record = <PyObject*>no_memory_for_all
+                Py_INCREF(<object>error_record)  # the caller's
+        elif self.spare_record is None:
+            spare = new_error_record(<PyObject*>None, <PyObject*>None, True)
+            if spare == NULL:
+                PyErr_Clear()
+            else:
+                self.spare_record = <ErrorRecord>steal(spare)
+        return error_record
+
+    cdef void end_failed(self, PyObject* error, bint seen) noexcept:
+        # The last resort as well: needs no memory, and runs no user code but done().
+        cdef PyObject* raw = self.state.op
+        cdef PyObject* error_record
+        if raw == NULL:
+            return
+        error_record = <PyObject*>(<OperationBase>raw).error_record
+        if error_record != <PyObject*>None and <PyObject*>(<ErrorRecord>error_record).error == error:  # a Task has recorded it
+            (<ErrorRecord>error_record).seen = (<ErrorRecord>error_record).seen or seen
+        else:
+            error_record = self.take_error_record(error, <PyObject*>Py_TYPE(raw), seen)
+            (<OperationBase>raw).set_error_record(<ErrorRecord>error_record)
+            Py_DECREF(<object>error_record)  # the operation owns one
+        self.state.op = NULL
+        self.record = None
+        acquire(&self.pool_run.lock)
+        self.state.failed += 1
+        # relaxed load and release: as in settle
+        self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+        release(&self.pool_run.lock)
+        self.inspect_type(<PyObject*>Py_TYPE(raw))
+        end(<OperationBase>raw, FAILED, self.overridden)
+        emit(self.current_source, raw, self.position)
+
+    def put_back(self, bytes tried_by, bytes rejected_by, delay):
+        """Has the current operation tried again by a worker that is in neither mask, after `delay` seconds (0: at once).
+
+        MemoryError: nothing has changed.
+        """
+        cdef PyObject* raw = self.state.op
+        cdef PyObject* entry
+        cdef PoolRun run = self.pool_run
+        cdef int64_t due = deadline_of(delay) if delay else 0
+        cdef bint kept = False, delayed = False, undelayed = False
+        self.check_current()
+        if self.record is None:
+            entry = new_entry(raw, <PyObject*>self.current_source, self.position)
+            if entry == NULL:
+                raise_set()
+            self.record = <RetryEntry>steal(entry)
+        if due == NEVER:
+            due = FAR_AWAY
+        if due:
+            run.routing.delays.reserve(&run.lock)
+        # Nothing fails from here on.
+        self.record.tried_by = tried_by  # only this thread knows the entry
+        self.record.rejected_by = rejected_by
+        if (<OperationBase>raw).error_record is not None:
+            (<OperationBase>raw).set_error_record(None)  # a Task's, of this try
+        entry = <PyObject*>self.record
+        Py_INCREF(<object>entry)  # the queue's, if it gets there
+        acquire(&run.lock)
+        self.state.retried += 1
+        # relaxed load and release: as in settle
+        self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+        put_back(<OperationBase>raw)
+        if due:
+            # relaxed: written under the lock
+            undelayed = run.undelayed or run.phase.load(memory_order_relaxed) >= ENDING
+            delayed = not undelayed and not run.no_timer
+            if delayed:
+                run.routing.delays.push(entry, due)
+                (<OperationBase>raw).delayed = entry
+            else:
+                run.routing.delays.give_back()
+        if not delayed and not undelayed:
+            kept = run.route_retry(entry)
+        release(&run.lock)
+        self.state.op = NULL
+        self.record = None
+        Py_DECREF(<object>raw)  # the entry owns one
+        if delayed:
+            notify(&run.timer_wakes)
+        elif kept:
+            run.wake_for_retry(<PyObject*>tried_by, <PyObject*>rejected_by)
+        elif undelayed and run.phase.load(memory_order_acquire) < ENDING:  # acquire: as end_redrive
+            run.end_entry(entry, CANCELLED, None)
+            run.wake_for_drain()
+        else:
+            run.end_retry(entry)
+
+    @property
+    def current(self):
+        """The current operation: taken, and neither ended nor put back yet; or None."""
+        return <object>self.state.op if self.state.op != NULL else None
+
+    @property
+    def retry_masks(self):
+        """The masks of the current operation: of workers that had it, and that rejected it; or None, each."""
+        if self.record is None:
+            return None, None
+        return self.record.tried_by, self.record.rejected_by
+
+
+cdef object broke_down = BrokenPool("the worker broke down")
+cdef str retire_name = "retire"
+cdef str finish_name = "finish_run"
+cdef tuple signals = (Retry, Reject)
+
+
+cdef bint is_signal(PyObject* error) noexcept:
+    return PyErr_GivenExceptionMatches(error, <PyObject*>signals)
+
+
+def matches(error, classes):
+    """Whether `except classes` would catch the error: by its type, whatever its attributes or metaclass say."""
+    return PyErr_GivenExceptionMatches(<PyObject*>error, <PyObject*>classes)
+
+
+cdef int raise_set() except -1:
+    # Raises what a function declared as noexcept has set.
+    return -1
+
+
+cdef ErrorRecord owned_error_record(object error):
+    cdef PyObject* error_record = new_error_record(<PyObject*>error, <PyObject*>OperationBase, True)
+    if error_record == NULL:
+        raise_set()
+    return <ErrorRecord>steal(error_record)
+
+
+cdef ErrorRecord no_memory_for_all = owned_error_record(MemoryError("there was no memory to keep the error of this operation"))
+
+
+def new_run(policy, workers, Py_ssize_t queue_size, bint context):
+    """A run of a pool, with a loop for each of its workers."""
+    cdef PoolRun run = PoolRun(policy, workers, queue_size, context)
+    cdef Py_ssize_t index
+    for index in range(len(run.workers)):
+        run.worker_loops.append(WorkerLoop(run, index))
+    return run

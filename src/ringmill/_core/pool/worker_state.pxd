@@ -1,0 +1,33 @@
+# One worker of a run, as the rest of the run sees it. See worker_state.pyx.
+
+cimport cython
+from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libcpp.atomic cimport atomic
+
+from ringmill._core.pool.operation cimport OwnerPool
+
+@cython.final
+cdef class WorkerState:
+    # Written by the worker's own thread, unless said otherwise.
+    cdef readonly object worker     # written once, like the next two
+    cdef readonly Py_ssize_t index
+    cdef OwnerPool run
+    cdef PyObject* op               # what the worker has taken and not ended, owned; used by its own thread only
+    cdef atomic[uint64_t] word      # twice the operations it ended, plus one while it runs one
+    cdef uint64_t failed            # these four are written under the pool's lock
+    cdef uint64_t retried
+    cdef uint64_t tries
+    cdef uint64_t restarts
+    cdef atomic[uint32_t] alive     # between init and the end of its loop: retries may go to it
+    cdef bint retired               # written under the pool's lock, like all that follows
+    # for worker_waits.pyx
+    cdef PyObject* first_wait       # its WorkerWaits, borrowed: each is linked while its owner is in the wait
+    cdef PyObject* running          # the operation in which it entered the last of them; only to be compared
+    cdef PyObject* next_stalled     # in the bucket of WorkerWaits.stalled that `running` belongs to
+    cdef uint64_t visited           # the last search of waits_for_itself that has come here, and its next worker
+    cdef PyObject* todo
+
+cdef void enter_thread(WorkerState state) noexcept
+cdef void leave_thread() noexcept
+cdef PyObject* current_worker() noexcept

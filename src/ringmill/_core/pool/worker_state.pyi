@@ -1,0 +1,11 @@
+from typing import Any, final
+
+from .operation import OwnerPool
+
+@final
+class WorkerState:
+    def __new__(cls, run: OwnerPool, worker: Any, index: int) -> WorkerState: ...
+    @property
+    def worker(self) -> Any: ...
+    @property
+    def index(self) -> int: ...
