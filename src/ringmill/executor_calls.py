@@ -26,7 +26,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Generic, TypeVar
 
 from ._core.pool.context import InContext
-from ._core.pool.operation import raise_copy, repeatable
+from ._core.pool.operation import exc_info, raise_copy, repeatable
 from .arguments import describe, seconds
 from .errors import BrokenPool
 from .operation import Operation
@@ -212,7 +212,7 @@ class PoolFuture(Future[R]):
         with self._condition:
             if not self._raised:
                 self._raised = True
-                self._traceback = error.__traceback__
+                self._traceback = exc_info(error)[2]
                 return error
         return raise_copy(error, self._traceback)
 

@@ -75,6 +75,7 @@ cdef extern from *:
 cdef extern from "Python.h":
     PyObject* PyException_GetTraceback(PyObject* error) noexcept
     int PyException_SetTraceback(object error, object traceback) except -1
+    bint PyExceptionInstance_Check(object error)
     PyTypeObject* Py_TYPE(PyObject* o) nogil
     PyObject* PyType_GetQualName(PyTypeObject* type) noexcept
     PyObject* call_log "PyObject_Call"(PyObject* function, PyObject* arguments, PyObject* keywords) noexcept
@@ -632,9 +633,13 @@ operation_type.tp_traverse = operation_traverse
 # the traceback that copies begin with was taken before. With a GIL the traceback is also the better one: it does not grow.
 
 cdef object with_traceback(object error, object traceback):
-    # Not by the method, which the error's class may have replaced.
     PyException_SetTraceback(error, traceback)
     return error
+
+
+cdef object traceback_of(object error):
+    cdef PyObject* trace = PyException_GetTraceback(<PyObject*>error)
+    return steal(trace) if trace != NULL else None
 
 
 cdef object raisable(ErrorRecord error_record):
@@ -736,8 +741,9 @@ cdef object name_of(object kind):
 
 def exc_info(error):
     """What logging takes as `exc_info`; the traceback not by attribute, which the error's class may have replaced."""
-    cdef PyObject* trace = PyException_GetTraceback(<PyObject*>error)
-    return type(error), error, steal(trace) if trace != NULL else None
+    if not PyExceptionInstance_Check(error):
+        raise TypeError(f"exceptions must derive from BaseException, got {describe(error)}")
+    return type(error), error, traceback_of(error)
 
 
 cdef const char* EXC_INFO = "exc_info"

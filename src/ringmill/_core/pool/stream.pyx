@@ -49,6 +49,7 @@ from ringmill._core.pool.operation cimport (
     renew,
     raise_kept,
     traverseproc,
+    with_traceback,
 )
 from ringmill._core.ring.ring cimport (
     DONE,
@@ -229,7 +230,7 @@ cdef class Stream:
             raise own_error(self.source.failure)
         # acq_rel: of several readers one is told
         if not exchange32(self.source.granted_flag, 1, memory_order_acq_rel):
-            raise self.source.failure.with_traceback(self.source.trace)
+            raise with_traceback(self.source.failure, self.source.trace)
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
         cdef int result

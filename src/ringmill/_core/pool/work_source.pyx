@@ -43,6 +43,7 @@ from ringmill._core.pool.operation cimport (
     OperationBase,
     accept,
     is_operation,
+    traceback_of,
 )
 from ringmill._core.ring.ring cimport (
     DONE,
@@ -230,7 +231,7 @@ cdef class WorkSource:
     cdef bint end_with(self, object failure, bint from_source) except -1:
         cdef bint first
         cdef uint64_t count = 0
-        trace = failure.__traceback__ if failure is not None else None
+        trace = traceback_of(failure) if failure is not None else None
         if not self.external:
             shut(self.pending.ring)  # the tail stands still: put_count is what was accepted
         acquire(&self.lock)
