@@ -97,6 +97,8 @@ cdef extern from "Python.h":
     PyObject* PyIter_Next(object iterator) except? NULL
     PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
     PyObject* PyErr_Occurred()
+    bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
+    PyObject* PyExc_Exception
     PyTypeObject* Py_TYPE(PyObject* o) nogil
 
 
@@ -367,9 +369,12 @@ cdef class Stream:
         return False
 
     cdef bint iterator_raised(self, object error) except -1:
+        cdef bint at_once = not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception)
+        if at_once:
+            # Before the end, which lets other readers raise it. release: as the exchange in finish.
+            self.source.granted_flag.store(1, memory_order_release)
         self.end_source(error)
-        if not isinstance(error, Exception):
-            self.source.granted_flag.store(1, memory_order_release)  # release: as the exchange in finish. At once, and once
+        if at_once:
             raise error
         return False
 
