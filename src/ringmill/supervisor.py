@@ -373,7 +373,7 @@ class Supervisor:
         if matches(error, self.retry_on[worker_loop.index]):
             return self._retry(worker_loop, op, error)
         if raised and not matches(error, Exception):
-            worker_loop.fail(error, False)
+            worker_loop.fail(error, False, True)
             return error
         return self._fail(worker_loop, op, error)
 
@@ -388,7 +388,7 @@ class Supervisor:
                 handle(error, op)
             except BaseException as raised:
                 broken = raised
-        worker_loop.fail(error, handles)
+        worker_loop.fail(error, handles, broken is not None)  # it is the context of what handle_error raised
         return broken
 
     def _retry(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:

@@ -35,7 +35,7 @@ cdef class ErrorRecord:
     cdef object traceback
     cdef object kind            # the type of the operation that failed
     cdef bint seen
-    cdef atomic[uint32_t] raised  # 1: somebody was given the error itself to raise
+    cdef atomic[uint32_t] raised  # 1: somebody was given the error itself to raise, or the worker goes on to log it
 
 # For callers that must not fail: NULL, with MemoryError set, where there is no memory. The caller owns it.
 cdef PyObject* new_error_record(PyObject* error, PyObject* kind, bint seen) noexcept

@@ -441,7 +441,8 @@ cdef class OperationBase:
 
         `concurrent.futures.CancelledError` if it was cancelled, `InvalidStateError` while it is pending. Never blocks.
         The first call raises `error` itself, each later one a copy whose `__cause__` is the error (or that of the
-        error; then `__context__` is the error), so that no two threads raise one object.
+        error; then `__context__` is the error), so that no two threads raise one object. On a free-threaded build
+        the first, too, if the worker crashed: its log reads the error meanwhile.
         """
         cdef uint32_t phase = phase_of(self)
         cdef ErrorRecord error_record
@@ -631,6 +632,7 @@ operation_type.tp_traverse = operation_traverse
 # each raiser's frames to the traceback of the object that is raised, and a free-threaded build does not guard that. So each
 # gets an object of his own: the first the error itself, those after him a copy. Only the first raiser writes to the error;
 # the traceback that copies begin with was taken before. With a GIL the traceback is also the better one: it does not grow.
+# Free-threaded, nobody raises an error that the worker goes on to log: that reads it, and those that are chained to it.
 
 cdef object with_traceback(object error, object traceback):
     PyException_SetTraceback(error, traceback)

@@ -44,7 +44,7 @@ cdef class WorkerLoop:
     cdef bint settle(self, PyObject* raw) except -1
     cdef void inspect_type(self, PyObject* kind) noexcept
     cdef object judge_error(self, object error, bint raised)
-    cdef void end_failed(self, PyObject* error, bint seen) noexcept
+    cdef void end_failed(self, PyObject* error, bint seen, bint logged) noexcept
     cdef PyObject* take_error_record(self, PyObject* error, PyObject* kind, bint seen) noexcept
     cdef PyObject* call_worker(self, PyObject* method) noexcept
     cdef void clean_up(self) noexcept

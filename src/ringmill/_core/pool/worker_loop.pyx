@@ -360,7 +360,7 @@ cdef class WorkerLoop:
             if result == NULL:
                 fault = take_raised()
                 if not inherited:
-                    self.end_failed(fault, False)
+                    self.end_failed(fault, False, True)
                     log_error(
                         40, "a fault in the supervision of worker %s", <PyObject*>self.log_arguments, fault
                     )
@@ -376,7 +376,7 @@ cdef class WorkerLoop:
         # The policy has returned; or it was given up with a fault, which is `crash`.
         cdef int left = 100         # again, where memory is short for a moment
         cdef PyObject* result = NULL
-        self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False)
+        self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False, True)
         if given_up:
             self.clean_up()
             self.report_error(<PyObject*>self.crash)
@@ -474,12 +474,12 @@ cdef class WorkerLoop:
         )
         if verdict != NULL:
             if self.state.op != NULL:
-                self.end_failed(<PyObject*>error, False)
+                self.end_failed(<PyObject*>error, False, True)
             return steal(verdict)
         fault = take_raised()
         if self.state.op != NULL:
             # What `process` raised says more, unless it was a signal to the pool.
-            self.end_failed(fault if is_signal(<PyObject*>error) else <PyObject*>error, False)
+            self.end_failed(fault if is_signal(<PyObject*>error) else <PyObject*>error, False, True)
         log_error(40, "a fault while worker %s dealt with an operation that did not succeed", <PyObject*>self.log_arguments, fault)
         if PyErr_GivenExceptionMatches(fault, PyExc_Exception):
             Py_DECREF(<object>fault)
@@ -501,10 +501,13 @@ cdef class WorkerLoop:
         release(&self.pool_run.lock)
         return op.tried.fetch_add(1, memory_order_relaxed) + 1  # relaxed: a count
 
-    def fail(self, error, bint seen):
-        """Ends the current operation as failed. `seen`: the worker has looked at the error. Takes no memory that it needs."""
+    def fail(self, error, bint seen, bint logged=False):
+        """Ends the current operation as failed. Takes no memory that it needs.
+
+        `seen`: the worker has looked at the error. `logged`: it goes on to log the error, or one that is chained to it.
+        """
         self.check_current()
-        self.end_failed(<PyObject*>error, seen)
+        self.end_failed(<PyObject*>error, seen, logged)
 
     cdef PyObject* take_error_record(self, PyObject* error, PyObject* kind, bint seen) noexcept:
         # A new note, owned by the caller. Where there is no memory, the spare one; where that is gone, the one for all.
@@ -530,17 +533,23 @@ cdef class WorkerLoop:
                 self.spare_record = <ErrorRecord>steal(spare)
         return error_record
 
-    cdef void end_failed(self, PyObject* error, bint seen) noexcept:
-        # The last resort as well: needs no memory, and runs no user code but done().
+    cdef void end_failed(self, PyObject* error, bint seen, bint logged) noexcept:
+        # The last resort as well: needs no memory, and runs no user code but done(). `logged`: the worker reads the error
+        # after this, or it is not this operation's alone, so nobody may raise it, but copies only.
         cdef PyObject* raw = self.state.op
         cdef PyObject* error_record
+        cdef PyObject* handled
         if raw == NULL:
             return
         error_record = <PyObject*>(<OperationBase>raw).error_record
         if error_record != <PyObject*>None and <PyObject*>(<ErrorRecord>error_record).error == error:  # a Task has recorded it
             (<ErrorRecord>error_record).seen = (<ErrorRecord>error_record).seen or seen
+            if logged and FREE_THREADED:
+                (<ErrorRecord>error_record).raised.store(1, memory_order_relaxed)  # relaxed: as below
         else:
             error_record = self.take_error_record(error, <PyObject*>Py_TYPE(raw), seen)
+            if logged and FREE_THREADED:
+                (<ErrorRecord>error_record).raised.store(1, memory_order_relaxed)  # relaxed: published by the phase
             (<OperationBase>raw).set_error_record(<ErrorRecord>error_record)
             Py_DECREF(<object>error_record)  # the operation owns one
         self.state.op = NULL
@@ -551,7 +560,12 @@ cdef class WorkerLoop:
         self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
         release(&self.pool_run.lock)
         self.inspect_type(<PyObject*>Py_TYPE(raw))
+        # What done() raises is not chained to the error, which others may be raising when that is logged.
+        handled = PyErr_GetHandledException()
+        PyErr_SetHandledException(NULL)
         end(<OperationBase>raw, FAILED, self.overridden)
+        PyErr_SetHandledException(handled)
+        Py_XDECREF(handled)
         emit(self.current_source, raw, self.position)
 
     def put_back(self, bytes tried_by, bytes rejected_by, delay):
