@@ -25,9 +25,11 @@ def describe(value: object) -> str:
     """
     try:
         text = repr(value)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+    except KeyboardInterrupt:  # caught by its type: an exception's class may have a `__class__` that raises
+        if threading.get_ident() == threading.main_thread().ident:
             raise
+        text = object.__repr__(value)
+    except BaseException:
         text = object.__repr__(value)
     # A subclass of str may be returned, with methods of its own: str's are called.
     if str.__len__(text) <= QUOTED:
@@ -46,11 +48,13 @@ def count(name: str, value: Any, least: int | None, most: int | None = None, *, 
     """
     number = None
     problem = None
-    if hasattr(type(value), "__index__") and not _is_bool(value):
-        try:
+    try:
+        if hasattr(type(value), "__index__") and not _is_bool(value):
             number = operator.index(value)
-        except TypeError as error:  # an array of numpy's that is no scalar, for instance
-            problem = error
+    except MemoryError:
+        raise
+    except Exception as error:  # of an array of numpy's that is no scalar, or of what the user has written
+        problem = error
     if number is None:
         raise TypeError(
             f"{name} must be an integer{' or None' if optional else ''}, not {describe(value)}"
@@ -73,14 +77,21 @@ def seconds(name: str, value: Any, *, optional: bool = False, negative: bool = F
     """
     number = None
     problem: Exception | None = None
-    if _is_real(value):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf if value > 0 else -math.inf
-        except (TypeError, ValueError) as error:  # a Decimal's signalling NaN, for instance
-            problem = error
-    if number is None and not isinstance(problem, ValueError):
+    wrong: type[Exception] = TypeError
+    try:
+        if _is_real(value):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf if value > 0 else -math.inf
+    except MemoryError:
+        raise
+    except ValueError as error:  # a Decimal's signalling NaN, for instance
+        problem = error
+        wrong = ValueError
+    except Exception as error:  # of what the user has written
+        problem = error
+    if number is None and wrong is TypeError:
         raise TypeError(
             f"{name} must be a number of seconds{' or None' if optional else ''}, not {describe(value)}"
         ) from problem

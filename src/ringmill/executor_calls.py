@@ -212,7 +212,7 @@ class PoolFuture(Future[R]):
         with self._condition:
             if not self._raised:
                 self._raised = True
-                self._traceback = exc_info(error)[2]
+                self._traceback = exc_info(error)[2]  # not by attribute, which the error's class may have replaced
                 return error
         return raise_copy(error, self._traceback)
 

@@ -31,7 +31,7 @@ from typing import Any
 from ._core.platform import clock
 from ._core.pool.context import InContext
 from ._core.pool.worker_loop import WorkerLoop, matches, new_run
-from ._core.pool.operation import call_verb, log_event, report_hook, take_interrupt
+from ._core.pool.operation import call_verb, log_event, name_of, report_hook, take_interrupt
 from ._core.waiting.wait_queue import check_threads
 from .arguments import seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
@@ -44,6 +44,7 @@ logger = logging.getLogger("ringmill")
 Started = tuple[list[tuple[Worker[Any], BaseException]], bool]  # who did not come up, and why; whether it took too long
 
 LONGEST_PAUSE = 30.0  # seconds between two restarts of one worker
+cause: Any = BaseException.__dict__["__cause__"]  # not by attribute, which an error's class may have replaced
 GRACE = 0.5  # seconds that an interrupted worker has to come to an end
 
 
@@ -396,7 +397,7 @@ class Supervisor:
         try:
             call_verb(op, "increment_try")
         except BaseException as raised:
-            log_event(logging.ERROR, "%s.increment_try() raised", (type(op).__qualname__,), raised)
+            log_event(logging.ERROR, "increment_try() raised in %s", (name_of(type(op)),), raised)
         if self.settings.max_tries is not None and tries >= self.settings.max_tries:
             exhausted = RetriesExhausted(f"gave up on {describe(op)} after {tries} tries")
             exhausted.__cause__ = error
@@ -404,8 +405,8 @@ class Supervisor:
         try:
             delay = self._delay(error, tries)
         except BaseException as raised:
-            if raised.__cause__ is None:
-                raised.__cause__ = error
+            if raised is not error and cause.__get__(raised) is None:
+                cause.__set__(raised, error)
             return self._fail(worker_loop, op, raised)
         tried_by, rejected_by = worker_loop.retry_masks
         tried_by = _union(tried_by, self._equal_to(worker_loop))

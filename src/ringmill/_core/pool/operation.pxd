@@ -90,6 +90,8 @@ cdef PyTypeObject* operation_type   # OperationBase; only to be read
 
 cdef object wake_waiters(OperationBase op)
 cpdef object call_verb(OperationBase op, str name)
+cpdef object name_of(object kind)
+cdef bint overrides_done(PyObject* kind) noexcept
 
 cdef inline bint is_operation(PyObject* o) noexcept nogil:
     return PyObject_TypeCheck(o, operation_type)
@@ -156,6 +158,8 @@ cdef inline void unplace(OperationBase op) noexcept nogil:
 
 # What to raise for an error that several threads may raise: see raisable in operation.pyx.
 cdef object raisable(ErrorRecord error_record)
+cdef object with_traceback(object error, object traceback)
+cdef object traceback_of(object error)
 cdef object copy_of(object error)
 cdef object own_error(object error)
 # Not by attribute or method, which the error's class may have replaced.

@@ -94,7 +94,13 @@ cdef object args_of = BaseException.__dict__["args"]
 cdef object get_attribute = object.__getattribute__
 cdef object set_attribute = object.__setattr__
 
+cdef str done_name = "done"
+cdef object done_of_base = None  # OperationBase.done, once that is there
+
 cdef extern from "Python.h":
+    bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
+    PyObject* PyExc_KeyboardInterrupt
+    PyObject* get_attribute_of "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
     void PyErr_SetObject(object kind, object value)
     void PyErr_WriteUnraisable(object subject)
 
@@ -222,14 +228,16 @@ cdef class OperationBase:
         if self.context is not None:
             self.set_context(None)
         cdef bint again = overridden
-        while again:
-            again = False
-            try:
-                call_verb(self, "done")
-            except BaseException as error:
-                again = hook_raised(error, "done() raised in %s", type(self).__qualname__)
-                again = again and True in [done is type(self).done for done in repeated]
-        self.release(phase)
+        try:
+            while again:
+                again = False
+                try:
+                    call_verb(self, "done")
+                except BaseException as error:
+                    again = hook_raised(error, "done() raised in %s", name_of(type(self)))
+                    again = again and is_repeated(self)
+        finally:
+            self.release(phase)
         return 0
 
     cdef int release(self, uint32_t phase) except -1:
@@ -424,7 +432,7 @@ cdef class OperationBase:
             seen = self.state.load(memory_order_acquire)  # acquire: pairs with accept
             if seen & PHASE == NEW:
                 if self.try_cancel(0):
-                    self.announce_done(CANCELLED, type(self).done is not OperationBase.done)
+                    self.announce_done(CANCELLED, overrides_done(<PyObject*>Py_TYPE(<PyObject*>self)))
                     return True
             elif seen & PHASE == QUEUED:
                 owner = owners.get(seen >> OWNER_SHIFT)
@@ -541,6 +549,25 @@ cpdef object call_verb(OperationBase op, str name):
     verb = _defined(op, name, False)
     if verb is not None:
         verb()
+
+
+done_of_base = OperationBase.done
+
+
+cdef bint overrides_done(PyObject* kind) noexcept:
+    # Whether the class has a done() of its own. So it counts where its metaclass raises when it is asked.
+    cdef PyObject* done = get_attribute_of(kind, <PyObject*>done_name)
+    cdef bint overridden = done != <PyObject*>done_of_base
+    if done == NULL:
+        PyErr_Clear()
+    Py_XDECREF(done)
+    return overridden
+
+
+cdef bint is_repeated(OperationBase op) except -1:
+    # Whether its done() is one of ringmill's own, which are called again: see repeatable.
+    cdef object own = type(op).done
+    return True in [done is own for done in repeated]
 
 
 async def _until_done(OperationBase op):
@@ -733,7 +760,7 @@ cdef int raise_set() except -1:
     return -1
 
 
-cdef object name_of(object kind):
+cpdef object name_of(object kind):
     # Of a class, in words; not by attribute, which its metaclass may have replaced.
     cdef PyObject* name = PyType_GetQualName(<PyTypeObject*>kind)
     if name == NULL:
@@ -802,7 +829,10 @@ cdef bint hook_raised(object error, str what, object subject) except -1:
 cdef bint keep_interrupt(object error) except -1:
     # Keeps a KeyboardInterrupt of the main thread, the first of several. False: it is none.
     global kept_interrupt
-    if not isinstance(error, KeyboardInterrupt) or PyThread_get_thread_ident() != main_thread:
+    # By its type: the class may have a `__class__` that raises, or that lies.
+    if PyThread_get_thread_ident() != main_thread or not PyErr_GivenExceptionMatches(
+        <PyObject*>error, PyExc_KeyboardInterrupt
+    ):
         return False
     if kept_interrupt is None:
         kept_interrupt = error

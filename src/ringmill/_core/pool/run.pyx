@@ -708,7 +708,7 @@ cdef class PoolRun(OwnerPool):
         release(&self.lock)
         if not cancels:
             return False
-        op.announce_done(CANCELLED, type(op).done is not done_of_base)
+        op.announce_done(CANCELLED, overrides_done(<PyObject*>Py_TYPE(<PyObject*>op)))
         if not entry:
             acquire(&self.lock)
             entry = self.orphans.first
@@ -778,7 +778,7 @@ cdef class PoolRun(OwnerPool):
         if error_record:
             op.set_error_record(<ErrorRecord>error_record)
             Py_DECREF(<object>error_record)  # the operation owns one
-        end(op, phase, type(op).done is not done_of_base)
+        end(op, phase, overrides_done(<PyObject*>Py_TYPE(<PyObject*>op)))
         emit(source, <PyObject*>op, position)
         if ended is not None and PyList_Append(<PyObject*>ended, <PyObject*>op):
             PyErr_Clear()  # those that come after it must be ended all the same

@@ -516,7 +516,10 @@ cdef class Stream:
                 if self.wraps:
                     self.taken(1)
                 return steal(op)
-        found = await self._read()
+        try:
+            found = await self._read()
+        except StopAsyncIteration as error:  # a source that is no generator: it must not look like the end
+            raise RuntimeError("the source of a stream raised StopAsyncIteration") from error
         if found is None:
             raise StopAsyncIteration
         return found
@@ -708,7 +711,11 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
     cdef PyObject* raw
     try:
         while True:
-            source.permits.put(None)
+            try:
+                source.permits.put(None)
+            except Closed:  # the feed has ended; what the source raises may be a Closed, too
+                error = None
+                break
             raw = PyIter_Next(iterator)
             if raw == NULL:
                 error = None
@@ -719,8 +726,6 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
                 break
             raw = NULL
             op = None
-    except Closed:
-        error = None
     except BaseException as raised:
         error = raised
     source.end_source(error)

@@ -66,12 +66,10 @@ cdef enum:
 
 cdef int64_t FAR_AWAY = (<int64_t>1 << 62)
 
-cdef object done_of_base = OperationBase.done
 cdef str live_name = "_live"
 cdef str judge_name = "_judge"
 cdef str init_name = "init"
 cdef str cleanup_name = "cleanup"
-cdef str done_name = "done"
 
 cdef extern from *:
     """
@@ -326,12 +324,8 @@ cdef class WorkerLoop:
         return crash
 
     cdef void inspect_type(self, PyObject* kind) noexcept:
-        cdef PyObject* done = get_attribute(kind, <PyObject*>done_name)
         self.last_type = <object>kind
-        self.overridden = done != <PyObject*>done_of_base
-        if done == NULL:
-            PyErr_Clear()  # its metaclass raises: done() will, too
-        Py_XDECREF(done)
+        self.overridden = overrides_done(kind)
 
     # -----------------------------------------------------------------------------------------------------------
     # the whole life of a worker's thread

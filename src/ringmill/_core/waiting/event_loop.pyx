@@ -60,6 +60,9 @@ cdef extern from "Python.h":
         traverseproc tp_traverse
         inquiry tp_clear
     int Py_AddPendingCall(int (*call)(void*) noexcept, void* argument) nogil
+    bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
+    PyObject* PyExc_Exception
+    PyObject* PyExc_KeyboardInterrupt
     int PyThreadState_SetAsyncExc(unsigned long thread, object error) except -1
 
 cdef enum:
@@ -195,7 +198,7 @@ cdef class LoopMailbox:
                 sleeper.resume()
             except BaseException as error:
                 sleeper.pass_wakeup_on()  # its loop is being torn down
-                if not isinstance(error, Exception):
+                if not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
                     interrupt = error
         if interrupt is not None:
             raise interrupt  # Ctrl-C goes through the loop, as it does where a callback of its own is interrupted
@@ -251,7 +254,7 @@ cdef int raise_later(object error) noexcept:
     # The thread that runs gets it once it is out of what it does.
     try:
         if (
-            isinstance(error, KeyboardInterrupt)
+            PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_KeyboardInterrupt)
             and threading.get_ident() == threading.main_thread().ident
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
@@ -352,7 +355,7 @@ cdef class LoopSleeper(Sleeper):
                     self.resume()
                     return True
             except BaseException as error:  # the long way
-                if not isinstance(error, Exception):
+                if not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
                     raise_later(error)
         return mailbox.post(self)
 
