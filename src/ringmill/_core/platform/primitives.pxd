@@ -46,6 +46,16 @@ cdef extern from *:
         *place = value;
         return old;
     }
+    /* A function in Python that raises, and whose frame object finds no memory, returns NULL with no exception set (CPython
+       3.12 and 3.13). Cython's code would add a traceback to none, and crash: in its place comes a MemoryError. */
+    [[maybe_unused]] static inline void ringmill_have_raised(void) {
+        if (PyErr_Occurred() == NULL) PyErr_NoMemory();
+    }
+    [[maybe_unused]] static inline int ringmill_add_traceback(PyFrameObject* frame) {
+        ringmill_have_raised();
+        return PyTraceBack_Here(frame);
+    }
+    #define PyTraceBack_Here(frame) ringmill_add_traceback(frame)
     #endif
     """
     void pause "ringmill_pause"() noexcept nogil

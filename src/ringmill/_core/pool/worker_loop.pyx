@@ -73,14 +73,14 @@ cdef str cleanup_name = "cleanup"
 
 cdef extern from *:
     """
-    /* The exception that is set, whole, or NULL; the caller owns it, and none is set then. */
+    /* The exception that a call has raised, whole; the caller owns it, and none is set then. Never NULL: see primitives.pxd. */
     static inline PyObject* ringmill_take_raised(void) {
+        ringmill_have_raised();
     #if PY_VERSION_HEX >= 0x030C0000
         return PyErr_GetRaisedException();
     #else
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
-        if (type == NULL) return NULL;
         PyErr_NormalizeException(&type, &value, &trace);
         if (value != NULL && trace != NULL) PyException_SetTraceback(value, trace);
         Py_XDECREF(type);
