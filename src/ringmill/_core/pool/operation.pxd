@@ -163,7 +163,6 @@ cdef object traceback_of(object error)
 cdef object copy_of(object error)
 cdef object own_error(object error)
 # Not by attribute or method, which the error's class may have replaced.
-cdef object traceback_of(object error)
 cdef object with_traceback(object error, object traceback)
 cdef int log_exception(str what, object subject) except -1
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept

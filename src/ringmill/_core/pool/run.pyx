@@ -56,6 +56,7 @@ from ringmill._core.pool.operation cimport (
     end,
     is_operation,
     new_error_record,
+    overrides_done,
     unaccept,
     unplace,
 )
@@ -113,8 +114,6 @@ cdef enum:
     STOPPED = 1
     DUE = 2
     EARLIER = 3
-
-cdef object done_of_base = OperationBase.done
 
 
 cdef class PoolRun(OwnerPool):

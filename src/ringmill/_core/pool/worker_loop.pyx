@@ -9,7 +9,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.platform.primitives cimport now_ns, steal
+from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, steal
 from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
@@ -23,6 +23,7 @@ from ringmill._core.pool.operation cimport (
     log_error,
     log_exception,
     new_error_record,
+    overrides_done,
     put_back,
     renew,
 )
@@ -51,6 +52,8 @@ cdef extern from "Python.h":
     PyObject* get_attribute "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
     bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
     void PyErr_Clear()
+    PyObject* PyErr_GetHandledException() noexcept
+    void PyErr_SetHandledException(PyObject* error) noexcept
     PyObject* PyExc_Exception
     PyObject* Py_True
     PyObject* Py_False
