@@ -67,12 +67,12 @@ POOL = [
 ]
 HUB = ["tests/test_hub.py", "tests/test_hub_concurrent.py", "tests/test_subscription_ring_concurrent.py"]
 CHECKS = {
-    "ring.pxd": RING,
-    "wait_queue.pxd": RING,
-    "wait_queue.pyx": RING,
-    "ring_buffer.pyx": RING,
-    "subscription.pyx": HUB,
-    "subscription_ring.pyx": HUB,
+    "ring/ring.pxd": RING,
+    "waiting/wait_queue.pxd": RING,
+    "waiting/wait_queue.pyx": RING,
+    "ring/ring_buffer.pyx": RING,
+    "hub/subscription.pyx": HUB,
+    "hub/subscription_ring.pyx": HUB,
 }  # others: POOL
 
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
@@ -81,98 +81,98 @@ SOAK_POOL = ["tests/soak_pool.py", "10"]
 
 # What the machine of tests/weak_memory runs, and the casts that do.
 WEAK: dict[str, list[Cast]] = {
-    "ring.pxd": casts.RING + casts.WAITING + casts.POOLS,
-    "wait_queue.pxd": casts.LOCK + casts.WAITING,
-    **dict.fromkeys(["wait_queue.pyx", "spinning.pyx", "ring_buffer.pyx"], casts.WAITING + casts.POOLS),
-    **dict.fromkeys(["operation.pxd", "operation.pyx"], casts.OPERATIONS + casts.POOLS),
-    **dict.fromkeys(["work_source.pxd", "work_source.pyx", "accounting.pyx", "retry_routing.pyx", "run.pyx", "stream.pyx"], casts.POOLS),
-    **dict.fromkeys(["subscription.pyx", "subscription_ring.pyx"], casts.HUBS),
+    "ring/ring.pxd": casts.RING + casts.WAITING + casts.POOLS,
+    "waiting/wait_queue.pxd": casts.LOCK + casts.WAITING,
+    **dict.fromkeys(["waiting/wait_queue.pyx", "platform/spinning.pyx", "ring/ring_buffer.pyx"], casts.WAITING + casts.POOLS),
+    **dict.fromkeys(["pool/operation.pxd", "pool/operation.pyx"], casts.OPERATIONS + casts.POOLS),
+    **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/run.pyx", "pool/stream.pyx"], casts.POOLS),
+    **dict.fromkeys(["hub/subscription.pyx", "hub/subscription_ring.pyx"], casts.HUBS),
 }
 
 # What is inlined everywhere, and built anew only where those checks use it.
-BUILT = {"ring.pxd": ["ring_buffer"]}
+BUILT = {"ring/ring.pxd": ["ring_buffer"]}
 
 # What is dropped: file, text, what stands there instead. Each text must be there once.
 DROPPED = {
     "get: empty by the stamp alone": (
-        "ring.pxd", "            if without_closed(tail) == head:\n                return SHUT if says_closed(tail)",
+        "ring/ring.pxd", "            if without_closed(tail) == head:\n                return SHUT if says_closed(tail)",
         "            if True:\n                return SHUT if says_closed(tail)",
     ),
     "put: full by the stamp alone": (
-        "ring.pxd", " and ring.head.load(memory_order_seq_cst) + ring.one_lap == tail:\n            return NOT_NOW",
+        "ring/ring.pxd", " and ring.head.load(memory_order_seq_cst) + ring.one_lap == tail:\n            return NOT_NOW",
         ":\n            return NOT_NOW",
     ),
-    "put: the closed bit is not asked": ("ring.pxd", "    while not says_closed(tail):", "    while True:"),
+    "put: the closed bit is not asked": ("ring/ring.pxd", "    while not says_closed(tail):", "    while True:"),
     "put_many: a stale tail": (
-        "ring.pxd", "        if head > tail:\n            continue  # tail was stale: getters have passed it\n", "",
+        "ring/ring.pxd", "        if head > tail:\n            continue  # tail was stale: getters have passed it\n", "",
     ),
     "put_many: does not wait for the slot": (
-        "ring.pxd", "            while slot.stamp.load(memory_order_acquire) != tail:\n                relax(&spins)\n", "",
+        "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != tail:\n                relax(&spins)\n", "",
     ),
     "get_many: does not wait for the slot": (
-        "ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
+        "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
     ),
     "wait: no last look": (
-        "wait_queue.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
+        "waiting/wait_queue.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
     ),
-    "wait: a searcher looks for no more": ("wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
+    "wait: a searcher looks for no more": ("waiting/wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
     "wait: the debt ends with the search": (
-        "wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = searching and more(context)",
+        "waiting/wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = searching and more(context)",
     ),
     "wait: a search does not end": (
-        "wait_queue.pyx", "        if searching:\n            end_search(q)\n", "",
+        "waiting/wait_queue.pyx", "        if searching:\n            end_search(q)\n", "",
     ),
     "grant: does not ask for a searcher again": (
-        "wait_queue.pyx", "        if not _word(q) & SEARCHERS:\n            node = _grant(q)", "        if True:\n            node = _grant(q)",
+        "waiting/wait_queue.pyx", "        if not _word(q) & SEARCHERS:\n            node = _grant(q)", "        if True:\n            node = _grant(q)",
     ),
     "search: does not ask again under the lock": (
-        "wait_queue.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",
+        "waiting/wait_queue.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",
     ),
     "leave: a grant is not consumed": (
-        "wait_queue.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
+        "waiting/wait_queue.pyx", "        PyThread_acquire_lock(node.lock, 1)\n    return granted", "        pass\n    return granted",
     ),
     "leave: counts as the spinner still": (
-        "wait_queue.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
+        "waiting/wait_queue.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
         "    if not FREE_THREADED and q.spinner == node:\n        pass\n",
     ),
     "grant: a thread waits for a task that is first in line": (
-        "wait_queue.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
+        "waiting/wait_queue.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
         "    cdef WaitNode* thread = q.first if q.lanes == NULL or q.first and q.first.since < q.lanes.since else NULL\n",
     ),
-    "fork: the queue is not reset": ("wait_queue.pyx", "    while seen != epoch_now:", "    while False:"),
+    "fork: the queue is not reset": ("waiting/wait_queue.pyx", "    while seen != epoch_now:", "    while False:"),
     "operation: who waits does not look again": (
-        "operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",
+        "pool/operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",
         "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & 0:",
     ),
-    "operation: reset in its place": ("operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
+    "operation: reset in its place": ("pool/operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
     "cancel: the orphan is not looked for": (
-        "retry_routing.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
+        "pool/retry_routing.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
     ),
     "cancel: emitted before done()": (
-        "retry_routing.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
+        "pool/retry_routing.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
-    "retry: wakes nobody": ("retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
+    "retry: wakes nobody": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
     "end: does not ask for the seal": (
-        "accounting.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
+        "pool/accounting.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),
     "end: wakes nobody when all is settled": (
-        "accounting.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
+        "pool/accounting.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
         "            release(&self.lock)\n            return True",
     ),
-    "feed: the last to come out does not close": (
-        "work_source.pxd", "    if <int64_t>(place + 1) == feed.total.load(memory_order_seq_cst):", "    if False:",
+    "work source: the last operation to leave does not close it": (
+        "pool/work_source.pxd", "    if <int64_t>(place + 1) == source.total.load(memory_order_seq_cst):", "    if False:",
     ),
-    "feed: the end does not look whether all came out": (
-        "work_source.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
+    "work source: its end is not checked for operations that have all left": (
+        "pool/work_source.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
     ),
-    "feed: who ends a search does not arm the bell": ("run.pyx", "            sleeper = runner\n", "            sleeper = None\n"),
-    "feed: a bell is not looked behind": (
-        "run.pyx",
-        "                    if sleeper is not None:\n                        (<Feed>at).bell.arm(&(<Feed>at).pending.not_empty)\n"
-        "                    if (<Feed>at).has_work():\n                        found = at\n                        break\n",
-        "                    if (<Feed>at).has_work():\n                        found = at\n                        break\n"
-        "                    if sleeper is not None:\n                        (<Feed>at).bell.arm(&(<Feed>at).pending.not_empty)\n",
+    "work source: the end of a search does not arm the ring watcher": ("pool/run.pyx", "            sleeper = worker_loop\n", "            sleeper = None\n"),
+    "work source: the ring is not checked after its watcher was armed": (
+        "pool/run.pyx",
+        "                    if sleeper is not None:\n                        (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)\n"
+        "                    if (<WorkSource>at).has_work():\n                        found = at\n                        break\n",
+        "                    if (<WorkSource>at).has_work():\n                        found = at\n                        break\n"
+        "                    if sleeper is not None:\n                        (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)\n",
     ),
 }
 
@@ -180,7 +180,7 @@ DROPPED = {
 @dataclass(frozen=True)
 class Mutant:
     name: str
-    file: str
+    file: str  # its path within the core, as everywhere here
     text: str
     site: int = -1  # of an order: its number
 
@@ -200,13 +200,14 @@ class Site:
 
 def sites() -> list[Site]:
     found = []
-    for path in sorted((ROOT / CORE).glob("*.p[yx][xd]")):
+    for path in sorted((ROOT / CORE).rglob("*.p[yx][xd]")):
+        file = path.relative_to(ROOT / CORE).as_posix()
         for number, line in enumerate(path.read_text().splitlines(keepends=True)):
             code = line.split("#")[0]
             alone = re.fullmatch(r"\s+(memory_order_\w+,?\s*)+", code)  # a name that is imported, or the last arguments
             if re.match(r"\s*(from|cimport)\b", code) or (alone and number < 60):
                 continue
-            found += [Site(path.name, number, *match.span()) for match in ORDER.finditer(code)]
+            found += [Site(file, number, *match.span()) for match in ORDER.finditer(code)]
     return found
 
 
@@ -267,7 +268,7 @@ class Bench:
 
     def code(self) -> list[str]:
         """What was built."""
-        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((self.copy / CORE).glob("*.so"))]
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((self.copy / CORE).rglob("*.so"))]
 
     def checks(self, tests: list[str]) -> list[list[str]]:
         """The commands: those tests, and a soak; under ThreadSanitizer, where pytest takes long to start, one of them."""
@@ -319,8 +320,8 @@ class Bench:
 
     def judge(self, mutant: Mutant) -> str:
         if mutant.file in BUILT:
-            built = [path for path in (self.copy / CORE).glob("*.cpp") if path.stem not in BUILT[mutant.file]]
-            for path in [*built, *(self.copy / CORE).glob("*.so")]:  # after what they are made of
+            built = [path for path in (self.copy / CORE).rglob("*.cpp") if path.stem not in BUILT[mutant.file]]
+            for path in [*built, *(self.copy / CORE).rglob("*.so")]:  # after what they are made of
                 if path.stem.split(".")[0] not in BUILT[mutant.file]:
                     path.touch()
         if not self.build():

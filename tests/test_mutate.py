@@ -11,4 +11,4 @@ def test_each_re_check_that_is_dropped_is_there() -> None:
 
 def test_the_memory_orders_are_found() -> None:
     found = {mutant.file for mutant in mutate.orders()}
-    assert {"ring.pxd", "wait_queue.pxd", "wait_queue.pyx", "operation.pxd", "accounting.pyx", "retry_routing.pyx"} <= found
+    assert {"ring/ring.pxd", "waiting/wait_queue.pxd", "waiting/wait_queue.pyx", "pool/operation.pxd", "pool/accounting.pyx", "pool/retry_routing.pyx"} <= found

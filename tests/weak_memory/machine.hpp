@@ -119,3 +119,8 @@ public:
 [[maybe_unused]] static inline void ringmill_sleep(std::int64_t) { wm_pause(); }
 [[maybe_unused]] static inline std::int64_t ringmill_now(void) { return wm_now(); }
 [[maybe_unused]] static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
+[[maybe_unused]] static inline PyObject* ringmill_exchange(PyObject** place, PyObject* value) {
+    PyObject* old = *place;
+    *place = value;
+    return old;
+}
