@@ -11,7 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from ringmill._core import ring_buffer
+from ringmill._core.ring import ring_buffer
 
 
 def has_gil() -> bool:
