@@ -51,13 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name.startswith("test_model"):
+        if item.path.parent.name == "models":
             item.add_marker("model")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--leaks"):
-        from tests.leaks import Leaks
+        from tests.tools.leaks import Leaks
 
         config.pluginmanager.register(Leaks())
         # Hypothesis asks the collector who holds its random generators, and it does not look among the frozen.

@@ -13,7 +13,7 @@
 # one does, under the feed's lock, which also keeps the places: {is there a place? take; number it}. Its bell sleeps
 # in the ring's queue in the workers' stead. It is armed by a worker before it sleeps, and by one that ends a search while
 # others sleep, under the pool's lock while the feed is linked; a ring's put rings it, which disarms it, and it wakes a
-# worker, which looks at the ring. (tests/test_model_bell.py searches all interleavings.)
+# worker, which looks at the ring. (tests/models/test_model_ring_watcher.py searches all interleavings.)
 #
 # Chained pools (`reset=True`). One that succeeded upstream is reset as it is drawn, and accepted. One that failed there or
 # was cancelled is not accepted: who draws it (of a foreign ring, the worker that takes it) emits it at once, untouched. It

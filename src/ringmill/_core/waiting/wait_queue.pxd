@@ -36,7 +36,7 @@ cdef enum:
 cdef struct SpinLock:
     atomic[uint32_t] held  # 0 or 1
 
-# A test build records here which locks the calling thread holds (tests/lock_rules); every other build, nothing.
+# A test build records here which locks the calling thread holds (tests/tools/lock_rules); every other build, nothing.
 cdef extern from *:
     """
     #ifndef RINGMILL_LOCK_ACQUIRED

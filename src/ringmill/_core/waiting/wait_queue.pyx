@@ -20,7 +20,7 @@
 # any look finds something, the searcher takes one and looks whether there is more; if so, it wakes the next. That look
 # sees whatever the waker had published, because the waker read the word before the search ended. The debt outlives the
 # search: one that goes back to sleep, finds something on its last look and cancels is no searcher any more, and owes.
-# (tests/test_model_park_wake.py searches all interleavings; without that last rule it finds a lost wake-up.)
+# (tests/models/test_model_park_wake.py searches all interleavings; without that last rule it finds a lost wake-up.)
 #
 # A granted node is out of the list. Whoever leaves without having parked to the end (timeout, interrupt, an item found
 # on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the

@@ -1,0 +1,99 @@
+"""The benchmarks run, at a thousandth of their size: that they work is tested, never how fast anything is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.__main__ import TOPICS
+from benchmarks.__main__ import main as run_suite
+from benchmarks.harness import Suite, open_suite
+
+HERE = Path(__file__).parents[2] / "benchmarks"
+
+
+def tiny(topic: str) -> Suite:
+    options = argparse.Namespace(quick=False, tiny=True, rounds=None, json=None)
+    suite = open_suite(options)
+    suite.topic = topic
+    TOPICS[topic].run(suite)
+    return suite
+
+
+@pytest.mark.parametrize("topic", sorted(TOPICS))
+def test_a_topic_runs(topic: str) -> None:
+    suite = tiny(topic)
+    assert suite.comparisons
+    assert not [line for line in suite.skipped if "failed" in line]
+    for result in suite.comparisons:
+        assert result.topic == topic
+        assert set(result.targets) <= set(result.ratios)
+        assert {len(times) for times in result.rounds.values()} == {1}
+
+
+def test_each_topic_is_a_script_too() -> None:
+    assert {path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py")} == set(TOPICS)
+    script = HERE / "bench_subscription_ring.py"
+    run = subprocess.run([sys.executable, script, "--tiny"], capture_output=True, text=True, check=True)
+    assert "median" in run.stdout
+    code = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path)"  # their imports, as a script's
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    subprocess.run([sys.executable, "-c", code, *HERE.glob("bench_*.py")], env=environment, check=True)
+
+
+def test_a_topic_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_suite(["ring_bufer"])
+    assert "subscription_ring" in capsys.readouterr().err
+
+
+def test_a_peer_that_fails_is_left_out_and_ringmill_is_not() -> None:
+    def fails(_: int) -> None:
+        raise RuntimeError("broken")
+
+    suite = Suite(rounds=2)
+    sides = {"ours": lambda n: None, "theirs": fails}
+    assert list(suite.compare("title", 10, "1 thread", sides, targets={"theirs": (1, 1)}).rounds) == ["ours"]
+    assert "broken" in suite.skipped[0]
+    with pytest.raises(RuntimeError, match="broken"):
+        suite.compare("title", 10, "1 thread", {"ours": fails})
+
+
+def small_run(python: str, ratio: float) -> dict[str, Any]:
+    def comparison(title: str, curve: list[object] | None) -> dict[str, Any]:
+        return {
+            "topic": "growth" if curve else "pool", "title": title, "threads": "1 thread", "curve": curve,
+            "n": {"ours": 10, "theirs": 10}, "unit": "us per operation", "subject": "ours",
+            "rounds": {"ours": [1.0], "theirs": [ratio]}, "medians": {"ours": 1.0, "theirs": ratio},
+            "peer time / subject time": {"theirs": ratio}, "targets": {} if curve else {"theirs": 2.0},
+        }  # fmt: skip
+
+    return {
+        "environment": {"python": python, "commit": "abc"}, "rounds": 1, "share": "1/1", "skipped": [],
+        "comparisons": [comparison("a | b", None), *(comparison(f"{n}", ["curve", "n", n]) for n in (10, 100))],
+        "measures": [{"topic": "growth", "title": "memory", "unit": "KiB", "values": {"ours": 1.5}, "target": ""}],
+    }  # fmt: skip
+
+
+def test_a_report_is_written_from_json(tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    files[0].write_text(json.dumps(small_run("CPython 3.13.0, GIL on", 2.5)))
+    files[1].write_text(json.dumps(small_run("CPython 3.13.0, GIL off", 0.5)))
+    report.main(["--out", str(tmp_path / "out"), "--from", *map(str, files)])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| a \\| b | theirs | 2.50 | 2 | yes | 0.50 | 2 | no |" in text
+    assert "| memory | ours | KiB | 1.50 | 1.50 |" in text
+
+
+def test_a_report_has_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.write(report.label_all([small_run("CPython 3.13.0, GIL on", 2.5)]), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"targets.png", "pool.png", "growth.png"}

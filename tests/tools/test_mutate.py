@@ -1,0 +1,14 @@
+"""What mutate.py changes stands in the core: a mutant whose text has gone would not be made, unnoticed."""
+
+from __future__ import annotations
+
+from tests.tools import mutate
+
+
+def test_each_re_check_that_is_dropped_is_there() -> None:
+    assert len(mutate.checks()) == len(mutate.DROPPED)  # each asserts that its text is there, once
+
+
+def test_the_memory_orders_are_found() -> None:
+    found = {mutant.file for mutant in mutate.orders()}
+    assert {"ring/ring.pxd", "waiting/wait_queue.pxd", "waiting/wait_queue.pyx", "pool/operation.pxd", "pool/accounting.pyx", "pool/retry_routing.pyx"} <= found

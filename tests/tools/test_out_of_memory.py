@@ -1,0 +1,59 @@
+"""When an allocation fails, a call raises MemoryError or succeeds anyway; nothing crashes, hangs, is lost or leaked.
+
+Each public call runs in a process of its own (out_of_memory): with each of its first allocations failing alone, and
+with those after it. RINGMILL_LONG=1 fails the first 200 instead of 40. What CPython and Cython do wrong themselves
+is in out_of_memory/faults.py. Not shown: free-threaded builds (below).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("_testcapi", reason="this CPython came without _testcapi, which makes allocations fail")
+
+from tests.tools import out_of_memory
+
+LONG_RUN = bool(os.environ.get("RINGMILL_LONG"))
+ALLOCATIONS = 200 if LONG_RUN else 40
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="cases run in forks, and use the timers of POSIX"),
+    pytest.mark.watchdog(600 if LONG_RUN else 100),
+    pytest.mark.skipif(
+        bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        reason="PyList_New of free-threaded CPython 3.13 frees what it never allocated when there is no memory",
+    ),
+    pytest.mark.skipif(
+        sys.version_info >= (3, 16),
+        reason="what CPython itself does wrong without memory is known, and allowed for, in 3.11 to 3.15 only",
+    ),
+]
+
+
+def fails_allocations(name: str) -> dict[str, int]:
+    limit = ALLOCATIONS if name not in out_of_memory.FORKS or LONG_RUN else 8
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tools.out_of_memory", name, str(limit)],
+        cwd=ROOT, env=os.environ | {"PYTHONMALLOC": "default"}, capture_output=True, text=True,
+        timeout=580 if LONG_RUN else 90,
+    )
+    assert done.returncode == 0, f"status {done.returncode}\n{done.stderr}"
+    figures: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    print(name, figures)
+    assert figures["cases"] == (limit if name in out_of_memory.ALONE else 2 * limit)
+    assert figures["failed"] > 0, "no allocation of this call was made to fail"
+    assert not figures["strange"]
+    return figures
+
+
+@pytest.mark.parametrize("name", out_of_memory.CASES)
+def test_a_call_without_memory_raises_or_succeeds(name: str) -> None:
+    fails_allocations(name)

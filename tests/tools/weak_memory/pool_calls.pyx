@@ -1,0 +1,235 @@
+# Calls of operations, on a bare ring, and of a pool's core: what WorkerPool and its supervisor call.
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_relaxed
+
+from ringmill._core.pool.run cimport PoolRun
+from ringmill._core.pool.worker_loop cimport WorkerLoop
+from ringmill._core.pool.work_source cimport WorkSource
+from ringmill._core.platform.primitives cimport pause
+from ringmill._core.pool.operation cimport (
+    CANCELLED,
+    RELEASED,
+    SUCCEEDED,
+    OperationBase,
+    accept,
+    begin,
+    end,
+    reset,
+    unplace,
+)
+from ringmill._core.ring.ring cimport DONE
+from ringmill._core.ring.ring_buffer cimport RingBuffer
+from ringmill._core.stage cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
+from ringmill._core.pool.stream cimport Stream
+from ringmill._core.waiting.wait_queue cimport NEVER
+
+from ringmill._core.pool.worker_loop import new_run
+
+
+cdef int number_of(Stage stage, object op) noexcept:
+    cdef int k
+    for k in range(OPERATIONS):
+        if stage.operations[k] is op:
+            return k
+    wm_find("an operation is none of ours")
+    return -1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# operations
+
+cdef void run_one(Stage stage) noexcept:
+    cdef PyObject* item = NULL
+    cdef int number
+    cdef OperationBase op
+    if stage.ring.get_item(&item, NEVER, True) != DONE:
+        wm_find("no operation comes out of the ring")
+    op = <OperationBase>item
+    Py_DECREF(op)
+    number = number_of(stage, op)
+    if not begin(op):
+        unplace(op)
+        return
+    wm_read_variable(INPUT + number)
+    wm_write_variable(OUTPUT + number)
+    stage.ended[number] += 1
+    end(op, SUCCEEDED, False)
+
+
+cdef void call_operation(Stage stage, Call* call) noexcept:
+    cdef OperationBase op
+    if call.letter == b"r":
+        run_one(stage)
+        return
+    op = stage.operations[call.number]
+    if call.letter == b"a":
+        wm_write_variable(INPUT + call.number)
+        stage.submitted[call.number] += 1
+        if not accept(op, 1):
+            wm_find("an operation that is new is not accepted")
+        Py_INCREF(op)
+        if stage.ring.put_item(<PyObject*>op, NEVER, True) != DONE:
+            wm_find("an operation does not go into the ring")
+    elif call.letter == b"q":
+        if op.try_cancel(1):
+            wm_write_variable(OUTPUT + call.number)
+            stage.ended[call.number] += 1
+            op.announce_done(CANCELLED, False)
+    elif call.letter == b"z":
+        while not reset(op):
+            pause()
+    elif op.wait(1e-5 if call.impatient else None) and call.letter == b"k":
+        wm_read_variable(OUTPUT + call.number)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# pools
+
+cdef void open_pool(Stage stage, int workers, Py_ssize_t capacity, str stream):
+    cdef WorkSource source
+    stage.core = new_run("a pool", [None] * workers, capacity, False)
+    if stream == "drawn":
+        source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
+        stage.core.add(source)
+        stage.stream = Stream(stage.core, source, source=draw(stage), wraps=True, draws=True)
+    elif stream:
+        source = WorkSource(stage.ring, RingBuffer(capacity), external=True)
+        stage.core.add(source)
+        stage.stream = Stream(stage.core, source, wraps=True)
+
+
+cdef class draw:
+    # The source of a wrap: all operations; by whichever thread has the turn.
+    cdef Stage stage
+    cdef int next
+
+    def __init__(self, Stage stage):
+        self.stage = stage
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.next == 2:
+            raise StopIteration
+        wm_write_variable(INPUT + self.next)
+        self.stage.submitted[self.next] += 1
+        self.stage.streamed.add(self.next)
+        self.next += 1
+        return self.stage.operations[self.next - 1]
+
+
+cdef void work(Stage stage, int index) noexcept:
+    # A worker's loop, until the pool ends.
+    cdef WorkerLoop worker_loop = stage.core.worker_loops[index]
+    cdef int number
+    cdef object op
+    me = bytes([k == index for k in range(len(stage.core.worker_loops))])
+    worker_loop.set_alive(True)
+    while True:
+        op = next(worker_loop, None)
+        if op is None:
+            break
+        number = number_of(stage, op)
+        wm_read_variable(INPUT + number)
+        way = stage.ways.get(number)
+        if way == "r" and stage.retries[number] == 0:
+            stage.retries[number] += 1
+            op = None
+            worker_loop.put_back(me, None, 0.0)
+        elif way == "j" and index == 0:
+            op = None
+            worker_loop.put_back(None, me, 0.0)
+        else:
+            wm_write_variable(OUTPUT + number)
+            stage.ended[number] += 1
+            if way == "f":
+                worker_loop.fail(ValueError(), True)
+            op = None
+    worker_loop.release_sources()
+    worker_loop.set_alive(False)
+
+
+cdef bint read_one(Stage stage, Stream stream) noexcept:
+    # False: that was all.
+    cdef PyObject* item = NULL
+    cdef OperationBase op
+    cdef int result
+    result = stream.read(&item, NEVER, True)  # what it raises comes to search's hook
+    if result != DONE:
+        return False
+    op = <OperationBase>item
+    Py_DECREF(op)
+    # relaxed: what is seen of it by the stream alone
+    if not op.state.load(memory_order_relaxed) & RELEASED:
+        wm_find("an operation comes out of its stream before done() was called")
+    number = number_of(stage, op)
+    stage.out[number] += 1
+    wm_read_variable(OUTPUT + number)
+    return True
+
+
+cdef void call_pool(Stage stage, int who, Call* call) noexcept:
+    cdef PoolRun core = stage.core
+    cdef Stream stream
+    cdef OperationBase op = stage.operations[call.number] if call.number < OPERATIONS else None
+    if call.letter == b"W":
+        work(stage, call.number)
+    elif call.letter == b"d" or call.letter == b"D":
+        wm_write_variable(INPUT + call.number)
+        stage.submitted[call.number] += 1
+        if call.letter == b"d":
+            core.do(op, NEVER)
+        else:
+            core.submit(op)
+    elif call.letter == b"E":  # the last so many operations
+        ops = stage.operations[OPERATIONS - call.number :]
+        for k in range(OPERATIONS - call.number, OPERATIONS):
+            wm_write_variable(INPUT + k)
+            stage.streamed.add(k)
+            stage.submitted[k] += 1
+        stage.streams[who] = Stream(core, core.execute(ops))
+    elif call.letter == b"R":
+        while read_one(stage, <Stream>stage.streams[who]):
+            pass
+    elif call.letter == b"N":
+        while read_one(stage, stage.stream):
+            pass
+    elif call.letter == b"u":  # into the ring that is wrapped
+        wm_write_variable(INPUT + call.number)
+        stage.submitted[call.number] += 1
+        stage.streamed.add(call.number)
+        Py_INCREF(op)
+        stage.ring.put_item(<PyObject*>op, NEVER, True)
+    elif call.letter == b"c":
+        if core.cancel(op):
+            stage.ended[call.number] += 1
+    elif call.letter == b"v":
+        check_books(core.stats()[0])
+    elif call.letter == b"s":
+        core.drain()
+
+
+cdef void check_books(dict counts) noexcept:
+    rest = [counts[name] for name in ("queued", "running", "delayed", "succeeded", "failed", "cancelled")]
+    if min(rest) < 0 or counts["accepted"] != sum(rest):
+        wm_find("the books do not agree with themselves")
+
+
+cdef str complaint(Stage stage):
+    # What is wrong at rest.
+    cdef int k, submitted = 0
+    for k in range(OPERATIONS):
+        submitted += stage.submitted[k]
+        if stage.ended[k] != stage.submitted[k]:
+            return f"operation {k} was handed over {stage.submitted[k]} times, and ended {stage.ended[k]} times"
+        if stage.out[k] != (stage.ended[k] if k in stage.streamed else 0):
+            return f"operation {k} ended {stage.ended[k]} times, and came out {stage.out[k]} times"
+    if stage.core is not None:
+        total = stage.core.stats()[0]
+        if total["accepted"] != submitted or total["queued"] or total["running"] or total["delayed"]:
+            return f"{submitted} were handed over, and the books say {total}"
+        stage.core.finish()
+    return ""

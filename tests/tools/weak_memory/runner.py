@@ -1,0 +1,89 @@
+"""Runs casts on what was built, in a process of its own, since one in which something was found is good for nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.models.test_model_ring_slots import linearizable
+from tests.tools.weak_memory.casts import ALL, outcomes
+
+ROOT = Path(__file__).parents[3]
+AT_ONCE = 200  # executions of a cast before it is the next one's turn
+Cast = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run ended: "" or what was found; and all there is to tell."""
+
+    complaint: str
+    text: str
+
+
+def run(
+    built: Path, seconds: float, casts: list[Cast] | None = None, seed: int | None = None, relaxed: int = -1
+) -> Verdict:
+    """Runs all casts in turn for so long; or one execution of one, and tells it.
+
+    `relaxed`: the site of the order that is relaxed, where it was built for that.
+    """
+    request = json.dumps(
+        {"built": str(built), "seconds": seconds, "casts": casts or ALL, "seed": seed, "relaxed": relaxed}
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tools.weak_memory.runner", request],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds + 120,
+    )
+    if done.returncode == 0:
+        return Verdict("", done.stdout.strip())
+    text = (done.stdout + done.stderr).strip()
+    return Verdict(text.splitlines()[0] if text else f"status {done.returncode}", text)
+
+
+def _run(built: str, seconds: float, casts: list[Cast], seed: int | None, relaxed: int) -> None:
+    machine = ctypes.CDLL(f"{built}/libmachine.so", mode=ctypes.RTLD_GLOBAL)
+    machine.wm_relax(relaxed)
+    sys.path.insert(0, f"{built}/src")
+    from ringmill._core import scenarios  # type: ignore[attr-defined]
+
+    gc.disable()  # it would run within an execution, on some thread of it
+    if seed is not None:
+        (capacity, cast), *_ = casts
+        what, _, story = scenarios.story(cast, capacity, seed)
+        print(what, story, sep="\n", flush=True)
+        os._exit(0)
+    seen: dict[Cast, set[Any]] = {}
+    first, executions, started = 0, 0, time.monotonic()
+    while time.monotonic() - started < seconds:
+        for capacity, cast in casts:
+            histories, finding = scenarios.search(cast, capacity, first, AT_ONCE)
+            if finding:
+                _complain(cast, capacity, *finding)
+            gc.collect()
+            known = seen.setdefault((capacity, cast), set())
+            for history, of_seed in histories.items():
+                if history not in known and not linearizable(capacity, history, outcomes):
+                    what = f"no queue does this: {history}"
+                    _complain(cast, capacity, what, of_seed, scenarios.story(cast, capacity, of_seed)[2])
+                known.add(history)
+        first += AT_ONCE
+        executions += AT_ONCE * len(casts)
+    print(f"{executions} executions of {len(casts)} casts, {sum(map(len, seen.values()))} histories: 0 findings")
+
+
+def _complain(cast: str, capacity: int, what: str, seed: int, story: str) -> None:
+    print(f"{what} (--cast '{cast}' --capacity {capacity} --seed {seed})", story, sep="\n", flush=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _run(**json.loads(sys.argv[1]))
