@@ -379,7 +379,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         threading.Thread(
             target=copy_context().run,
             args=(draw_on_thread, run.core, work_source, iterator, reset),
-            name=f"{self._name}-drawn_by",
+            name=f"{self._name}-source",
             daemon=True,
         ).start()
         return stream

@@ -50,7 +50,7 @@ class Job(Operation):
         self.step = step
 
 
-class Hand(Worker[Job]):
+class JobWorker(Worker[Job]):
     def __init__(self, init: Callable[[], Any] = int, cleanup: Callable[[], Any] = int) -> None:
         self.comes_up, self.cleans_up = init, cleanup
 
@@ -131,7 +131,7 @@ def test_finalizers_of_operations_that_end_with_the_pool_may_ask_the_pool(where:
         fill()
         raise SystemExit
 
-    pool: WorkerPool[Job] = WorkerPool([Hand()], max_restarts=0)
+    pool: WorkerPool[Job] = WorkerPool([JobWorker()], max_restarts=0)
     pool.start()
     if where == "put aside":
         crashing = pool.do(Job(fill_and_crash))
@@ -166,7 +166,7 @@ def test_the_finalizer_of_a_sources_error_may_close_the_stream(end: str) -> None
         yield Job(gate)
         raise Boom(lambda: streams[0].close())
 
-    pool: WorkerPool[Job] = WorkerPool([Hand()])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker()])
     pool.start()
     streams = [pool.wrap(source())]
     assert kind_of(lambda: streams[0].get(SHORT)) is queue.Empty
@@ -190,7 +190,7 @@ def test_the_error_of_a_source_is_not_replaced_when_a_worker_is_stuck() -> None:
         yield Job(gate)
         raise LookupError("the source's own")
 
-    pool: WorkerPool[Job] = WorkerPool([Hand()])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker()])
     pool.start()
     stream = pool.wrap(source(), drawn_by="thread")
     assert gate.reached.wait(LONG)
@@ -208,7 +208,7 @@ def test_the_error_of_a_source_is_not_replaced_when_a_worker_is_stuck() -> None:
 def test_of_two_pools_on_one_ring_the_one_that_has_room_is_woken(switch_interval: float) -> None:
     """A full stream's pool must not swallow the wake-up of the other's."""
     ring = RingBuffer[Job](1)
-    with WorkerPool([Hand()]) as full, WorkerPool([Hand()]) as other:
+    with WorkerPool([JobWorker()]) as full, WorkerPool([JobWorker()]) as other:
         first = Job()
         ring.put(first)
         blocked = full.wrap(ring, buffer=1)
@@ -227,7 +227,7 @@ def test_of_two_pools_on_one_ring_the_one_that_has_room_is_woken(switch_interval
 def test_bells_getters_that_time_out_and_close_race(seed: int, switch_interval: float) -> None:
     """The queue of sleepers of one ring holds threads and bells in any order when it is closed."""
     until = time.monotonic() + 0.3
-    with WorkerPool([Hand()]) as one, WorkerPool([Hand()]) as two:
+    with WorkerPool([JobWorker()]) as one, WorkerPool([JobWorker()]) as two:
         for lap in itertools.count(seed % 1000):
             if time.monotonic() > until:
                 break
@@ -263,7 +263,7 @@ def test_what_a_ring_should_not_have_held_makes_room_for_who_waits_to_put(name: 
     used = Job()
     assert used.cancel()
     bad = {"text": "bad", "no repr": Nameless(), "used": used}[name]
-    with WorkerPool([Hand(), Hand()]) as pool:
+    with WorkerPool([JobWorker(), JobWorker()]) as pool:
         for _ in range(20):
             ring = RingBuffer[Any](1)
             ring.put(bad)
@@ -284,7 +284,7 @@ def test_what_a_ring_should_not_have_held_makes_room_for_who_waits_to_put(name: 
 def test_the_ring_of_a_pool_that_has_ended_does_not_keep_it(end: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL + 1, "ringmill")  # pytest keeps what is logged, the pool included
     ring = RingBuffer[Job](4)
-    worker = Hand()
+    worker = JobWorker()
     pool: WorkerPool[Job] = WorkerPool([worker], max_restarts=0)
     pool.start()
     stream = pool.wrap(ring)
@@ -327,7 +327,7 @@ def test_what_init_hands_over_at_a_restart_does_not_wait_for_room() -> None:
         if len(inits) > 1:
             handed.extend(pool.do(Job()) for _ in range(3))
 
-    pool: WorkerPool[Job] = WorkerPool([Hand(init)], queue_size=1)
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(init)], queue_size=1)
     with pool:
         lost, gate = hold(pool, SystemExit())
         queued = pool.do(Job())  # it is full
@@ -351,7 +351,7 @@ def test_hooks_of_a_restart_cannot_wait_for_the_pool(hook: str) -> None:
             kinds.extend(kind_of(call) for call in (own.wait, pool.execute([Job()]).get, pool.shutdown, pool.start))
             kinds.append(kind_of(lambda: pool.shutdown(timeout=0)))
 
-    pool: WorkerPool[Job] = WorkerPool([Hand(init=visit) if hook == "init" else Hand(cleanup=visit)])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(init=visit) if hook == "init" else JobWorker(cleanup=visit)])
     with pool:
         armed.set()
         lost = pool.do(Job(SystemExit()))
@@ -370,7 +370,7 @@ def test_init_cannot_start_its_own_pool(run: str) -> None:
             kinds.append(kind_of(lambda: pool.start(timeout=1)))
 
     armed = threading.Event()
-    pool: WorkerPool[Job] = WorkerPool([Hand(init)])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(init)])
     if run == "second":
         with pool:
             pass
@@ -387,7 +387,7 @@ def test_init_and_cleanup_of_a_start_find_no_running_pool() -> None:
         for call in (lambda: pool.do(Job()), lambda: pool.execute([Job()]), lambda: pool.wrap([])):
             kinds.append((hook, kind_of(call)))
 
-    pool: WorkerPool[Job] = WorkerPool([Hand(lambda: visit("init"), lambda: visit("cleanup"))])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(lambda: visit("init"), lambda: visit("cleanup"))])
     for _ in range(2):
         with pool:
             assert pool.do(Job()).wait(LONG)
@@ -406,7 +406,7 @@ def test_a_pool_whose_start_failed_is_not_running(earlier: bool) -> None:
         if not good.is_set():
             raise ValueError("in init")
 
-    pool: WorkerPool[Job] = WorkerPool([Hand(init), Hand()])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(init), JobWorker()])
     if earlier:
         good.set()
         with pool:
@@ -442,7 +442,7 @@ def test_wrap_races_with_start_and_shutdown(switch_interval: float) -> None:
         if fails.is_set():
             raise ValueError("in init")
 
-    pool: WorkerPool[Job] = WorkerPool([Hand(init)])
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(init)])
     stop = threading.Event()
 
     def wrap() -> int:
@@ -480,7 +480,7 @@ READS: list[Any] = [
 @pytest.mark.parametrize("read", READS)
 def test_a_worker_that_reads_the_stream_of_its_own_operation(read: Callable[[Stream[Job]], Any]) -> None:
     """It is one more reader. It cannot wait for what only itself would do; what is ready it takes, and nobody else gets that."""
-    with WorkerPool([Hand()]) as pool:
+    with WorkerPool([JobWorker()]) as pool:
         taken: list[Job] = []
 
         def step() -> None:
@@ -507,7 +507,7 @@ def test_get_many_loses_nothing_when_the_source_raises(
         yield from ops
         raise kind
 
-    with WorkerPool([Hand()]) as pool:
+    with WorkerPool([JobWorker()]) as pool:
         stream = pool.wrap(source(), buffer=buffer)
         came: list[Job] = []
         raised = 0
@@ -533,7 +533,7 @@ def test_readers_by_lot_and_one_by_one_share_a_source(
     kind: type[Exception] | None, seed: int, switch_interval: float
 ) -> None:
     until = time.monotonic() + 0.3
-    with WorkerPool([Hand()]) as pool:
+    with WorkerPool([JobWorker()]) as pool:
         while time.monotonic() < until:
             ops = [Job() for _ in range(25 + seed % 5)]
 

@@ -89,7 +89,7 @@ def test_a_task_that_reads_a_stream() -> None:
 
 
 def test_what_a_source_gave_and_is_no_operation() -> None:
-    """Feed.bad item: owned by the feed, and it may own the stream."""
+    """WorkSource.bad_item: the work source owns it, and it may own the stream."""
 
     class Stranger:
         stream: Any

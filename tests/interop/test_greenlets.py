@@ -44,18 +44,18 @@ CALLS = """
 import faulthandler
 faulthandler.dump_traceback_later(30, exit=True)
 
-class Hand(Worker):
+class JobWorker(Worker):
     def process(self, op): pass
 
 async def start():
-    async with WorkerPool([Hand()]): pass
+    async with WorkerPool([JobWorker()]): pass
 
 ring, full, hub = RingBuffer(1), RingBuffer(1), Hub(buffer=1)
 full.put(1)
 subscription = hub.subscribe()
 calls = {
-    "start": WorkerPool([Hand()]).start,
-    "with": WorkerPool([Hand()]).__enter__,
+    "start": WorkerPool([JobWorker()]).start,
+    "with": WorkerPool([JobWorker()]).__enter__,
     "async with": lambda: start().send(None),
     "submit": lambda: PoolExecutor(1).submit(print),
     "map": lambda: PoolExecutor(1).map(print, [1]),
@@ -144,9 +144,9 @@ def test_pools_that_ran_before_the_patch_go_on() -> None:
     assert run(FAKES["fake gevent"] + """
 import os, sys, time
 from ringmill import *
-class Hand(Worker):
+class JobWorker(Worker):
     def process(self, op): pass
-pool = WorkerPool([Hand()])
+pool = WorkerPool([JobWorker()])
 pool.start()
 patch()
 for _ in range(3):

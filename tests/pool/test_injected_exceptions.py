@@ -47,7 +47,7 @@ class Quit(BaseException):
     """As a debugger's, or SystemExit."""
 
 
-class Hand(Worker[Any]):
+class JobWorker(Worker[Any]):
     retry_on = ConnectionError
 
     def __init__(self) -> None:
@@ -141,15 +141,15 @@ def quiet() -> Iterator[None]:
 
 def run_traced(kind: str, number: int, error: type[BaseException], stubborn: bool, restarts: int) -> bool:
     """One pool with one tracer; returns whether the tracer came to raise."""
-    hands = [Hand(), Hand()]
-    pool = WorkerPool(hands, max_tries=3, max_restarts=restarts, restart_pause=0)
+    workers = [JobWorker(), JobWorker()]
+    pool = WorkerPool(workers, max_tries=3, max_restarts=restarts, restart_pause=0)
     tracer = Tracer(number, error, stubborn)
     threading.settrace(tracer)  # type: ignore[arg-type]
     try:
         pool.start()
     except ringmill.WorkerInitError:
         assert tracer.place is not None
-        assert [hand.cleanups for hand in hands] == [hand.inits for hand in hands]
+        assert [worker.cleanups for worker in workers] == [worker.inits for worker in workers]
         return True
     finally:
         threading.settrace(None)  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def run_traced(kind: str, number: int, error: type[BaseException], stubborn: boo
     pool.shutdown(timeout=LONG)
     assert stats.accepted == stats.succeeded + stats.failed == len(ops)
     assert not pool._run.alive()  # type: ignore[union-attr]
-    assert [hand.cleanups for hand in hands] == [hand.inits for hand in hands]
+    assert [worker.cleanups for worker in workers] == [worker.inits for worker in workers]
     with pool:  # nothing that the next run needs is left locked
         assert pool.do(Job("returns")).wait(LONG)
     return tracer.place is not None
@@ -191,8 +191,8 @@ def test_at_each_line(kind: str, error: type[BaseException], stubborn: bool) -> 
 @pytest.mark.usefixtures("quiet")
 def test_exceptions_injected_into_a_worker_that_works(seed: int) -> None:
     """PyThreadState_SetAsyncExc, which comes between any two bytecodes."""
-    hands = [Hand(), Hand()]
-    pool = WorkerPool(hands, max_tries=3, max_restarts=None, restart_pause=0)
+    workers = [JobWorker(), JobWorker()]
+    pool = WorkerPool(workers, max_tries=3, max_restarts=None, restart_pause=0)
     pool.start()
     stop = threading.Event()
     inject: Callable[[int, Any], int] = lambda ident, what: ctypes.pythonapi.PyThreadState_SetAsyncExc(  # noqa: E731

@@ -31,7 +31,7 @@ PRELUDE = """
         def done(self):
             say(f"{self.name} {self.outcome.value}")
 
-    class Hand(Worker):
+    class JobWorker(Worker):
         retry_on = (OSError,)
         def process(self, op):
             if op.call is not None:
@@ -40,7 +40,7 @@ PRELUDE = """
             say("cleanup")
 
     def started(name="mill", count=1):
-        pool = WorkerPool([Hand() for _ in range(count)], name=name)
+        pool = WorkerPool([JobWorker() for _ in range(count)], name=name)
         pool.start()
         return pool
 
@@ -118,7 +118,7 @@ def test_an_exit_hook_may_wait_for_an_operation_and_starts_nothing(hook: str) ->
             atexit.unregister(at_exit._at_exit)
             atexit.register(late)
             atexit.register(at_exit._at_exit)
-        old, new = started(), WorkerPool([Hand()])
+        old, new = started(), WorkerPool([JobWorker()])
         used, unused = PoolExecutor(1), PoolExecutor(1)
         used.submit(nap)
         op = old.do(Job("op", nap))
@@ -132,7 +132,7 @@ def test_an_exit_hook_may_wait_for_an_operation_and_starts_nothing(hook: str) ->
 def test_a_thread_that_outlives_the_main_thread_is_refused_and_joined(hook: str) -> None:
     """As concurrent.futures does it: nothing is accepted from any thread, and what was accepted can be read."""
     said, errors = run("""
-        pool, other = started(), WorkerPool([Hand()])
+        pool, other = started(), WorkerPool([JobWorker()])
         executor = PoolExecutor(1)
         executor.submit(nap)
         stream = pool.execute([Job("a", nap), Job("b")])
@@ -182,7 +182,7 @@ def test_a_pool_of_another_thread_is_finished_too() -> None:
 
 def test_a_start_that_the_end_overtakes_is_refused_and_cleaned_up() -> None:
     said, errors = run("""
-        class Slow(Hand):
+        class Slow(JobWorker):
             def init(self):
                 initializing.set()
                 wait_for_the_end()
@@ -314,10 +314,10 @@ def late():
     ring = ringmill.RingBuffer(2)
     ring.put(1)
     print(ring.get())
-    class Hand(ringmill.Worker):
+    class JobWorker(ringmill.Worker):
         def process(self, op): pass
     try:
-        ringmill.WorkerPool([Hand()]).start()
+        ringmill.WorkerPool([JobWorker()]).start()
     except ringmill.PoolNotRunning:
         print("refused")
     try:
@@ -341,7 +341,7 @@ def test_importing_ringmill_loads_neither_multiprocessing_nor_asyncio() -> None:
 SEVERAL = """
     import atexit
     start_poking()
-    pools = [WorkerPool([Hand()], name=name) for name in "abc"]
+    pools = [WorkerPool([JobWorker()], name=name) for name in "abc"]
     for pool in pools:
         pool.start()
         pool.do(Job("held"))

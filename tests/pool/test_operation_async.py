@@ -176,13 +176,13 @@ def test_ado_waits_for_room_and_the_loop_goes_on(backend: str, gate: threading.E
             await pool.ado(Job())  # fills the queue
             handed = anyio.Event()
 
-            async def hand() -> None:
+            async def submit() -> None:
                 op = Job(5)
                 assert await pool.ado(op) is op
                 handed.set()
 
             async with anyio.create_task_group() as group:
-                group.start_soon(hand)
+                group.start_soon(submit)
                 await let_others_run()
                 assert not handed.is_set()
                 gate.set()
@@ -221,7 +221,7 @@ def test_ado_that_waits_when_the_pool_stops_is_refused(backend: str, gate: threa
         pool.do(Job())
         late = Job()
 
-        async def hand() -> None:
+        async def submit() -> None:
             with pytest.raises(PoolNotRunning):
                 await pool.ado(late)
 
@@ -229,7 +229,7 @@ def test_ado_that_waits_when_the_pool_stops_is_refused(backend: str, gate: threa
             await let_others_run()
             pool.shutdown(wait=False)
 
-        await together(hand, stop)
+        await together(submit, stop)
         gate.set()
         pool.shutdown()
         assert late.outcome is Outcome.PENDING

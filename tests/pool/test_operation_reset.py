@@ -32,10 +32,10 @@ class Job(Operation):
 
     def __init__(self, *script: Step) -> None:
         self.script = script
-        self.runs: list[Hand] = []
+        self.runs: list[JobWorker] = []
 
 
-class Hand(Worker[Job]):
+class JobWorker(Worker[Job]):
     def process(self, op: Job) -> None:
         op.runs.append(self)
         step = op.script[len(op.runs) - 1] if len(op.runs) <= len(op.script) else None
@@ -70,7 +70,7 @@ def counts(stats: PoolStats) -> dict[str, int]:
 
 @contextlib.contextmanager
 def held(*pools: WorkerPool[Job]) -> Iterator[None]:
-    """All workers of these pools have their hands full."""
+    """All workers of these pools are busy."""
     gates = [(pool, Gate()) for pool in pools for _ in pool.workers]
     for pool, gate in gates:
         pool.do(Job(gate))
@@ -95,7 +95,7 @@ def can_reset(op: Job) -> bool:
 
 
 def test_a_cancelled_operation_cannot_be_used_again_before_its_place_is_passed() -> None:
-    with WorkerPool([Hand()]) as one, WorkerPool([Hand()]) as two:
+    with WorkerPool([JobWorker()]) as one, WorkerPool([JobWorker()]) as two:
         with held(one):
             op = one.do(Job())
             assert op.cancel()
@@ -115,7 +115,7 @@ def test_a_cancelled_operation_cannot_be_used_again_before_its_place_is_passed()
 
 
 def test_each_life_comes_out_of_its_own_stream_once() -> None:
-    with WorkerPool([Hand(), Hand()]) as pool:
+    with WorkerPool([JobWorker(), JobWorker()]) as pool:
         op = Job()
         with held(pool):
             streams = [pool.execute([op])]
@@ -136,7 +136,7 @@ def test_each_life_comes_out_of_its_own_stream_once() -> None:
 @pytest.mark.parametrize("first", ["do", "execute", "wrap"])
 def test_a_second_life_in_a_stream_waits_for_the_place_of_the_first(first: str) -> None:
     """Both workers come for it at once: for the place of the first life, and for that of the second."""
-    with WorkerPool([Hand(), Hand()]) as pool:
+    with WorkerPool([JobWorker(), JobWorker()]) as pool:
         op = Job()
         with held(pool):
             if first == "do":
@@ -158,7 +158,7 @@ def test_a_second_life_in_a_stream_waits_for_the_place_of_the_first(first: str) 
 def test_a_life_that_ended_while_it_was_put_aside_can_begin_anew() -> None:
     """It waits for the other worker, which is busy; the one that rejected it passes its place."""
 
-    class Picky(Hand):
+    class Picky(JobWorker):
         picky = True
 
         def process(self, op: Job) -> None:
@@ -170,7 +170,7 @@ def test_a_life_that_ended_while_it_was_put_aside_can_begin_anew() -> None:
 
     picky, rejected, gate = Picky(), threading.Event(), Gate()
     busy, op = Job(gate), Job()
-    with WorkerPool([picky, Hand()]) as pool:
+    with WorkerPool([picky, JobWorker()]) as pool:
         pool.do(busy)
         assert gate.reached.wait(LONG)
         pool.do(op)
@@ -190,7 +190,7 @@ def test_a_life_that_ended_while_it_was_put_aside_can_begin_anew() -> None:
 
 @pytest.mark.parametrize("delays", [(0.02, 0.06), (0.03, 0.03), (HOUR, 0.01)], ids=str)
 def test_the_delay_of_a_cancelled_life_is_not_that_of_the_next(delays: tuple[float, float]) -> None:
-    with WorkerPool([Hand()]) as pool:
+    with WorkerPool([JobWorker()]) as pool:
         op = Job(*[Retry(delay=delay) for delay in delays])
         first = pool.execute([op])
         wait_until(lambda: pool.stats().delayed == 1)
@@ -220,7 +220,7 @@ def test_a_worker_that_lingers_in_done_does_not_release_the_next_life(how: str) 
                 lingers.set()
                 assert goes_on.wait(LONG)
 
-    with WorkerPool([Hand(), Hand()]) as pool:
+    with WorkerPool([JobWorker(), JobWorker()]) as pool:
         op = pool.do(Lingering(None, second))
         if how == "released":
             assert op.wait(LONG)
@@ -253,7 +253,7 @@ def test_who_waits_while_done_recycles_the_operation_is_woken_by_the_next_end(wh
             if len(self.runs) == 1:
                 assert goes_on.wait(LONG)
 
-    with WorkerPool([Hand(), Hand()]) as pool:
+    with WorkerPool([JobWorker(), JobWorker()]) as pool:
         op = Telling(first)
         pool.do(op)
         assert first.reached.wait(LONG)
@@ -314,7 +314,7 @@ def test_nobody_is_woken_by_the_end_of_another_life(switch_interval: float) -> N
 @pytest.mark.stress
 def test_a_cancellation_is_counted_in_the_pool_whose_life_it_ended(switch_interval: float) -> None:
     """An operation goes to and fro between two pools while others cancel whatever life they find it in."""
-    pools = [WorkerPool([Hand()]), WorkerPool([Hand()])]
+    pools = [WorkerPool([JobWorker()]), WorkerPool([JobWorker()])]
     given = [0, 0]
     current = [Job()]
     stop = threading.Event()
@@ -356,7 +356,7 @@ def test_cancel_reset_and_do_of_one_operation_race(switch_interval: float) -> No
         while not stop.is_set():
             op.cancel()
 
-    with WorkerPool([Hand()]) as pool:
+    with WorkerPool([JobWorker()]) as pool:
         cancellers = start_threads(*[cancel] * 2)
         try:
             until = time.monotonic() + 0.4
@@ -378,7 +378,7 @@ def test_cancel_reset_and_do_of_one_operation_race(switch_interval: float) -> No
 
 
 def test_an_operation_that_is_cancelled_while_its_do_is_blocked_can_be_reset() -> None:
-    pool: WorkerPool[Job] = WorkerPool([Hand()], queue_size=1)
+    pool: WorkerPool[Job] = WorkerPool([JobWorker()], queue_size=1)
     with pool:
         with held(pool):
             queued = pool.do(Job())
@@ -404,7 +404,7 @@ def test_an_operation_that_is_cancelled_while_its_batch_is_refused_can_be_reset(
             return "telltale"
 
     first, used = Job(), Telltale()
-    with WorkerPool([Hand()]) as pool:
+    with WorkerPool([JobWorker()]) as pool:
         assert pool.do(used).wait(LONG)
         with pytest.raises(OperationReused, match="telltale"):
             pool.execute([first, used])
@@ -453,7 +453,7 @@ def test_done_is_called_though_its_class_took_the_memory_of_another() -> None:
 
 def test_an_operation_goes_through_many_lives_in_many_pools(seed: int) -> None:
     """All together: four threads pass their operations round two pools, and cancel some of them on the way."""
-    pools: list[WorkerPool[Job]] = [WorkerPool([Hand(), Hand()]) for _ in range(2)]
+    pools: list[WorkerPool[Job]] = [WorkerPool([JobWorker(), JobWorker()]) for _ in range(2)]
     given, cancelled = [0, 0], [0, 0]
     lock = threading.Lock()
 

@@ -54,7 +54,7 @@ class Job(Operation):
         self.rejected = ""  # and of those that rejected it
 
 
-class Hand(Worker[Job]):
+class JobWorker(Worker[Job]):
     def __init__(self, name: str = "a") -> None:
         self.name = name  # one letter
         self.cleans_up: Callable[[], Any] = lambda: None
@@ -103,14 +103,14 @@ def counts(stats: PoolStats) -> dict[str, int]:
     return {name: value for name in names if (value := getattr(stats, name))}
 
 
-def start(*workers: Hand, **settings: Any) -> WorkerPool[Job]:
-    pool: WorkerPool[Job] = WorkerPool(workers or [Hand()], name="mill", **settings)
+def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:
+    pool: WorkerPool[Job] = WorkerPool(workers or [JobWorker()], name="mill", **settings)
     pool.start()
     return pool
 
 
 def hold(pool: WorkerPool[Job], error: BaseException | None = None, wanted: str = "") -> tuple[Job, Gate]:
-    """That worker has its hands full until the gate opens."""
+    """That worker is busy until the gate opens."""
     gate = Gate(error)
     op = pool.do(Job(gate, wanted=wanted))
     assert gate.reached.wait(LONG)
@@ -133,7 +133,7 @@ def test_one_that_was_cancelled_on_its_way_in_hides_no_other(other: str) -> None
 
     inside, goes_on = threading.Event(), threading.Event()
     first, used = Job(), Telltale()
-    pool = start(Hand("a"), Hand("b"))
+    pool = start(JobWorker("a"), JobWorker("b"))
     assert pool.do(used).wait(LONG)
     if other == "delayed":
         op = pool.do(Job(Retry(delay=0.05)))
@@ -161,7 +161,7 @@ def test_one_that_was_cancelled_on_its_way_in_hides_no_other(other: str) -> None
 
 def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
     """The one that rejected it is asleep when the other one is retired: somebody must tell it that all is over."""
-    workers = [Hand("a"), Hand("b")]
+    workers = [JobWorker("a"), JobWorker("b")]
     pool = start(*workers, max_restarts=0)
     crashing, gate = hold(pool, SystemExit(), "b")
     op = pool.do(Job(wanted="b"))
@@ -190,7 +190,7 @@ def test_what_is_accepted_at_the_last_moment_is_finished(how: str, switch_interv
             time.sleep(0.002)
             return super().__repr__()
 
-    pool: WorkerPool[Job] = WorkerPool([Hand(), Hand()], queue_size=1, name=Slow("mill"))
+    pool: WorkerPool[Job] = WorkerPool([JobWorker(), JobWorker()], queue_size=1, name=Slow("mill"))
     until = time.monotonic() + 0.3
     while time.monotonic() < until:
         accepted: list[Job] = []
@@ -237,7 +237,7 @@ def test_whatever_becomes_of_an_operation_after_its_pool_broke_it_has_an_end(nam
             if error is not None:
                 raise error
 
-        pool = start(Hand("a"), Hand("b"), max_restarts=0)
+        pool = start(JobWorker("a"), JobWorker("b"), max_restarts=0)
         crashing, gate = hold(pool, SystemExit())
         stream = pool.execute([parent := Job(wait_for_child)])
         assert entered.wait(LONG)
@@ -279,7 +279,7 @@ WAITS = [
 def test_a_retry_does_not_wait_for_the_worker_that_waits_for_it(
     wait: Callable[[Any, Job], Any], delay: float | None
 ) -> None:
-    with start(Hand("a"), Hand("b")) as pool:
+    with start(JobWorker("a"), JobWorker("b")) as pool:
         child = Job(Retry(delay=delay), Retry(delay=delay))
         parent = pool.do(Job(lambda: wait(pool, child)))
         assert parent.wait(LONG)
@@ -291,7 +291,7 @@ def test_a_retry_does_not_wait_for_the_worker_that_waits_for_it(
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_rejected_operation_does_not_wait_for_the_worker_that_waits_for_it(wait: Callable[[Any, Job], Any]) -> None:
     """Nobody else is left to take it: the wait is refused, or the operation is unroutable."""
-    with start(Hand("a"), Hand("b")) as pool:
+    with start(JobWorker("a"), JobWorker("b")) as pool:
         child = Job()
 
         def parent_step() -> None:
@@ -344,7 +344,7 @@ def break_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Gone]
 
 def test_a_worker_whose_crash_cannot_be_logged_restarts_all_the_same(break_log: Callable[[str], Gone]) -> None:
     log = break_log("crashed")
-    pool = start(Hand())
+    pool = start(JobWorker())
     lost, gate = hold(pool, SystemExit())
     stream = pool.execute([Job(), Job(Retry(delay=0.001)), Job()])
     gate.opened.set()
@@ -361,7 +361,7 @@ def test_the_others_work_on_when_the_loss_of_a_worker_cannot_be_logged(
     word: str, break_log: Callable[[str], Gone]
 ) -> None:
     log = break_log(word)
-    pool = start(Hand("a"), Hand("b"), max_restarts=0)
+    pool = start(JobWorker("a"), JobWorker("b"), max_restarts=0)
     lost, gate = hold(pool, SystemExit())
     waiting = pool.do(Job(wanted=lost.seen))
     wait_until(lambda: bool(waiting.rejected))
@@ -391,7 +391,7 @@ def test_what_a_hook_raised_cannot_be_logged(hook: str, break_log: Callable[[str
             if hook == "increment_try":
                 raise ValueError("in increment_try")
 
-    class Rude(Hand):
+    class Rude(JobWorker):
         def equal(self, other: Worker[Any]) -> bool:
             if hook == "equal":
                 raise ValueError("in equal")
@@ -427,7 +427,7 @@ def test_a_cancel_whose_done_cannot_be_logged(break_log: Callable[[str], Gone]) 
             raise ValueError("in done")
 
     log = break_log("done")
-    pool = start(Hand())
+    pool = start(JobWorker())
     _, gate = hold(pool)
     stream = pool.execute(jobs := [Bad(), Bad()])
     waiters = start_threads(*[op.wait for op in jobs])
@@ -445,7 +445,7 @@ def test_a_cancel_whose_done_cannot_be_logged(break_log: Callable[[str], Gone]) 
 
 @pytest.mark.parametrize("hook", ["stuck", "interrupt"])
 def test_streams_end_though_the_log_cannot_say_who_is_stuck(hook: str, break_log: Callable[[str], Gone]) -> None:
-    class Deaf(Hand):
+    class Deaf(JobWorker):
         def interrupt(self) -> None:
             if hook == "interrupt":
                 raise ValueError("in interrupt")
@@ -483,7 +483,7 @@ def list_of(stream: Stream[Job]) -> list[Job]:
 def test_the_ring_of_a_pool_that_has_ended_is_nobodys(end: str) -> None:
     """What is put into it afterwards stays for others, and wakes nobody of that pool."""
     ring = RingBuffer[Job](2)
-    pool = start(Hand(), max_restarts=0)
+    pool = start(JobWorker(), max_restarts=0)
     stream = pool.wrap(ring)
     if end == "broken":
         crashing, gate = hold(pool, SystemExit())
@@ -502,7 +502,7 @@ def test_the_ring_of_a_pool_that_has_ended_is_nobodys(end: str) -> None:
     ring.put(op)
     assert getter.join() == [op]
     ring.put(op)
-    with start(Hand()) as other:
+    with start(JobWorker()) as other:
         assert other.wrap(ring).get(LONG) is op
 
 

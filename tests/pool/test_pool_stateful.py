@@ -248,7 +248,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert stats.cancelled == outcomes[Outcome.CANCELLED]
         assert stats.tries == sum(op.tries for op in self.run)
         assert all(op.outcome is Outcome.PENDING for op in self.spare)
-        wait_until(lambda: set(threading.enumerate()) <= self.threads)  # one that feeds may end a moment later
+        wait_until(lambda: set(threading.enumerate()) <= self.threads)  # one that draws a source may end a moment later
 
     def check_end(self, op: Job) -> None:
         if op.outcome is Outcome.CANCELLED:

@@ -8,13 +8,13 @@ import tracemalloc
 import pytest
 
 from ringmill import Outcome, PoolExecutor, Unroutable, WorkerPool
-from tests.pool.test_retry_routing import LONG, Actor, Gate, Job, crew, held
+from tests.pool.test_retry_routing import LONG, Actor, Gate, Job, make_workers, held
 
 
 @pytest.mark.parametrize("taken", [0, 1, 57, 58, 59, 200])
 def test_those_that_nobody_may_take_go_whatever_was_taken_before_them(taken: int) -> None:
     """Some were taken at the head, others wait there, and those that end stand behind them and between them."""
-    actors = crew("ab")
+    actors = make_workers("ab")
     holding = Gate(None)
     before, kept, lost = [Job() for _ in range(taken)], [Job() for _ in range(7)], [Job(wanted="b") for _ in range(5)]
 

@@ -84,7 +84,7 @@ def no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def crew(names: str) -> list[Actor]:
+def make_workers(names: str) -> list[Actor]:
     return [Actor(name) for name in names]
 
 
@@ -95,7 +95,7 @@ def counts(stats: PoolStats) -> dict[str, int]:
 
 @contextmanager
 def held(pool: WorkerPool[Job], name: str, then: Step = None) -> Iterator[Gate]:
-    """The worker of that name has its hands full."""
+    """The worker of that name is busy."""
     gate = Gate(then)
     pool.do(Job(gate, wanted=name))
     assert gate.reached.wait(LONG)
@@ -117,7 +117,7 @@ def look_around(pool: WorkerPool[Job], name: str) -> None:
 @pytest.mark.parametrize("delay", [None, 0.0005], ids=["at once", "delayed"])
 @pytest.mark.parametrize("workers", [2, 3, 5])
 def test_each_worker_has_it_once_before_one_has_it_twice(workers: int, delay: float | None) -> None:
-    actors = crew("abcde"[:workers])
+    actors = make_workers("abcde"[:workers])
     with WorkerPool(actors, max_tries=None) as pool:
         jobs = [Job(*[Retry(delay=delay)] * (workers + 1)) for _ in range(50)]
         assert len(list(pool.execute(jobs))) == 50
@@ -130,7 +130,7 @@ def test_each_worker_has_it_once_before_one_has_it_twice(workers: int, delay: fl
 def test_the_very_first_operation_after_start_goes_to_another_worker() -> None:
     """All workers are ready when `start` returns, so there is another one."""
     for _ in range(50):
-        with WorkerPool(crew("ab")) as pool:
+        with WorkerPool(make_workers("ab")) as pool:
             op = pool.do(Job(Retry()))
             assert op.wait(LONG)
         assert set(op.seen) == {"a", "b"}
@@ -157,7 +157,7 @@ def test_when_all_are_equal_it_starts_over_at_once() -> None:
 
 
 def test_one_worker_alone_has_it_again() -> None:
-    with WorkerPool(crew("a")) as pool:
+    with WorkerPool(make_workers("a")) as pool:
         op = pool.do(Job(*[Retry()] * 5))
         assert op.wait(LONG)
     assert op.seen == "aaaaaa"
@@ -165,7 +165,7 @@ def test_one_worker_alone_has_it_again() -> None:
 
 @pytest.mark.parametrize("delay", [None, 0.0005], ids=["at once", "delayed"])
 def test_it_waits_for_a_busy_worker_that_has_not_had_it(delay: float | None) -> None:
-    with WorkerPool(crew("ab")) as pool:
+    with WorkerPool(make_workers("ab")) as pool:
         with held(pool, "b"):
             op = pool.do(Job(Retry(delay=delay)))
             wait_until(lambda: op.tries == 1 and not pool.stats().delayed)
@@ -177,7 +177,7 @@ def test_it_waits_for_a_busy_worker_that_has_not_had_it(delay: float | None) -> 
 
 def test_who_had_it_has_it_again_when_the_other_one_pauses() -> None:
     """A worker in a restart pause is not alive."""
-    with WorkerPool(crew("ab"), restart_pause=HOUR) as pool:
+    with WorkerPool(make_workers("ab"), restart_pause=HOUR) as pool:
         assert pool.do(Job(SystemExit(), wanted="b")).wait(LONG)  # restarts at once
         with held(pool, "b", SystemExit()):  # then pauses
             op = pool.do(Job(Retry()))
@@ -189,7 +189,7 @@ def test_who_had_it_has_it_again_when_the_other_one_pauses() -> None:
 
 
 def test_who_had_it_has_it_again_when_the_other_one_is_retired() -> None:
-    with WorkerPool(crew("ab"), max_restarts=0) as pool:
+    with WorkerPool(make_workers("ab"), max_restarts=0) as pool:
         with held(pool, "b", SystemExit()):
             op = pool.do(Job(Retry()))
             wait_until(lambda: op.tries == 1)
@@ -201,7 +201,7 @@ def test_who_had_it_has_it_again_when_the_other_one_is_retired() -> None:
 
 
 def test_rejecting_counts_no_try_and_nobody_rejects_twice() -> None:
-    actors = crew("abcdef")
+    actors = make_workers("abcdef")
     with WorkerPool(actors, max_tries=1) as pool:
         jobs = [Job(wanted="abcdef"[k % 6]) for k in range(300)]
         assert len(list(pool.execute(jobs))) == 300
@@ -213,7 +213,7 @@ def test_rejecting_counts_no_try_and_nobody_rejects_twice() -> None:
 
 
 def test_an_operation_that_all_have_rejected_is_unroutable() -> None:
-    actors = crew("abc")
+    actors = make_workers("abc")
     with WorkerPool(actors) as pool:
         jobs = [Job(wanted="z") for _ in range(20)]
         assert len(list(pool.execute(jobs))) == 20
@@ -233,7 +233,7 @@ def test_equal_workers_each_may_reject() -> None:
 
 
 def test_retried_by_the_only_worker_that_does_not_reject_it() -> None:
-    with WorkerPool(crew("abc")) as pool:
+    with WorkerPool(make_workers("abc")) as pool:
         jobs = [Job(*[Retry()] * 5, wanted="b") for _ in range(20)]
         assert len(list(pool.execute(jobs))) == 20
     assert all((op.seen, op.tries, op.outcome) == ("bbbbbb", 5, Outcome.SUCCEEDED) for op in jobs)
@@ -241,7 +241,7 @@ def test_retried_by_the_only_worker_that_does_not_reject_it() -> None:
 
 
 def test_a_worker_in_a_restart_pause_still_counts() -> None:
-    with WorkerPool(crew("ab"), restart_pause=HOUR) as pool:
+    with WorkerPool(make_workers("ab"), restart_pause=HOUR) as pool:
         for _ in range(2):
             assert pool.do(Job(SystemExit(), wanted="b")).wait(LONG)  # from the second on, it pauses
         op = pool.do(Job(wanted="b"))
@@ -253,7 +253,7 @@ def test_a_worker_in_a_restart_pause_still_counts() -> None:
 
 
 def test_a_retired_worker_counts_no_longer() -> None:
-    actors = crew("ab")
+    actors = make_workers("ab")
     with WorkerPool(actors, max_restarts=0) as pool:
         with held(pool, "b", SystemExit()):
             waiting = pool.execute(jobs := [Job(wanted="b") for _ in range(5)])
@@ -270,7 +270,7 @@ def test_a_retired_worker_counts_no_longer() -> None:
 
 def test_a_delayed_operation_that_nobody_is_left_for_is_unroutable() -> None:
     """Rejected by one, delayed by the other, which is retired meanwhile."""
-    with WorkerPool(crew("ab"), max_restarts=0) as pool:
+    with WorkerPool(make_workers("ab"), max_restarts=0) as pool:
         with held(pool, "b"):
             op = pool.do(Job(Retry(delay=0.05), wanted="b"))
             wait_until(lambda: op.rejected == "a")
@@ -284,7 +284,7 @@ def test_a_delayed_operation_that_nobody_is_left_for_is_unroutable() -> None:
 def test_rejection_races_with_retirement(switch_interval: float) -> None:
     """One looks who is left and puts it back for him, while he is retired."""
     for _ in range(40):
-        with WorkerPool(crew("abc"), max_restarts=0) as pool, held(pool, "c", SystemExit()) as gate:
+        with WorkerPool(make_workers("abc"), max_restarts=0) as pool, held(pool, "c", SystemExit()) as gate:
             jobs = [Job(wanted="c") for _ in range(30)]
             stream = pool.execute(jobs)
             run_threads(gate.opened.set, lambda pool=pool: pool.do(Job()))
@@ -293,7 +293,7 @@ def test_rejection_races_with_retirement(switch_interval: float) -> None:
 
 
 def test_those_that_are_unroutable_make_room_for_a_caller() -> None:
-    with WorkerPool(crew("ab"), max_restarts=0, queue_size=1) as pool:
+    with WorkerPool(make_workers("ab"), max_restarts=0, queue_size=1) as pool:
         with held(pool, "b", SystemExit()):
             op = pool.do(Job(wanted="b"))
             wait_until(lambda: op.rejected == "a")  # it fills the queue
@@ -308,7 +308,7 @@ def test_an_operation_without_a_repr_is_unroutable_too() -> None:
         def __repr__(self) -> str:
             raise RuntimeError("no name")
 
-    with WorkerPool(crew("ab"), max_restarts=0) as pool:
+    with WorkerPool(make_workers("ab"), max_restarts=0) as pool:
         with held(pool, "b", SystemExit()):
             stream = pool.execute(jobs := [Nameless(wanted="b") for _ in range(3)])
             wait_until(lambda: all(op.rejected == "a" for op in jobs))
@@ -324,7 +324,7 @@ def test_a_redrive_wakes_a_worker_that_may_take_it(workers: int, seed: int, swit
     """All sleep between two rounds; a wake-up that goes to one that may not take it leaves it lying for ever."""
     rng = random.Random(seed)
     names = "abcdefgh"[:workers]
-    with WorkerPool(crew(names)) as pool:
+    with WorkerPool(make_workers(names)) as pool:
         for _ in range(150):
             wanted = rng.choice(names)
             script = [Retry()] * rng.randrange(2)
@@ -334,7 +334,7 @@ def test_a_redrive_wakes_a_worker_that_may_take_it(workers: int, seed: int, swit
 
 
 def test_one_that_may_is_woken_though_others_are_busy() -> None:
-    with WorkerPool(crew("abcd")) as pool, held(pool, "b"), held(pool, "c"):
+    with WorkerPool(make_workers("abcd")) as pool, held(pool, "b"), held(pool, "c"):
         for _ in range(100):
             op = pool.do(Job(Retry()))
             assert op.wait(LONG)
@@ -363,7 +363,7 @@ def test_neither_starves_the_other(workers: int) -> None:
         if not stop.is_set():
             raise Retry
 
-    with WorkerPool(crew("ab"[:workers]), max_tries=None, queue_size=64) as pool:
+    with WorkerPool(make_workers("ab"[:workers]), max_tries=None, queue_size=64) as pool:
         stubborn = [pool.do(Job(*[again] * 1_000_000)) for _ in range(10)]
         for _ in range(20):
             assert all(op.wait(LONG) for op in pool.execute([Job() for _ in range(50)]))  # new work is done
@@ -389,7 +389,7 @@ def test_a_full_pool_whose_workers_all_redrive_and_submit_goes_on(workers: int, 
         children.append(pool.do(Job(Retry())))  # from a worker
         raise Retry
 
-    with WorkerPool(crew("abc"[:workers]), queue_size=1) as pool:
+    with WorkerPool(make_workers("abc"[:workers]), queue_size=1) as pool:
         shares = run_threads(*[lambda: [pool.do(Job(submit, submit)) for _ in range(each)] for _ in range(callers)])
         jobs = [op for share in shares for op in share]
         assert all(op.wait(LONG) for op in jobs)

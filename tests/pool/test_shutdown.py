@@ -32,7 +32,7 @@ LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 HOUR = 3600.0  # seconds; a delay that no test waits for
 
-FEEDS = ["reader", "thread", "ring"]
+DRAWN_BY = ["reader", "thread", "ring"]
 
 
 class Job(Operation):
@@ -49,7 +49,7 @@ class Gate:
         self.opened = threading.Event()
 
 
-class Hand(Worker[Job]):
+class JobWorker(Worker[Job]):
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.mine: list[Gate] | None = None  # whose gates it takes; None: all
@@ -74,7 +74,7 @@ class Hand(Worker[Job]):
         self.calls.append("cleanup")
 
 
-class Interruptible(Hand):
+class Interruptible(JobWorker):
     """Can be freed from outside."""
 
     def __init__(self, gate: Gate) -> None:
@@ -91,7 +91,7 @@ class Interruptible(Hand):
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that feed may end a moment later
+    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that draw sources may end a moment later
 
 
 @pytest.fixture
@@ -106,14 +106,14 @@ def counts(stats: PoolStats) -> dict[str, int]:
     return {name: value for name in names if (value := getattr(stats, name))}
 
 
-def start(*workers: Hand, **settings: Any) -> WorkerPool[Job]:
-    pool: WorkerPool[Job] = WorkerPool(workers or [Hand()], name="mill", **settings)
+def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:
+    pool: WorkerPool[Job] = WorkerPool(workers or [JobWorker()], name="mill", **settings)
     pool.start()
     return pool
 
 
 def hold(pool: WorkerPool[Job], gate: Gate, error: BaseException | None = None) -> Job:
-    """One worker has its hands full until the gate opens."""
+    """One worker is busy until the gate opens."""
     op = pool.do(Job(gate, error))
     assert gate.reached.acquire(timeout=LONG)
     return op
@@ -136,7 +136,7 @@ def endless(pool: WorkerPool[Job], drawn_by: str, buffer: int = 4) -> Stream[Job
 
 
 def test_drain_finishes_redrives_and_delays(gate: Gate) -> None:
-    class Thrice(Hand):
+    class Thrice(JobWorker):
         def process(self, op: Job) -> None:
             super().process(op)
             if op.tries < 2:
@@ -159,14 +159,14 @@ def test_drain_finishes_redrives_and_delays(gate: Gate) -> None:
 def test_cancel_pending_returns_all_that_had_not_begun_or_was_put_back(gate: Gate) -> None:
     """Queued by `do`, by `execute`, by a wrap, put back, delayed."""
 
-    class Picky(Hand):
+    class Picky(JobWorker):
         def process(self, op: Job) -> None:
             if op in put_back:
                 raise Reject
             super().process(op)
 
     put_back: list[Job] = []
-    pool = start(Picky(), Hand())
+    pool = start(Picky(), JobWorker())
     delayed = pool.do(Job(error=Retry(delay=HOUR)))
     wait_until(lambda: pool.stats().delayed == 1)
     held = [hold(pool, gate), hold(pool, gate)]
@@ -193,7 +193,7 @@ def test_cancel_pending_returns_all_that_had_not_begun_or_was_put_back(gate: Gat
 def test_a_put_back_operation_is_cancelled_and_comes_out(gate: Gate) -> None:
     """It waits at the side for the one worker that may take it, which is busy."""
 
-    class Picky(Hand):
+    class Picky(JobWorker):
         def process(self, op: Job) -> None:
             if op.gate is None:
                 rejected.set()
@@ -220,7 +220,7 @@ def test_a_put_back_operation_is_cancelled_and_comes_out(gate: Gate) -> None:
 def test_only_the_stuck_are_named_and_interrupted(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     """One that is idle is neither."""
     stubborn = Gate()
-    freed, held, idle = Interruptible(gate), Hand(), Interruptible(Gate())
+    freed, held, idle = Interruptible(gate), JobWorker(), Interruptible(Gate())
     freed.mine, held.mine, idle.mine = [gate], [stubborn], []
     pool = start(freed, held, idle)
     op, stuck = hold(pool, gate), hold(pool, stubborn)
@@ -300,7 +300,7 @@ def test_the_streams_of_a_stuck_operation_end_without_it(gate: Gate) -> None:
 
 
 def test_an_ordered_stream_shows_no_gap_where_the_stuck_operation_would_be(gate: Gate) -> None:
-    pool = start(Hand(), Hand())
+    pool = start(JobWorker(), JobWorker())
     jobs = [Job(), Job(gate), Job(), Job()]
     stream = pool.wrap(jobs, ordered=True, drawn_by="thread")
     assert all(op.wait(LONG) for op in [jobs[0], *jobs[2:]])
@@ -321,7 +321,7 @@ def read(stream: Stream[Job]) -> list[Job]:
 
 
 def test_start_is_refused_while_one_is_stuck_and_what_it_delivers_late_is_discarded(gate: Gate) -> None:
-    pool = start(Hand(), Hand())
+    pool = start(JobWorker(), JobWorker())
     held = hold(pool, gate)
     assert pool.shutdown(timeout=0) == []
     with pytest.raises(RuntimeError, match="mill-"):
@@ -342,7 +342,7 @@ def test_start_is_refused_while_one_is_stuck_and_what_it_delivers_late_is_discar
 def test_whatever_a_stuck_operation_does_in_the_end_it_has_an_end(name: str, gate: Gate) -> None:
     """The other worker has left, so nobody could take what is put back."""
     errors = {"retry": Retry(), "delay": Retry(delay=HOUR), "reject": Reject(), "fail": ValueError()}
-    pool = start(Hand(), Hand())
+    pool = start(JobWorker(), JobWorker())
     held = hold(pool, gate, errors.get(name, SystemExit()))
     assert pool.shutdown(timeout=0) == []
     gate.opened.set()
@@ -357,7 +357,7 @@ def test_whatever_a_stuck_operation_does_in_the_end_it_has_an_end(name: str, gat
 @pytest.mark.parametrize("how", ["execute", "reader", "thread", "ring"])
 def test_a_stream_of_which_only_the_stuck_operation_is_left_ends(how: str, gate: Gate) -> None:
     """Its source is exhausted, and everything else has been read."""
-    pool = start(Hand(), Hand())
+    pool = start(JobWorker(), JobWorker())
     jobs = [Job(), Job(gate)]
     if how == "execute":
         stream = pool.execute(jobs)
@@ -384,7 +384,7 @@ def test_a_stream_of_which_only_the_stuck_operation_is_left_ends(how: str, gate:
 
 
 def test_a_worker_stuck_in_cleanup_is_named(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    class Slow(Hand):
+    class Slow(JobWorker):
         def cleanup(self) -> None:
             assert gate.opened.wait(LONG)
 

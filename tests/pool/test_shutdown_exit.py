@@ -36,7 +36,7 @@ PRELUDE = """
             say(f"{self.name} {self.outcome.value}")
             super().done()
 
-    class Hand(Worker):
+    class JobWorker(Worker):
         def process(self, op):
             if op.name == "held":
                 say("begun")
@@ -78,7 +78,7 @@ PRELUDE = """
         signal.signal(signal.SIGUSR1, lambda *_: None)
         threading.Thread(target=poke, daemon=True).start()
 
-    pool = WorkerPool([Hand()], name="mill")
+    pool = WorkerPool([JobWorker()], name="mill")
 """
 
 signals = pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")

@@ -28,7 +28,7 @@ from tests.threads import run_threads, start_threads, wait_until
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 
-FEEDS = ["reader", "thread", "ring"]
+DRAWN_BY = ["reader", "thread", "ring"]
 
 
 class Job(Operation):
@@ -45,7 +45,7 @@ class Gate:
         self.opened = threading.Event()
 
 
-class Hand(Worker[Job]):
+class JobWorker(Worker[Job]):
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.mine: list[Gate] | None = None  # whose gates it takes; None: all
@@ -74,7 +74,7 @@ class Hand(Worker[Job]):
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that feed may end a moment later
+    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that draw sources may end a moment later
 
 
 @pytest.fixture
@@ -89,14 +89,14 @@ def counts(stats: PoolStats) -> dict[str, int]:
     return {name: value for name in names if (value := getattr(stats, name))}
 
 
-def start(*workers: Hand, **settings: Any) -> WorkerPool[Job]:
-    pool: WorkerPool[Job] = WorkerPool(workers or [Hand()], name="mill", **settings)
+def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:
+    pool: WorkerPool[Job] = WorkerPool(workers or [JobWorker()], name="mill", **settings)
     pool.start()
     return pool
 
 
 def hold(pool: WorkerPool[Job], gate: Gate, error: BaseException | None = None) -> Job:
-    """One worker has its hands full until the gate opens."""
+    """One worker is busy until the gate opens."""
     op = pool.do(Job(gate, error))
     assert gate.reached.acquire(timeout=LONG)
     return op
@@ -123,9 +123,9 @@ def read(stream: Stream[Job]) -> list[Job]:
 
 
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": 0}], ids=str)
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_wraps_in_flight_end_and_lose_nothing(drawn_by: str, how: dict[str, Any], gate: Gate) -> None:
-    pool = start(Hand(), Hand())
+    pool = start(JobWorker(), JobWorker())
     streams = [endless(pool, drawn_by) for _ in range(3)]
     first = [stream.get(LONG) for stream in streams]
     readers = start_threads(*[lambda stream=stream: read(stream) for stream in streams])
@@ -144,9 +144,9 @@ def test_wraps_in_flight_end_and_lose_nothing(drawn_by: str, how: dict[str, Any]
 
 
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": LONG}], ids=str)
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_an_output_that_nobody_reads_holds_up_nothing(drawn_by: str, how: dict[str, Any]) -> None:
-    pool = start(Hand(), Hand())
+    pool = start(JobWorker(), JobWorker())
     streams = [endless(pool, drawn_by, buffer) for buffer in (1, 4)]
     if drawn_by == "reader":
         for stream in streams:
@@ -161,9 +161,9 @@ def test_an_output_that_nobody_reads_holds_up_nothing(drawn_by: str, how: dict[s
     assert sum(len(read(stream)) for stream in streams) == stats.accepted - 50 - (2 if drawn_by == "reader" else 0)
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_the_reader_is_gone(drawn_by: str) -> None:
-    with start(Hand(), Hand()) as pool:
+    with start(JobWorker(), JobWorker()) as pool:
         for count, op in enumerate(endless(pool, drawn_by)):
             assert op.outcome is Outcome.SUCCEEDED
             if count == 20:
@@ -175,7 +175,7 @@ def test_the_reader_is_gone(drawn_by: str) -> None:
 
 def test_a_source_that_blocks_for_ever() -> None:
     source = queue.SimpleQueue[Job | None]()
-    pool = start(Hand())
+    pool = start(JobWorker())
     stream = pool.wrap(iter(source.get, None), drawn_by="thread")
     reader = start_threads(lambda: read(stream))
     source.put(Job())
@@ -183,13 +183,13 @@ def test_a_source_that_blocks_for_ever() -> None:
     assert pool.shutdown() == []
     assert len(reader.join()[0]) == 1
     source.put(late := Job())  # what it gives in the end is nobody's
-    wait_until(lambda: not any("drawn_by" in thread.name for thread in threading.enumerate()))
+    wait_until(lambda: not any("-source" in thread.name for thread in threading.enumerate()))
     assert late.outcome is Outcome.PENDING
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_a_stream_that_is_closed_while_the_pool_drains(drawn_by: str, gate: Gate) -> None:
-    pool = start(Hand())
+    pool = start(JobWorker())
     hold(pool, gate)
     stream = endless(pool, drawn_by, buffer=2)
     if drawn_by == "thread":
@@ -207,7 +207,7 @@ def test_a_stream_that_is_closed_while_the_pool_drains(drawn_by: str, gate: Gate
 
 
 def test_all_that_is_left_is_cancelled_one_by_one_while_the_pool_drains(gate: Gate) -> None:
-    pool = start(Hand())
+    pool = start(JobWorker())
     hold(pool, gate)
     jobs = [pool.do(Job()) for _ in range(5)]
     drainer = start_threads(pool.shutdown)
@@ -223,7 +223,7 @@ def test_all_that_is_left_is_cancelled_one_by_one_while_the_pool_drains(gate: Ga
 
 @pytest.mark.parametrize("cancel", [False, True])
 def test_without_waiting_and_then_from_several_threads(cancel: bool, gate: Gate) -> None:
-    pool = start(Hand())
+    pool = start(JobWorker())
     hold(pool, gate)
     jobs = [pool.do(Job()) for _ in range(4)]
     first = pool.shutdown(wait=False, cancel_pending=cancel)
@@ -237,7 +237,7 @@ def test_without_waiting_and_then_from_several_threads(cancel: bool, gate: Gate)
 
 
 def test_timeouts_from_several_threads_share_out_what_is_left(gate: Gate) -> None:
-    pool = start(Hand())
+    pool = start(JobWorker())
     hold(pool, gate)
     jobs = [pool.do(Job()) for _ in range(30)]
     shares = run_threads(*[lambda: pool.shutdown(timeout=SHORT)] * 4)
@@ -248,7 +248,7 @@ def test_timeouts_from_several_threads_share_out_what_is_left(gate: Gate) -> Non
 
 @pytest.mark.parametrize("how", [{}, {"timeout": 1}, {"cancel_pending": True}], ids=str)
 def test_from_inside_a_worker_it_is_an_error_and_not_a_deadlock(how: dict[str, Any]) -> None:
-    class Leaver(Hand):
+    class Leaver(JobWorker):
         def process(self, op: Job) -> None:
             pool.shutdown(**how)
 
@@ -275,7 +275,7 @@ def test_from_del(where: str) -> None:
             self.returned = pool.shutdown(wait=self.wait)
             ended.set()
 
-    class Collector(Hand):
+    class Collector(JobWorker):
         def process(self, op: Job) -> None:
             super().process(op)
             if where == "in a worker":

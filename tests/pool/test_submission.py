@@ -174,7 +174,7 @@ def test_who_is_blocked_in_do_when_the_pool_stops_keeps_the_operation(how: dict[
 
 
 def test_do_from_a_worker_never_blocks() -> None:
-    """Every worker hands over more than the queue holds, while callers outside keep it full."""
+    """Every worker submits more than the queue holds, while callers outside keep it full."""
     children = [[Number(number) for number in range(50)] for _ in range(4)]
     parents = [Number(1000 + k) for k in range(4)]
 

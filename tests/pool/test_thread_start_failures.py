@@ -29,7 +29,7 @@ class Job(Operation):
         self.error_to_raise = error
 
 
-class Hand(Worker[Job]):
+class JobWorker(Worker[Job]):
     def __init__(self) -> None:
         self.inits = 0
         self.cleanups = 0
@@ -50,15 +50,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Supervisor, "SLICE", 0.02)
 
 
-def works_again(pool: WorkerPool[Job], crew: list[Hand]) -> None:
+def works_again(pool: WorkerPool[Job], workers: list[JobWorker]) -> None:
     """After its failed start: it ends, every init was cleaned up, and it can be started and used."""
     pool.shutdown()
-    assert [hand.cleanups for hand in crew] == [hand.inits for hand in crew]
+    assert [worker.cleanups for worker in workers] == [worker.inits for worker in workers]
     with pool:
         for op in [Job() for _ in range(10)]:
             assert pool.do(op).wait(LONG)
     assert pool.stats().succeeded == 10
-    assert [hand.cleanups for hand in crew] == [hand.inits for hand in crew]
+    assert [worker.cleanups for worker in workers] == [worker.inits for worker in workers]
 
 
 def fail_thread(monkeypatch: pytest.MonkeyPatch, which: int, begins: bool) -> None:
@@ -83,12 +83,12 @@ def fail_thread(monkeypatch: pytest.MonkeyPatch, which: int, begins: bool) -> No
 @pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("which", [1, 2, 3])
 def test_a_thread_whose_start_raises(which: int, begins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = [Hand() for _ in range(3)]
-    pool = WorkerPool(crew)
+    workers = [JobWorker() for _ in range(3)]
+    pool = WorkerPool(workers)
     fail_thread(monkeypatch, which, begins)
     with pytest.raises(MemoryError):
         pool.start()
-    works_again(pool, crew)
+    works_again(pool, workers)
 
 
 def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,8 @@ def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.M
         ended.append(thread.name)
 
     monkeypatch.setattr(threading.Thread, "run", run_later)
-    crew = [Hand() for _ in range(2)]
-    pool = WorkerPool(crew)
+    workers = [JobWorker() for _ in range(2)]
+    pool = WorkerPool(workers)
     fail_thread(monkeypatch, 2, True)
     with pytest.raises(MemoryError):
         pool.start()
@@ -113,15 +113,15 @@ def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.M
     pool.shutdown()
     waiter.join()
     wait_until(lambda: {"ringmill-0", "ringmill-1"} <= set(ended))
-    assert crew[1].inits == 0  # nobody would have cleaned it up
-    works_again(pool, crew)
+    assert workers[1].inits == 0  # nobody would have cleaned it up
+    works_again(pool, workers)
 
 
 @pytest.mark.parametrize("place", ["thread", "policy"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_thread_that_ends_before_it_reports(which: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = [Hand() for _ in range(2)]
-    pool = WorkerPool(crew)
+    workers = [JobWorker() for _ in range(2)]
+    pool = WorkerPool(workers)
     with monkeypatch.context() as patch:
         run, live = threading.Thread.run, Supervisor._live
 
@@ -141,13 +141,13 @@ def test_a_thread_that_ends_before_it_reports(which: int, place: str, monkeypatc
             patch.setattr(Supervisor, "_live", broken_live)
         with pytest.raises(WorkerInitError) as raised:
             pool.start()
-    assert [worker for worker, _ in raised.value.causes] == [crew[which]]
-    works_again(pool, crew)
+    assert [worker for worker, _ in raised.value.causes] == [workers[which]]
+    works_again(pool, workers)
 
 
 def test_a_start_that_could_not_say_that_it_had_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = [Hand() for _ in range(2)]
-    pool = WorkerPool(crew)
+    workers = [JobWorker() for _ in range(2)]
+    pool = WorkerPool(workers)
     announce = Supervisor._announce
     announced = []
 
@@ -164,7 +164,7 @@ def test_a_start_that_could_not_say_that_it_had_failed(monkeypatch: pytest.Monke
     assert announced == [False]
     pool.start()  # the run that could not begin is not taken for one that has
     assert pool.do(Job()).wait(LONG)
-    works_again(pool, crew)
+    works_again(pool, workers)
 
 
 def test_a_last_worker_that_cannot_say_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_last_worker_that_cannot_say_that_it_is_lost(monkeypatch: pytest.Monke
         raise MemoryError
 
     monkeypatch.setattr(Supervisor, "_retire", retire)
-    pool = WorkerPool([Hand()], max_restarts=0)
+    pool = WorkerPool([JobWorker()], max_restarts=0)
     pool.start()
     ops = [Job(KeyboardInterrupt("a crash")), *(Job() for _ in range(5))]
     stream = pool.execute(ops)
@@ -195,15 +195,15 @@ def test_a_last_thread_that_cannot_end_the_run(monkeypatch: pytest.MonkeyPatch) 
         return "the run"
 
     monkeypatch.setattr(Supervisor, "__repr__", no_memory)
-    crew = [Hand() for _ in range(2)]
-    pool = WorkerPool(crew)
+    workers = [JobWorker() for _ in range(2)]
+    pool = WorkerPool(workers)
     pool.start()
     run = pool._run
     assert run is not None
     pool.shutdown(wait=False)
     wait_until(lambda: not run.alive())
     assert not run.core.threads.await_over(0)
-    works_again(pool, crew)
+    works_again(pool, workers)
 
 
 @pytest.mark.parametrize("raised", [None, ZeroDivisionError, asyncio.CancelledError])
@@ -215,7 +215,7 @@ def test_async_with_ends_the_pool_though_no_thread_can_be_started_for_it(
     start = threading.Thread.start
     gate, begun, calls = threading.Event(), threading.Event(), []
 
-    class Held(Hand):
+    class Held(JobWorker):
         def process(self, op: Job) -> None:
             begun.set()
             assert gate.wait(LONG)
@@ -230,8 +230,8 @@ def test_async_with_ends_the_pool_though_no_thread_can_be_started_for_it(
             raise error
         start(thread)
 
-    crew = [Held()]
-    pool = Told(crew)
+    workers = [Held()]
+    pool = Told(workers)
     ops = [Job() for _ in range(3)]
 
     async def main() -> None:
@@ -252,7 +252,7 @@ def test_async_with_ends_the_pool_though_no_thread_can_be_started_for_it(
             asyncio.run(main())
     rest = Outcome.SUCCEEDED if raised is None else Outcome.CANCELLED
     assert [op.outcome for op in ops] == [Outcome.SUCCEEDED, rest, rest]
-    assert crew[0].cleanups == 1
+    assert workers[0].cleanups == 1
     assert calls == ["shutdown"]
     run = pool._run
     assert run is not None
@@ -263,7 +263,7 @@ def test_async_with_that_is_cancelled_as_it_ends_without_a_thread(monkeypatch: p
     """What has not begun is cancelled, and the cancellation goes on when the rest is finished."""
     gate, begun = threading.Event(), threading.Event()
 
-    class Held(Hand):
+    class Held(JobWorker):
         def process(self, op: Job) -> None:
             begun.set()
             assert gate.wait(LONG)

@@ -308,7 +308,7 @@ def test_starting_and_ending_leaves_no_thread_and_no_reference(seed: int) -> Non
                 wrapped.close()
                 pool.shutdown()
         assert all(op.wait(0) and (op.error or True) for op in jobs)
-        wait_until(lambda: set(threading.enumerate()) <= threads)  # one that feeds may end a moment later
+        wait_until(lambda: set(threading.enumerate()) <= threads)  # one that draws a source may end a moment later
 
     def census() -> tuple[int, int, list[int]]:
         gc.collect()

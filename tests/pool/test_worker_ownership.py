@@ -15,33 +15,33 @@ from tests.threads import run_threads
 LONG = 30.0  # seconds; reached only by a test that fails
 
 
-class Hand(Worker[Operation]):
+class JobWorker(Worker[Operation]):
     call: Callable[[], object] = staticmethod(lambda: None)
 
     def process(self, op: Operation) -> None: ...
 
     def __repr__(self) -> str:
         self.call()
-        return "<a Hand>"
+        return "<a JobWorker>"
 
 
 def make_a_pool() -> None:
-    WorkerPool([Hand()])
+    WorkerPool([JobWorker()])
 
 
 @pytest.mark.parametrize("where", ["the same thread", "another thread"])
 @pytest.mark.parametrize("twice", [False, True])
 def test_the_repr_of_a_worker_may_make_pools(where: str, twice: bool) -> None:
     """It is the user's code, so no lock is held; it may even wait for another thread that makes one."""
-    worker = Hand()
+    worker = JobWorker()
     worker.call = make_a_pool if where == "the same thread" else lambda: run_threads(make_a_pool)  # type: ignore[method-assign]
     if twice:
-        with pytest.raises(ValueError, match="<a Hand> is listed twice"):
+        with pytest.raises(ValueError, match="<a JobWorker> is listed twice"):
             WorkerPool([worker, worker])
         WorkerPool([worker])  # it was not taken
     else:
         pool = WorkerPool([worker])
-        with pytest.raises(ValueError, match="<a Hand> belongs to another pool: <WorkerPool"):
+        with pytest.raises(ValueError, match="<a JobWorker> belongs to another pool: <WorkerPool"):
             WorkerPool([worker])
         assert pool.workers == (worker,)
 
@@ -52,7 +52,7 @@ def test_the_repr_of_the_other_pool_may_make_pools() -> None:
             run_threads(make_a_pool)
             return "<Named>"
 
-    worker = Hand()
+    worker = JobWorker()
     pool = Named([worker])
     with pytest.raises(ValueError, match="belongs to another pool: <Named>"):
         WorkerPool([worker])
@@ -60,17 +60,17 @@ def test_the_repr_of_the_other_pool_may_make_pools() -> None:
 
 
 def test_a_refused_constructor_takes_none_of_its_workers() -> None:
-    mine, free = Hand(), Hand()
+    mine, free = JobWorker(), JobWorker()
     pool = WorkerPool([mine])
-    for crew in ([free, mine], [mine, free], [free, free]):
+    for workers in ([free, mine], [mine, free], [free, free]):
         with pytest.raises(ValueError, match="workers"):
-            WorkerPool(crew)
+            WorkerPool(workers)
     assert WorkerPool([free]).workers == (free,)
     assert pool.workers == (mine,)
 
 
 def test_a_worker_is_free_when_its_pool_is_gone() -> None:
-    worker = Hand()
+    worker = JobWorker()
     pool = WorkerPool([worker])
     gone = weakref.ref(pool)
     del pool
@@ -80,10 +80,10 @@ def test_a_worker_is_free_when_its_pool_is_gone() -> None:
 
 def test_of_several_that_claim_a_worker_at_once_one_gets_it() -> None:
     for _ in range(50):
-        worker, pools = Hand(), []
+        worker, pools = JobWorker(), []
         barrier = threading.Barrier(4)
 
-        def claim(worker: Hand = worker, pools: list[Any] = pools, barrier: threading.Barrier = barrier) -> bool:
+        def claim(worker: JobWorker = worker, pools: list[Any] = pools, barrier: threading.Barrier = barrier) -> bool:
             barrier.wait(LONG)
             try:
                 pools.append(WorkerPool([worker]))

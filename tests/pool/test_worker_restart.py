@@ -97,7 +97,7 @@ class Diary(Worker[Job]):
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # a thread that feeds a wrap ends a moment after its pool
+    wait_until(lambda: set(threading.enumerate()) <= before)  # a thread that draws a source ends a moment after its pool
 
 
 def counts(stats: PoolStats) -> dict[str, int]:

@@ -27,7 +27,7 @@ from tests.threads import wait_until
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 
-FEEDS = ["reader", "thread", "ring"]
+DRAWN_BY = ["reader", "thread", "ring"]
 
 
 class Number(Operation):
@@ -97,7 +97,7 @@ def wrap(pool: WorkerPool[Number], source: Iterable[Any], drawn_by: str, **optio
 # All of the source, each once
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
 @pytest.mark.parametrize("workers", [1, 3])
@@ -115,7 +115,7 @@ def test_all_of_the_source_comes_out_once(drawn_by: str, ordered: bool, buffer: 
                 stream.get()
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_failed_ones_come_out_too(drawn_by: str) -> None:
     with WorkerPool([Quick(), Quick()]) as pool:
         came = list(wrap(pool, map(Number, [3, -1, 4, -5]), drawn_by, buffer=2, ordered=True))
@@ -127,7 +127,7 @@ def test_failed_ones_come_out_too(drawn_by: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_the_order_of_finishing_and_the_order_of_the_source(drawn_by: str) -> None:
     """Each even operation is held back until the odd one after it has finished."""
     finished = [threading.Event() for _ in range(20)]

@@ -25,7 +25,7 @@ from tests.threads import run_threads, start_threads, wait_until
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 
-FEEDS = ["reader", "thread", "ring"]
+DRAWN_BY = ["reader", "thread", "ring"]
 
 
 class Number(Operation):
@@ -130,7 +130,7 @@ def test_an_interrupt_of_the_reading_thread_is_raised_at_once_or_after(kind: typ
         assert sorted(op.number for op in got) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 @pytest.mark.parametrize("stranger", ["no operation", None, Number])
 def test_a_source_that_gives_no_operation(drawn_by: str, stranger: Any) -> None:
     with WorkerPool([Quick()]) as pool:
@@ -143,7 +143,7 @@ def test_a_source_that_gives_no_operation(drawn_by: str, stranger: Any) -> None:
         assert pool.stats().accepted == 2
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_a_source_that_gives_a_used_operation(drawn_by: str) -> None:
     with WorkerPool([Quick()]) as pool:
         used = pool.do(Number(7))
@@ -218,35 +218,35 @@ def test_each_reader_is_told_by_an_error_of_his_own() -> None:
     assert len({str(error) for error in errors}) == 1
 
 
-# Threads that feed
+# Sources drawn by a thread of their own
 
 
 def test_a_source_that_blocks_does_not_hold_up_what_is_done() -> None:
-    drawn_by = queue.SimpleQueue[Number | None]()
+    numbers = queue.SimpleQueue[Number | None]()
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(iter(drawn_by.get, None), drawn_by="thread")
+        stream = pool.wrap(iter(numbers.get, None), drawn_by="thread")
         for number in range(5):
             with pytest.raises(queue.Empty):
                 stream.get(timeout=0)
-            drawn_by.put(Number(number))
+            numbers.put(Number(number))
             assert stream.get(LONG).number == number
-        drawn_by.put(None)
+        numbers.put(None)
         assert list(stream) == []
 
 
 def test_a_source_that_blocks_for_ever_does_not_hold_up_shutdown() -> None:
-    drawn_by = queue.SimpleQueue[Number | None]()
+    numbers = queue.SimpleQueue[Number | None]()
     pool = WorkerPool([Quick()])
     pool.start()
-    stream = pool.wrap(iter(drawn_by.get, None), drawn_by="thread")
-    drawn_by.put(Number(0))
+    stream = pool.wrap(iter(numbers.get, None), drawn_by="thread")
+    numbers.put(Number(0))
     assert stream.get(LONG).number == 0
     pool.shutdown()
     with pytest.raises(PoolNotRunning):
         stream.get(LONG)
     late = Number(1)
-    drawn_by.put(late)  # what it draws too late stays new
-    wait_until(lambda: not any("drawn_by" in thread.name for thread in threading.enumerate()))
+    numbers.put(late)  # what it draws too late stays new
+    wait_until(lambda: not any("-source" in thread.name for thread in threading.enumerate()))
     assert late.outcome is Outcome.PENDING
     with pool:
         assert pool.do(late).wait(LONG)
@@ -255,7 +255,7 @@ def test_a_source_that_blocks_for_ever_does_not_hold_up_shutdown() -> None:
 # Several readers, several pools
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 @pytest.mark.parametrize("buffer", [1, 3])
 def test_readers_share_a_wrap(drawn_by: str, buffer: int, switch_interval: float) -> None:
     def source() -> Iterator[Number]:
@@ -308,7 +308,7 @@ def test_a_timeout_holds_while_another_reader_draws() -> None:
         assert [op.number for op in other.join()[0]] == [0]
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 @pytest.mark.parametrize("ordered", [False, True])
 def test_pools_chain(drawn_by: str, ordered: bool) -> None:
     with WorkerPool([Quick(), Quick()], name="one") as one, WorkerPool([Quick(), Quick()], name="two") as two:
@@ -342,7 +342,7 @@ def test_an_error_of_the_source_is_raised_once(drawn_by: Any) -> None:
             assert list(stream) == []
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_of_several_readers_one_is_told_the_error_of_the_source(drawn_by: str) -> None:
     error = ValueError("the source's own")
 

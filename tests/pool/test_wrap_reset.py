@@ -16,7 +16,7 @@ from tests.threads import wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
 
-FEEDS = ["reader", "thread", "ring", "async"]
+DRAWN_BY = ["reader", "thread", "ring", "async"]
 
 
 class Number(Operation):
@@ -74,7 +74,7 @@ def read_all(stream: Stream[Number], drawn_by: str) -> list[Number]:
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
 @pytest.mark.parametrize("workers", [1, 3])
@@ -98,7 +98,7 @@ def test_what_did_not_succeed_comes_out_untouched(drawn_by: str, ordered: bool, 
     assert (stats.accepted, stats.succeeded, stats.failed, stats.cancelled) == (count // 3, count // 3, 0, 0)
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 @pytest.mark.parametrize("ordered", [False, True])
 def test_a_source_in_which_nothing_succeeded(drawn_by: str, ordered: bool) -> None:
     ops = [op for op in upstream(30) if op.outcome is not Outcome.SUCCEEDED]
@@ -154,7 +154,7 @@ def test_one_that_failed_does_not_wait_for_a_worker() -> None:
         assert list(stream) == []
 
 
-@pytest.mark.parametrize("drawn_by", FEEDS)
+@pytest.mark.parametrize("drawn_by", DRAWN_BY)
 def test_one_that_is_pending_is_refused_as_ever(drawn_by: str) -> None:
     gate = threading.Event()
 

@@ -45,7 +45,7 @@ interrupted = 0
 class Job(Operation):
     pass
 
-class Hand(Worker):
+class JobWorker(Worker):
     def process(self, op):
         pass
 
@@ -63,7 +63,7 @@ main = os.getpid()
 taken, sent = threading.Event(), threading.Event()
 ring = RingBuffer(2)
 got = []
-pool = WorkerPool([Hand(), Hand()], queue_size=2)
+pool = WorkerPool([JobWorker(), JobWorker()], queue_size=2)
 pool.start()
 accepted = set()
 number = 0
@@ -120,7 +120,7 @@ faulthandler.dump_traceback_later({limit}, exit=True)
 class Job(Operation):
     pass
 
-class Hand(Worker):
+class JobWorker(Worker):
     def process(self, op):
         pass
 
@@ -129,7 +129,7 @@ full.put(0)
 waiters = [threading.Thread(target=empty.get) for _ in range(3)] + [threading.Thread(target=full.put, args=(1,))]
 for waiter in waiters:
     waiter.start()
-pool = WorkerPool([Hand(), Hand()])
+pool = WorkerPool([JobWorker(), JobWorker()])
 pool.start()
 for k in range({forks}):
     pool.do(Job())  # a worker may be in the middle of anything
@@ -176,7 +176,7 @@ from ringmill import Closed, Operation, RingBuffer, Worker, WorkerPool
 class Job(Operation):
     pass
 
-class Hand(Worker):
+class JobWorker(Worker):
     def process(self, op):
         pass
 
@@ -199,8 +199,8 @@ threading.Thread(target=wait, args=(Job(),), daemon=True).start()  # of an opera
 """
 POOLS = {
     "without-pool": "",
-    "running-pool": "pool = WorkerPool([Hand(), Hand()]); pool.start(); pool.do(Job())",
-    "open-stream": "pool = WorkerPool([Hand()]); pool.start(); stream = pool.execute([Job(), Job()])",
+    "running-pool": "pool = WorkerPool([JobWorker(), JobWorker()]); pool.start(); pool.do(Job())",
+    "open-stream": "pool = WorkerPool([JobWorker()]); pool.start(); stream = pool.execute([Job(), Job()])",
 }
 ENDS = {"closes": "later.close()", "closes-late": "threading.Timer(0.01, later.close).start()"}
 

@@ -40,7 +40,7 @@ class Crash(Operation):
     """Breaks its worker."""
 
 
-class Hand(TaskWorker):
+class JobWorker(TaskWorker):
     def process(self, op: Any) -> None:
         if isinstance(op, Gate):
             op.reached.set()
@@ -62,7 +62,7 @@ def over(pool: WorkerPool[Any], *, lost: int = 0) -> None:
 @contextlib.contextmanager
 def standing(workers: int = 1, context: bool = False) -> Iterator[WorkerPool[Any]]:
     """A pool all of whose workers stand still until the block ends; then the pool does."""
-    pool: WorkerPool[Any] = WorkerPool([Hand() for _ in range(workers)], queue_size=8, context=context)
+    pool: WorkerPool[Any] = WorkerPool([JobWorker() for _ in range(workers)], queue_size=8, context=context)
     pool.start()
     gates = [Gate() for _ in range(workers)]
     for gate in gates:
@@ -90,10 +90,10 @@ def settled(op: Operation, accepted: bool) -> None:
 
 @case
 def pool_new(trial: Trial) -> None:
-    hand = trial.watch(Hand())
-    pool = trial.raising(RuntimeError, call=lambda: WorkerPool([hand], queue_size=2), or_not=True)  # "allocate lock"
+    worker = trial.watch(JobWorker())
+    pool = trial.raising(RuntimeError, call=lambda: WorkerPool([worker], queue_size=2), or_not=True)  # "allocate lock"
     if pool in (FAILED, None):
-        pool = WorkerPool([hand], queue_size=2)  # it belongs to nobody
+        pool = WorkerPool([worker], queue_size=2)  # it belongs to nobody
 
 
 @case
@@ -138,7 +138,7 @@ def pool_do_full(trial: Trial) -> None:
 @case
 def pool_do_stopped(trial: Trial) -> None:
     op = Job(trial.thing())
-    pool: WorkerPool[Any] = WorkerPool([Hand()])
+    pool: WorkerPool[Any] = WorkerPool([JobWorker()])
     trial.raising(PoolNotRunning, call=lambda: pool.do(op))
     settled(op, False)
 
@@ -274,7 +274,7 @@ def pool_shutdown_at_once_in_a_stream(trial: Trial) -> None:
 def pool_breaks(trial: Trial) -> None:
     """The last worker is lost, and what is pending must not be."""
     ops = [Task(fails), *(Job(trial.thing()) for _ in range(3))]
-    pool: WorkerPool[Any] = WorkerPool([Hand()], max_restarts=0)
+    pool: WorkerPool[Any] = WorkerPool([JobWorker()], max_restarts=0)
     pool.start()
     gate = Gate()
     pool.do(gate)
@@ -300,7 +300,7 @@ def pool_breaks(trial: Trial) -> None:
 @alone
 def pool_shutdown(trial: Trial) -> None:
     op = Job(trial.thing())
-    pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()])
+    pool: WorkerPool[Any] = WorkerPool([JobWorker(), JobWorker()])
     pool.start()
     gates = [Gate(), Gate()]  # as in pool_work
     for gate in gates:
@@ -320,7 +320,7 @@ def pool_shutdown(trial: Trial) -> None:
 @case
 def stream_reads(trial: Trial) -> None:
     ops = [Job(trial.thing()) for _ in range(5)]
-    pool: WorkerPool[Any] = WorkerPool([Hand()])
+    pool: WorkerPool[Any] = WorkerPool([JobWorker()])
     with pool:
         stream = pool.execute(ops)
         for op in ops:
@@ -384,7 +384,7 @@ def pool_work_context(trial: Trial) -> None:
 
 def working(trial: Trial, context: bool) -> None:
     ops = [Job(trial.thing()), Task(pow, 2, 5), Task(fails)]
-    pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()], max_restarts=None, restart_pause=0, context=context)
+    pool: WorkerPool[Any] = WorkerPool([JobWorker(), JobWorker()], max_restarts=None, restart_pause=0, context=context)
     pool.start()
     gates = [Gate(), Gate()]  # both workers have come up, beyond threading's own locks
     for gate in gates:
@@ -415,7 +415,7 @@ def working(trial: Trial, context: bool) -> None:
 def pool_do_from_a_worker(trial: Trial) -> None:
     op = Job(trial.thing())
     outcome: list[Any] = []
-    pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()])
+    pool: WorkerPool[Any] = WorkerPool([JobWorker(), JobWorker()])
     with pool:
         task = Task(lambda: outcome.append(trial(pool.do, op)))
         pool.do(task).wait()
@@ -427,7 +427,7 @@ def pool_do_from_a_worker(trial: Trial) -> None:
 @forks
 @alone
 def pool_start(trial: Trial) -> None:
-    pool: WorkerPool[Any] = WorkerPool([Hand(), Hand()])
+    pool: WorkerPool[Any] = WorkerPool([JobWorker(), JobWorker()])
     try:
         trial(pool.start)
     except (WorkerInitError, RuntimeError):  # "can't start new thread"
