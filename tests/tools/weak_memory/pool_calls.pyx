@@ -93,7 +93,7 @@ cdef void open_pool(Stage stage, int workers, Py_ssize_t capacity, str stream):
     if stream == "drawn":
         source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
         stage.core.add(source)
-        stage.stream = Stream(stage.core, source, source=draw(stage), wraps=True, draws=True)
+        stage.stream = Stream(stage.core, source, iterator=draw(stage), wraps=True, draws=True)
     elif stream:
         source = WorkSource(stage.ring, RingBuffer(capacity), external=True)
         stage.core.add(source)
