@@ -394,7 +394,7 @@ def assert_holds(report: Report, at_least: int) -> None:
 
 
 def assert_found(broken: Report, finding: str, right: Report) -> None:
-    """The search of the broken variant found this; that of the right one, over the same cast, nothing."""
+    """The search of the broken variant found this; that of the right one, over the same scenario, nothing."""
     print(broken)
     assert finding in (broken.problem or "nothing"), str(broken)
     assert broken.trace

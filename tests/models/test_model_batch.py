@@ -228,7 +228,7 @@ def outcomes(
 
 @cache
 def search(ring: Batching, calls: str) -> Report:
-    """Explores a cast, its threads divided by |: P3 puts three at once, G3 takes three, p and g one, x closes."""
+    """Explores a scenario, its threads divided by |: P3 puts three at once, G3 takes three, p and g one, x closes."""
     memory: dict[str, Any] = {"head": 0, "tail": 0, "flag": 0, "log": ()}
     for i in range(ring.capacity):
         memory |= {f"stamp{i}": i, f"slot{i}": "nothing"}
@@ -244,7 +244,7 @@ def search(ring: Batching, calls: str) -> Report:
     return explore(memory, threads, at_rest=at_the_end)
 
 
-CASTS = [
+SCENARIOS = [
     (1, 128, "P2 | g g", 500),
     (2, 128, "P3 | G2 g", 800),
     (2, 1, "P2 | p | G2", 20_000),
@@ -258,12 +258,12 @@ CASTS = [
 ]
 
 
-@pytest.mark.parametrize(("capacity", "most", "calls", "at_least"), CASTS)
+@pytest.mark.parametrize(("capacity", "most", "calls", "at_least"), SCENARIOS)
 def test_a_batch_is_a_row_of_single_calls(capacity: int, most: int, calls: str, at_least: int) -> None:
     assert_holds(search(Batching(capacity, most=most), calls), at_least)
 
 
-@pytest.mark.parametrize(("capacity", "most", "calls", "at_least"), CASTS)
+@pytest.mark.parametrize(("capacity", "most", "calls", "at_least"), SCENARIOS)
 def test_the_question_for_a_stale_tail_is_redundant(capacity: int, most: int, calls: str, at_least: int) -> None:
     assert_holds(search(Batching(capacity, most=most, put_asks_for_stale_tail=False), calls), at_least)
 
@@ -360,10 +360,10 @@ def take_some(rules: Rules, telling: Telling, side: Side, me: str, most: int) ->
 
 
 @cache
-def search_telling(rules: Rules, telling: Telling, cast: str, capacity: int) -> Report:
+def search_telling(rules: Rules, telling: Telling, scenario: str, capacity: int) -> Report:
     """B3 puts three at once, M3 takes up to three; G and P as in test_model_park_wake.py; X closes."""
     threads: dict[str, ThreadFunction] = {}
-    for i, word in enumerate(cast.split()):
+    for i, word in enumerate(scenario.split()):
         me, count = f"{word}.{i}", int(word[1:] or 1)
         if word[0] == "X":
             threads[me] = partial(closer, rules)
@@ -377,7 +377,7 @@ def search_telling(rules: Rules, telling: Telling, cast: str, capacity: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("cast", "capacity", "at_least"),
+    ("scenario", "capacity", "at_least"),
     [
         ("G G B2", 2, 900),
         ("G G B3", 2, 1_000),
@@ -387,15 +387,15 @@ def search_telling(rules: Rules, telling: Telling, cast: str, capacity: int) -> 
         ("G B2 M2", 1, 1_000),
     ],
 )
-def test_one_word_for_a_batch_is_enough(cast: str, capacity: int, at_least: int) -> None:
-    assert_holds(search_telling(Rules(), Telling(), cast, capacity), at_least)
+def test_one_word_for_a_batch_is_enough(scenario: str, capacity: int, at_least: int) -> None:
+    assert_holds(search_telling(Rules(), Telling(), scenario, capacity), at_least)
 
 
 LOST = "lost wake-up"
 
 
 @pytest.mark.parametrize(
-    ("bug", "cast", "capacity"),
+    ("bug", "scenario", "capacity"),
     [
         pytest.param("put_tells", "G B2", 2, id="put_many-tells-nobody"),
         pytest.param("get_tells", "B2 P M2", 2, id="get_many-tells-nobody"),
@@ -404,10 +404,10 @@ LOST = "lost wake-up"
         pytest.param("taker_passes_on", "B2 P P M2", 2, id="the-putter-who-is-told-tells-no-other"),
     ],
 )
-def test_each_bug_of_the_telling_is_found(bug: str, cast: str, capacity: int) -> None:
+def test_each_bug_of_the_telling_is_found(bug: str, scenario: str, capacity: int) -> None:
     rules, telling = Rules(), Telling()
     if hasattr(rules, bug):
-        broken = search_telling(replace(rules, **{bug: False}), telling, cast, capacity)
+        broken = search_telling(replace(rules, **{bug: False}), telling, scenario, capacity)
     else:
-        broken = search_telling(rules, replace(telling, **{bug: False}), cast, capacity)
-    assert_found(broken, LOST, search_telling(rules, telling, cast, capacity))
+        broken = search_telling(rules, replace(telling, **{bug: False}), scenario, capacity)
+    assert_found(broken, LOST, search_telling(rules, telling, scenario, capacity))

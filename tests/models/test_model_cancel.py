@@ -323,10 +323,10 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
 
 
 @cache
-def search(rules: Rules, cast: str) -> Report:
+def search(rules: Rules, scenario: str) -> Report:
     """U submits once and waits, u does not, 2 and n do so twice; W works, C cancels, A waits."""
     threads: dict[str, ThreadFunction] = {}
-    for i, word in enumerate(cast.split()):
+    for i, word in enumerate(scenario.split()):
         me = f"{word}.{i}"
         threads[me] = {
             "U": partial(user, rules, 1, True), "u": partial(user, rules, 1, False), "2": partial(user, rules, 2, True),
@@ -337,7 +337,7 @@ def search(rules: Rules, cast: str) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("cast", "at_least"),
+    ("scenario", "at_least"),
     [
         ("U W C", 100),
         ("u W C C A", 1_000),
@@ -348,12 +348,12 @@ def search(rules: Rules, cast: str) -> Report:
         ("n W C", 100),
     ],
 )
-def test_each_life_ends_once_and_comes_out_once(cast: str, at_least: int) -> None:
-    assert_holds(search(Rules(), cast), at_least)
+def test_each_life_ends_once_and_comes_out_once(scenario: str, at_least: int) -> None:
+    assert_holds(search(Rules(), scenario), at_least)
 
 
 @pytest.mark.parametrize(
-    ("bug", "cast", "finding"),
+    ("bug", "scenario", "finding"),
     [
         pytest.param("begin_by_cas", "u W C", "had the outcomes", id="begin-by-load-and-store"),
         pytest.param("cancel_by_cas", "u W C", "had the outcomes", id="cancel-by-load-and-store"),
@@ -369,5 +369,5 @@ def test_each_life_ends_once_and_comes_out_once(cast: str, at_least: int) -> Non
         pytest.param("release_keeps_to_its_life", "n W", "released before its outcome", id="releases-the-next-life"),
     ],
 )
-def test_each_bug_is_found(bug: str, cast: str, finding: str) -> None:
-    assert_found(search(replace(Rules(), **{bug: False}), cast), finding, search(Rules(), cast))
+def test_each_bug_is_found(bug: str, scenario: str, finding: str) -> None:
+    assert_found(search(replace(Rules(), **{bug: False}), scenario), finding, search(Rules(), scenario))

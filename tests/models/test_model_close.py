@@ -46,7 +46,7 @@ def wake_all(rules: Rules, queue: str) -> Thread:
 
 
 @pytest.mark.parametrize(
-    ("cast", "capacity", "at_least"),
+    ("scenario", "capacity", "at_least"),
     [
         ("G* G* P X", 1, 20_000),
         ("G* P P? X", 1, 30_000),
@@ -56,20 +56,20 @@ def wake_all(rules: Rules, queue: str) -> Thread:
         ("G^* G^* P X", 1, 20_000),
     ],
 )
-def test_close_strands_nobody_and_loses_nothing(cast: str, capacity: int, at_least: int) -> None:
-    assert_holds(search(Rules(), cast, capacity, closer), at_least)
+def test_close_strands_nobody_and_loses_nothing(scenario: str, capacity: int, at_least: int) -> None:
+    assert_holds(search(Rules(), scenario, capacity, closer), at_least)
 
 
-@pytest.mark.parametrize(("cast", "at_least"), [("G* P X", 7_000), ("P X P", 3_000)])
-def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
-    assert_holds(search(Rules(fine=True), cast, 1, closer), at_least)
+@pytest.mark.parametrize(("scenario", "at_least"), [("G* P X", 7_000), ("P X P", 3_000)])
+def test_the_same_with_every_access_a_step_of_its_own(scenario: str, at_least: int) -> None:
+    assert_holds(search(Rules(fine=True), scenario, 1, closer), at_least)
 
 
 ASLEEP = "asleep on a closed ring"
 
 
 @pytest.mark.parametrize(
-    ("bug", "cast", "finding"),
+    ("bug", "scenario", "finding"),
     [
         pytest.param("closed_bit_in_tail", "G* P X", "lost item", id="closed-flag-beside-the-tail"),
         pytest.param("close_wakes_all", "G G X", ASLEEP, id="close-wakes-one-get"),
@@ -80,5 +80,5 @@ ASLEEP = "asleep on a closed ring"
         pytest.param("closes_before_waking", "G* X", ASLEEP, id="wakes-then-closes"),
     ],
 )
-def test_each_bug_is_found(bug: str, cast: str, finding: str) -> None:
-    assert_found(search(replace(Rules(), **{bug: False}), cast, 1, closer), finding, search(Rules(), cast, 1, closer))
+def test_each_bug_is_found(bug: str, scenario: str, finding: str) -> None:
+    assert_found(search(replace(Rules(), **{bug: False}), scenario, 1, closer), finding, search(Rules(), scenario, 1, closer))

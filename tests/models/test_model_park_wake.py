@@ -524,11 +524,11 @@ MEMORY: dict[str, Any] = {
 
 
 @cache
-def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
-    """Explores a cast: G gets, P puts; digits: so many calls; * until closed; ~ spins first, as a searcher; ^ as a
+def search(rules: Rules, scenario: str, capacity: int, closer: Callable[[Rules], Thread] | None = None) -> Report:
+    """Explores a scenario: G gets, P puts; digits: so many calls; * until closed; ~ spins first, as a searcher; ^ as a
     sleeper; ? times out; @ a task, @@ one of another loop, @! of a loop that may stop; X closes."""
     threads: dict[str, ThreadFunction] = {}
-    for i, word in enumerate(cast.split()):
+    for i, word in enumerate(scenario.split()):
         me = f"{word}.{i}"
         if closer is not None and word == "X":
             threads[me] = partial(closer, rules)
@@ -540,7 +540,7 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
 
 
 @pytest.mark.parametrize(
-    ("cast", "capacity", "at_least"),
+    ("scenario", "capacity", "at_least"),
     [
         ("G G P P", 1, 30_000),
         ("G G P P", 2, 10_000),
@@ -572,12 +572,12 @@ def search(rules: Rules, cast: str, capacity: int, closer: Callable[[Rules], Thr
         ("G@ G@ G@@ P2", 2, 10_000),
     ],
 )
-def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_least: int) -> None:
-    assert_holds(search(Rules(), cast, capacity), at_least)
+def test_nobody_sleeps_through_an_item_or_room(scenario: str, capacity: int, at_least: int) -> None:
+    assert_holds(search(Rules(), scenario, capacity), at_least)
 
 
 @pytest.mark.parametrize(
-    ("cast", "at_least"),
+    ("scenario", "at_least"),
     [
         ("G P", 200),
         ("G? P", 300),
@@ -591,15 +591,15 @@ def test_nobody_sleeps_through_an_item_or_room(cast: str, capacity: int, at_leas
         ("G@ G@ P2", 1_000),
     ],
 )
-def test_the_same_with_every_access_a_step_of_its_own(cast: str, at_least: int) -> None:
-    assert_holds(search(Rules(fine=True), cast, 1), at_least)
+def test_the_same_with_every_access_a_step_of_its_own(scenario: str, at_least: int) -> None:
+    assert_holds(search(Rules(fine=True), scenario, 1), at_least)
 
 
 LOST = "lost wake-up"
 
 
 @pytest.mark.parametrize(
-    ("bug", "cast", "capacity", "finding"),
+    ("bug", "scenario", "capacity", "finding"),
     [
         pytest.param("looks_before_parking", "G P", 1, LOST, id="no-look-before-parking"),
         pytest.param("looks_before_parking", "P P G", 1, LOST, id="no-look-before-parking-put"),
@@ -633,6 +633,6 @@ LOST = "lost wake-up"
         pytest.param("claim_seq_cst", "G P", 1, LOST, id="claim-buffered-past-the-look-at-the-word"),
     ],
 )
-def test_each_bug_is_found(bug: str, cast: str, capacity: int, finding: str) -> None:
+def test_each_bug_is_found(bug: str, scenario: str, capacity: int, finding: str) -> None:
     right = Rules(fine=bug in ("word_seq_cst", "claim_seq_cst"))
-    assert_found(search(replace(right, **{bug: False}), cast, capacity), finding, search(right, cast, capacity))
+    assert_found(search(replace(right, **{bug: False}), scenario, capacity), finding, search(right, scenario, capacity))

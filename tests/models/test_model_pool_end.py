@@ -177,9 +177,9 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
 
 
 @cache
-def search(rules: Rules, cast: str) -> Report:
+def search(rules: Rules, scenario: str) -> Report:
     """W works, P puts, S shuts down, C cancels one whose delay runs."""
-    words = cast.split()
+    words = scenario.split()
     memory: dict[str, Any] = {
         "phase": "open", "sealed": False, "shut": False, "queue": 0, "accepted": words.count("C"), "settled": 0,
         "asleep": frozenset(), "posted": frozenset(),
@@ -194,7 +194,7 @@ def search(rules: Rules, cast: str) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("cast", "at_least"),
+    ("scenario", "at_least"),
     [
         ("W P S", 200),
         ("W W P S", 3_000),
@@ -204,12 +204,12 @@ def search(rules: Rules, cast: str) -> Report:
         ("W W P C S", 20_000),
     ],
 )
-def test_a_draining_pool_ends_when_all_is_settled(cast: str, at_least: int) -> None:
-    assert_holds(search(Rules(), cast), at_least)
+def test_a_draining_pool_ends_when_all_is_settled(scenario: str, at_least: int) -> None:
+    assert_holds(search(Rules(), scenario), at_least)
 
 
 @pytest.mark.parametrize(
-    ("bug", "cast", "finding"),
+    ("bug", "scenario", "finding"),
     [
         pytest.param("seals_after_feeds", "W P S", "ended with", id="sealed-before-the-feeds-end"),
         pytest.param("asks_for_seal", "W P S", "ended with", id="counts-while-some-come-in"),
@@ -219,8 +219,8 @@ def test_a_draining_pool_ends_when_all_is_settled(cast: str, at_least: int) -> N
         pytest.param("canceller_wakes", "W C S", "waits for ever", id="a-cancel-wakes-nobody"),
     ],
 )
-def test_each_bug_is_found(bug: str, cast: str, finding: str) -> None:
-    assert_found(search(replace(Rules(), **{bug: False}), cast), finding, search(Rules(), cast))
+def test_each_bug_is_found(bug: str, scenario: str, finding: str) -> None:
+    assert_found(search(replace(Rules(), **{bug: False}), scenario), finding, search(Rules(), scenario))
 
 
 # ----------------------------------------------------------------------------------------------------------------

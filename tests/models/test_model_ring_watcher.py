@@ -407,17 +407,17 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
 
 
 @cache
-def search(rules: Rules, cast: str, places: int = 2) -> Report:
+def search(rules: Rules, scenario: str, places: int = 2) -> Report:
     """W works, asleep at first, w awake; P puts, D does, g gets at once, G sleeps for an item; X closes the ring;
     R reads from the stream, C closes it."""
-    asleep = tuple(f"W.{i}" for i, word in enumerate(cast.split()) if word == "W")
+    asleep = tuple(f"W.{i}" for i, word in enumerate(scenario.split()) if word == "W")
     memory: dict[str, Any] = {
         "items": 0, "closed": False, "getters": Waiting(1, 0, (BELL,)) if asleep else Waiting(),
         "idle": Waiting(len(asleep), 0, asleep), "posted": frozenset(), "bell": int(bool(asleep)), "inbox": 0,
         "places": places, "ready": 0, "ended": False, "linked": True, "lock": 0, "put": 0, "drawn": 0, "direct": 0,
     }
     threads: dict[str, ThreadFunction] = {}
-    for i, word in enumerate(cast.split()):
+    for i, word in enumerate(scenario.split()):
         me = f"{word}.{i}"
         threads[me] = {
             "W": partial(worker, rules, me, True), "w": partial(worker, rules, me, False),
@@ -428,7 +428,7 @@ def search(rules: Rules, cast: str, places: int = 2) -> Report:
     return explore(memory, threads, invariant=invariant, at_rest=at_rest)
 
 
-CASTS = [
+SCENARIOS = [
     ("w P P", 2, 4_000),
     ("w P P R", 1, 20_000),
     ("w P G", 1, 5_000),
@@ -439,7 +439,7 @@ CASTS = [
     ("W w P C", 2, 20_000),
     ("W w X C", 2, 10_000),
 ]
-LONG_CASTS = [
+LONG_SCENARIOS = [
     ("w W P P", 2, 100_000),
     ("w W D P g", 2, 200_000),
     ("w W P X", 2, 100_000),
@@ -448,14 +448,14 @@ LONG_CASTS = [
 LONG = bool(os.environ.get("RINGMILL_LONG"))
 
 
-@pytest.mark.parametrize(("cast", "places", "at_least"), CASTS + LONG_CASTS * LONG)
-def test_no_worker_sleeps_beside_an_item_of_a_wrapped_ring(cast: str, places: int, at_least: int) -> None:
-    assert_holds(search(Rules(), cast, places), at_least)
+@pytest.mark.parametrize(("scenario", "places", "at_least"), SCENARIOS + LONG_SCENARIOS * LONG)
+def test_no_worker_sleeps_beside_an_item_of_a_wrapped_ring(scenario: str, places: int, at_least: int) -> None:
+    assert_holds(search(Rules(), scenario, places), at_least)
 
 
-@pytest.mark.parametrize(("cast", "places", "at_least"), CASTS + LONG_CASTS * LONG)
-def test_the_first_look_need_not_arm_the_bell(cast: str, places: int, at_least: int) -> None:
-    assert_holds(search(Rules(first_look_arms=False), cast, places), 0)
+@pytest.mark.parametrize(("scenario", "places", "at_least"), SCENARIOS + LONG_SCENARIOS * LONG)
+def test_the_first_look_need_not_arm_the_bell(scenario: str, places: int, at_least: int) -> None:
+    assert_holds(search(Rules(first_look_arms=False), scenario, places), 0)
 
 
 BESIDE = "asleep beside an item"
@@ -464,7 +464,7 @@ LEFT = "a bell is left"
 
 
 @pytest.mark.parametrize(
-    ("bug", "cast", "places", "finding"),
+    ("bug", "scenario", "places", "finding"),
     [
         pytest.param("last_look_arms", "w P g", 2, BELL_OFF, id="last-look-does-not-arm"),
         pytest.param("arms_before_looking", "w P P", 2, BESIDE, id="bell-not-looked-behind"),
@@ -478,20 +478,20 @@ LEFT = "a bell is left"
         pytest.param("removal_disarms", "W C", 2, LEFT, id="removal-leaves-the-bell"),
     ],
 )
-def test_each_bug_is_found(bug: str, cast: str, places: int, finding: str) -> None:
-    broken = search(replace(Rules(), **{bug: False}), cast, places)
-    assert_found(broken, finding, search(Rules(), cast, places))
+def test_each_bug_is_found(bug: str, scenario: str, places: int, finding: str) -> None:
+    broken = search(replace(Rules(), **{bug: False}), scenario, places)
+    assert_found(broken, finding, search(Rules(), scenario, places))
 
 
 @pytest.mark.parametrize(
-    ("rules", "cast", "finding"),
+    ("rules", "scenario", "finding"),
     [
         pytest.param(Rules(debt_arms=False, watches=True), "W W P P", BELL_OFF, id="two-workers-and-two-items"),
         pytest.param(Rules(debt_arms=False, watches=True), "W W D P g", BELL_OFF, id="other-work-and-another-reader"),
         pytest.param(Rules(watches=True), "w P C", LEFT, id="armed-while-the-feed-goes"),
     ],
 )
-def test_the_first_version_is_broken(rules: Rules, cast: str, finding: str) -> None:
-    report = search(rules, cast)
+def test_the_first_version_is_broken(rules: Rules, scenario: str, finding: str) -> None:
+    report = search(rules, scenario)
     print(report)
     assert finding in (report.problem or "nothing"), str(report)

@@ -34,9 +34,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
 
-from tests.tools.weak_memory import casts
+from tests.tools.weak_memory import scenarios
 from tests.tools.weak_memory.build import build
-from tests.tools.weak_memory.runner import Cast, run
+from tests.tools.weak_memory.runner import Scenario, run
 
 ROOT = Path(__file__).parents[2]
 CORE = Path("src/ringmill/_core")
@@ -79,14 +79,14 @@ PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
 SOAK_RING = ["tests/stress/soak_ring.py", "10"]
 SOAK_POOL = ["tests/stress/soak_pool.py", "10"]
 
-# What the machine of tests/tools/weak_memory runs, and the casts that do.
-WEAK: dict[str, list[Cast]] = {
-    "ring/ring.pxd": casts.RING + casts.WAITING + casts.POOLS,
-    "waiting/wait_queue.pxd": casts.LOCK + casts.WAITING,
-    **dict.fromkeys(["waiting/wait_queue.pyx", "platform/spinning.pyx", "ring/ring_buffer.pyx"], casts.WAITING + casts.POOLS),
-    **dict.fromkeys(["pool/operation.pxd", "pool/operation.pyx"], casts.OPERATIONS + casts.POOLS),
-    **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/run.pyx", "pool/stream.pyx"], casts.POOLS),
-    **dict.fromkeys(["hub/subscription.pyx", "hub/subscription_ring.pyx"], casts.HUBS),
+# What the machine of tests/tools/weak_memory runs, and the scenarios that run it.
+WEAK: dict[str, list[Scenario]] = {
+    "ring/ring.pxd": scenarios.RING + scenarios.WAITING + scenarios.POOLS,
+    "waiting/wait_queue.pxd": scenarios.LOCK + scenarios.WAITING,
+    **dict.fromkeys(["waiting/wait_queue.pyx", "platform/spinning.pyx", "ring/ring_buffer.pyx"], scenarios.WAITING + scenarios.POOLS),
+    **dict.fromkeys(["pool/operation.pxd", "pool/operation.pyx"], scenarios.OPERATIONS + scenarios.POOLS),
+    **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/run.pyx", "pool/stream.pyx"], scenarios.POOLS),
+    **dict.fromkeys(["hub/subscription.pyx", "hub/subscription_ring.pyx"], scenarios.HUBS),
 }
 
 # What is inlined everywhere, and built anew only where those checks use it.

@@ -15,7 +15,7 @@ import pytest
 
 from tests.models.test_model_ring_slots import linearizable
 from tests.tools.weak_memory.build import HERE, MACHINE, compile_shared
-from tests.tools.weak_memory.casts import outcomes
+from tests.tools.weak_memory.scenarios import outcomes
 
 RUN = """
 import ctypes, sys

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
 CORE = Path("src/ringmill/_core")
 MACHINE = [HERE / "memory.cc", HERE / "threads.cc"]
-OWN_MODULES = ["stage", "ring_calls", "pool_calls", "hub_calls", "scenarios"]
+OWN_MODULES = ["fixture", "ring_calls", "pool_calls", "hub_calls", "execution"]
 
 # What is changed in the copy: file, text (once there), what stands there instead.
 CHANGED = [

@@ -1,7 +1,7 @@
-# Calls of a hub. See scenarios.pyx.
+# Calls of a hub. See execution.pyx.
 
-from ringmill._core.stage cimport Call, Stage
+from ringmill._core.fixture cimport Call, Fixture
 
-cdef void open_hub(Stage stage, int subscriptions, set late, Py_ssize_t capacity, dict ways)
-cdef void call_hub(Stage stage, Call* call) noexcept
-cdef str complaint_of_hub(Stage stage)
+cdef void open_hub(Fixture fixture, int subscriptions, set late, Py_ssize_t capacity, dict ways)
+cdef void call_hub(Fixture fixture, Call* call) noexcept
+cdef str complaint_of_hub(Fixture fixture)

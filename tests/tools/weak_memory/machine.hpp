@@ -25,7 +25,7 @@ int wm_acquire_lock(void* lock, long long microseconds);  // below 0: without li
 void wm_release_lock(void* lock);
 unsigned long wm_ident(void);
 
-// For the scenarios.
+// For execution.pyx.
 void wm_relax(int site);                                 // in what follows; below 0: none
 void wm_begin(std::uint64_t seed, int by_the_clock);     // forgets the last execution; whether S is the order of time
 int wm_thread(void (*run)(void*), void* argument);

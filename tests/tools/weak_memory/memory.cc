@@ -18,7 +18,7 @@
 // race. All others are memory as usual.
 //
 // A location is known by its address for the whole execution, so nothing that has atomics may be freed in one.
-#include "inside.hpp"
+#include "internal.hpp"
 
 namespace weak_memory {
 namespace {

@@ -1,8 +1,8 @@
-# Calls of operations and of a pool's core. See scenarios.pyx.
+# Calls of operations and of a pool's core. See execution.pyx.
 
-from ringmill._core.stage cimport Call, Stage
+from ringmill._core.fixture cimport Call, Fixture
 
-cdef void call_operation(Stage stage, Call* call) noexcept
-cdef void call_pool(Stage stage, int who, Call* call) noexcept
-cdef void open_pool(Stage stage, int workers, Py_ssize_t capacity, str stream)
-cdef str complaint(Stage stage)
+cdef void call_operation(Fixture fixture, Call* call) noexcept
+cdef void call_pool(Fixture fixture, int who, Call* call) noexcept
+cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str stream)
+cdef str complaint(Fixture fixture)

@@ -21,17 +21,17 @@ from ringmill._core.pool.operation cimport (
 )
 from ringmill._core.ring.ring cimport DONE
 from ringmill._core.ring.ring_buffer cimport RingBuffer
-from ringmill._core.stage cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
+from ringmill._core.fixture cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.pool.stream cimport Stream
 from ringmill._core.waiting.wait_queue cimport NEVER
 
 from ringmill._core.pool.worker_loop import new_run
 
 
-cdef int number_of(Stage stage, object op) noexcept:
+cdef int number_of(Fixture fixture, object op) noexcept:
     cdef int k
     for k in range(OPERATIONS):
-        if stage.operations[k] is op:
+        if fixture.operations[k] is op:
             return k
     wm_find("an operation is none of ours")
     return -1
@@ -40,42 +40,42 @@ cdef int number_of(Stage stage, object op) noexcept:
 # ---------------------------------------------------------------------------------------------------------------
 # operations
 
-cdef void run_one(Stage stage) noexcept:
+cdef void run_one(Fixture fixture) noexcept:
     cdef PyObject* item = NULL
     cdef int number
     cdef OperationBase op
-    if stage.ring.get_item(&item, NEVER, True) != DONE:
+    if fixture.ring.get_item(&item, NEVER, True) != DONE:
         wm_find("no operation comes out of the ring")
     op = <OperationBase>item
     Py_DECREF(op)
-    number = number_of(stage, op)
+    number = number_of(fixture, op)
     if not begin(op):
         unplace(op)
         return
     wm_read_variable(INPUT + number)
     wm_write_variable(OUTPUT + number)
-    stage.ended[number] += 1
+    fixture.ended[number] += 1
     end(op, SUCCEEDED, False)
 
 
-cdef void call_operation(Stage stage, Call* call) noexcept:
+cdef void call_operation(Fixture fixture, Call* call) noexcept:
     cdef OperationBase op
     if call.letter == b"r":
-        run_one(stage)
+        run_one(fixture)
         return
-    op = stage.operations[call.number]
+    op = fixture.operations[call.number]
     if call.letter == b"a":
         wm_write_variable(INPUT + call.number)
-        stage.submitted[call.number] += 1
+        fixture.submitted[call.number] += 1
         if not accept(op, 1):
             wm_find("an operation that is new is not accepted")
         Py_INCREF(op)
-        if stage.ring.put_item(<PyObject*>op, NEVER, True) != DONE:
+        if fixture.ring.put_item(<PyObject*>op, NEVER, True) != DONE:
             wm_find("an operation does not go into the ring")
     elif call.letter == b"q":
         if op.try_cancel(1):
             wm_write_variable(OUTPUT + call.number)
-            stage.ended[call.number] += 1
+            fixture.ended[call.number] += 1
             op.announce_done(CANCELLED, False)
     elif call.letter == b"z":
         while not reset(op):
@@ -87,26 +87,26 @@ cdef void call_operation(Stage stage, Call* call) noexcept:
 # ---------------------------------------------------------------------------------------------------------------
 # pools
 
-cdef void open_pool(Stage stage, int workers, Py_ssize_t capacity, str stream):
+cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str stream):
     cdef WorkSource source
-    stage.core = new_run("a pool", [None] * workers, capacity, False)
+    fixture.core = PoolRun("a pool", [None] * workers, capacity, False)
     if stream == "drawn":
         source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
-        stage.core.add(source)
-        stage.stream = Stream(stage.core, source, iterator=draw(stage), wraps=True, draws=True)
+        fixture.core.add(source)
+        fixture.stream = Stream(fixture.core, source, iterator=draw(fixture), wraps=True, draws=True)
     elif stream:
-        source = WorkSource(stage.ring, RingBuffer(capacity), external=True)
-        stage.core.add(source)
-        stage.stream = Stream(stage.core, source, wraps=True)
+        source = WorkSource(fixture.ring, RingBuffer(capacity), external=True)
+        fixture.core.add(source)
+        fixture.stream = Stream(fixture.core, source, wraps=True)
 
 
 cdef class draw:
     # The source of a wrap: all operations; by whichever thread has the turn.
-    cdef Stage stage
+    cdef Fixture fixture
     cdef int next
 
-    def __init__(self, Stage stage):
-        self.stage = stage
+    def __init__(self, Fixture fixture):
+        self.fixture = fixture
 
     def __iter__(self):
         return self
@@ -115,28 +115,28 @@ cdef class draw:
         if self.next == 2:
             raise StopIteration
         wm_write_variable(INPUT + self.next)
-        self.stage.submitted[self.next] += 1
-        self.stage.streamed.add(self.next)
+        self.fixture.submitted[self.next] += 1
+        self.fixture.streamed.add(self.next)
         self.next += 1
-        return self.stage.operations[self.next - 1]
+        return self.fixture.operations[self.next - 1]
 
 
-cdef void work(Stage stage, int index) noexcept:
+cdef void work(Fixture fixture, int index) noexcept:
     # A worker's loop, until the pool ends.
-    cdef WorkerLoop worker_loop = stage.core.worker_loops[index]
+    cdef WorkerLoop worker_loop = fixture.core.worker_loops[index]
     cdef int number
     cdef object op
-    me = bytes([k == index for k in range(len(stage.core.worker_loops))])
+    me = bytes([k == index for k in range(len(fixture.core.worker_loops))])
     worker_loop.set_alive(True)
     while True:
         op = next(worker_loop, None)
         if op is None:
             break
-        number = number_of(stage, op)
+        number = number_of(fixture, op)
         wm_read_variable(INPUT + number)
-        way = stage.ways.get(number)
-        if way == "r" and stage.retries[number] == 0:
-            stage.retries[number] += 1
+        way = fixture.ways.get(number)
+        if way == "r" and fixture.retries[number] == 0:
+            fixture.retries[number] += 1
             op = None
             worker_loop.put_back(me, None, 0.0)
         elif way == "j" and index == 0:
@@ -144,7 +144,7 @@ cdef void work(Stage stage, int index) noexcept:
             worker_loop.put_back(None, me, 0.0)
         else:
             wm_write_variable(OUTPUT + number)
-            stage.ended[number] += 1
+            fixture.ended[number] += 1
             if way == "f":
                 worker_loop.fail(ValueError(), True)
             op = None
@@ -152,7 +152,7 @@ cdef void work(Stage stage, int index) noexcept:
     worker_loop.set_alive(False)
 
 
-cdef bint read_one(Stage stage, Stream stream) noexcept:
+cdef bint read_one(Fixture fixture, Stream stream) noexcept:
     # False: that was all.
     cdef PyObject* item = NULL
     cdef OperationBase op
@@ -165,47 +165,47 @@ cdef bint read_one(Stage stage, Stream stream) noexcept:
     # relaxed: what is seen of it by the stream alone
     if not op.state.load(memory_order_relaxed) & RELEASED:
         wm_find("an operation comes out of its stream before done() was called")
-    number = number_of(stage, op)
-    stage.out[number] += 1
+    number = number_of(fixture, op)
+    fixture.out[number] += 1
     wm_read_variable(OUTPUT + number)
     return True
 
 
-cdef void call_pool(Stage stage, int who, Call* call) noexcept:
-    cdef PoolRun core = stage.core
+cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
+    cdef PoolRun core = fixture.core
     cdef Stream stream
-    cdef OperationBase op = stage.operations[call.number] if call.number < OPERATIONS else None
+    cdef OperationBase op = fixture.operations[call.number] if call.number < OPERATIONS else None
     if call.letter == b"W":
-        work(stage, call.number)
+        work(fixture, call.number)
     elif call.letter == b"d" or call.letter == b"D":
         wm_write_variable(INPUT + call.number)
-        stage.submitted[call.number] += 1
+        fixture.submitted[call.number] += 1
         if call.letter == b"d":
             core.do(op, NEVER)
         else:
             core.submit(op)
     elif call.letter == b"E":  # the last so many operations
-        ops = stage.operations[OPERATIONS - call.number :]
+        ops = fixture.operations[OPERATIONS - call.number :]
         for k in range(OPERATIONS - call.number, OPERATIONS):
             wm_write_variable(INPUT + k)
-            stage.streamed.add(k)
-            stage.submitted[k] += 1
-        stage.streams[who] = Stream(core, core.execute(ops))
+            fixture.streamed.add(k)
+            fixture.submitted[k] += 1
+        fixture.streams[who] = Stream(core, core.execute(ops))
     elif call.letter == b"R":
-        while read_one(stage, <Stream>stage.streams[who]):
+        while read_one(fixture, <Stream>fixture.streams[who]):
             pass
     elif call.letter == b"N":
-        while read_one(stage, stage.stream):
+        while read_one(fixture, fixture.stream):
             pass
     elif call.letter == b"u":  # into the ring that is wrapped
         wm_write_variable(INPUT + call.number)
-        stage.submitted[call.number] += 1
-        stage.streamed.add(call.number)
+        fixture.submitted[call.number] += 1
+        fixture.streamed.add(call.number)
         Py_INCREF(op)
-        stage.ring.put_item(<PyObject*>op, NEVER, True)
+        fixture.ring.put_item(<PyObject*>op, NEVER, True)
     elif call.letter == b"c":
         if core.cancel(op):
-            stage.ended[call.number] += 1
+            fixture.ended[call.number] += 1
     elif call.letter == b"v":
         check_books(core.stats()[0])
     elif call.letter == b"s":
@@ -218,18 +218,18 @@ cdef void check_books(dict counts) noexcept:
         wm_find("the books do not agree with themselves")
 
 
-cdef str complaint(Stage stage):
+cdef str complaint(Fixture fixture):
     # What is wrong at rest.
     cdef int k, submitted = 0
     for k in range(OPERATIONS):
-        submitted += stage.submitted[k]
-        if stage.ended[k] != stage.submitted[k]:
-            return f"operation {k} was handed over {stage.submitted[k]} times, and ended {stage.ended[k]} times"
-        if stage.out[k] != (stage.ended[k] if k in stage.streamed else 0):
-            return f"operation {k} ended {stage.ended[k]} times, and came out {stage.out[k]} times"
-    if stage.core is not None:
-        total = stage.core.stats()[0]
+        submitted += fixture.submitted[k]
+        if fixture.ended[k] != fixture.submitted[k]:
+            return f"operation {k} was handed over {fixture.submitted[k]} times, and ended {fixture.ended[k]} times"
+        if fixture.out[k] != (fixture.ended[k] if k in fixture.streamed else 0):
+            return f"operation {k} ended {fixture.ended[k]} times, and came out {fixture.out[k]} times"
+    if fixture.core is not None:
+        total = fixture.core.stats()[0]
         if total["accepted"] != submitted or total["queued"] or total["running"] or total["delayed"]:
             return f"{submitted} were handed over, and the books say {total}"
-        stage.core.finish()
+        fixture.core.finish()
     return ""

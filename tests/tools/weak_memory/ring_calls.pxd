@@ -1,8 +1,8 @@
-# Calls of a ring. See scenarios.pyx.
+# Calls of a ring. See execution.pyx.
 
 from cpython.object cimport PyObject
 
-from ringmill._core.stage cimport Call, Entry, Stage
+from ringmill._core.fixture cimport Call, Entry, Fixture
 
-cdef void call_ring(Stage stage, Call* call, Entry* entry) noexcept
-cdef int number_of_item(Stage stage, PyObject* item) noexcept
+cdef void call_ring(Fixture fixture, Call* call, Entry* entry) noexcept
+cdef int number_of_item(Fixture fixture, PyObject* item) noexcept

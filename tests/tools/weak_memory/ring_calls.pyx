@@ -17,7 +17,7 @@ from ringmill._core.ring.ring cimport (
     try_put_many,
 )
 from ringmill._core.ring.ring_buffer cimport RingBuffer
-from ringmill._core.stage cimport BATCH, wm_find, wm_read_variable, wm_write_variable
+from ringmill._core.fixture cimport BATCH, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.waiting.wait_queue cimport NEVER, notify
 
 from ringmill.errors import Closed
@@ -26,18 +26,18 @@ cdef enum:
     WHILE_NS = 1_000_000        # how long an impatient call waits: some steps of the machine's clock
 
 
-cdef int number_of_item(Stage stage, PyObject* item) noexcept:
+cdef int number_of_item(Fixture fixture, PyObject* item) noexcept:
     cdef int k
-    for k in range(len(stage.items)):
-        if <PyObject*>stage.items[k] == item:
+    for k in range(len(fixture.items)):
+        if <PyObject*>fixture.items[k] == item:
             return k
     wm_find("an item is none that was put")
     return -1
 
 
-cdef int took(Stage stage, PyObject* item) noexcept:
+cdef int took(Fixture fixture, PyObject* item) noexcept:
     # Its reference was ours.
-    cdef int number = number_of_item(stage, item)
+    cdef int number = number_of_item(fixture, item)
     Py_DECREF(<object>item)
     wm_read_variable(number)
     return number
@@ -47,10 +47,10 @@ cdef int64_t deadline_for(Call* call) noexcept:
     return now_ns() + WHILE_NS if call.impatient else NEVER
 
 
-cdef int put_one(Stage stage, Call* call) noexcept:
-    cdef RingBuffer ring = stage.ring
+cdef int put_one(Fixture fixture, Call* call) noexcept:
+    cdef RingBuffer ring = fixture.ring
     cdef int result
-    item = stage.items[call.first_item]
+    item = fixture.items[call.first_item]
     wm_write_variable(call.first_item)
     if call.letter == b"b":
         Py_INCREF(item)
@@ -67,8 +67,8 @@ cdef int put_one(Stage stage, Call* call) noexcept:
     return DONE
 
 
-cdef int get_one(Stage stage, Call* call, PyObject** item) noexcept:
-    cdef RingBuffer ring = stage.ring
+cdef int get_one(Fixture fixture, Call* call, PyObject** item) noexcept:
+    cdef RingBuffer ring = fixture.ring
     if call.letter == b"w":
         return ring.get_item(item, deadline_for(call), True)
     try:
@@ -82,13 +82,13 @@ cdef int get_one(Stage stage, Call* call, PyObject** item) noexcept:
     return DONE
 
 
-cdef void put_some(Stage stage, Call* call, Entry* entry) noexcept:
-    cdef RingBuffer ring = stage.ring
+cdef void put_some(Fixture fixture, Call* call, Entry* entry) noexcept:
+    cdef RingBuffer ring = fixture.ring
     cdef PyObject* owned[BATCH]
     cdef Py_ssize_t done = 0
     cdef int k
     for k in range(call.number):
-        item = stage.items[call.first_item + k]
+        item = fixture.items[call.first_item + k]
         wm_write_variable(call.first_item + k)
         Py_INCREF(item)
         owned[k] = <PyObject*>item
@@ -100,8 +100,8 @@ cdef void put_some(Stage stage, Call* call, Entry* entry) noexcept:
         Py_DECREF(<object>owned[k])
 
 
-cdef void get_some(Stage stage, Call* call, Entry* entry) noexcept:
-    cdef RingBuffer ring = stage.ring
+cdef void get_some(Fixture fixture, Call* call, Entry* entry) noexcept:
+    cdef RingBuffer ring = fixture.ring
     cdef PyObject* owned[BATCH]
     cdef Py_ssize_t done = 0
     cdef int k
@@ -110,27 +110,27 @@ cdef void get_some(Stage stage, Call* call, Entry* entry) noexcept:
         notify(&ring.not_full)
     entry.count = <int>done
     for k in range(entry.count):
-        entry.items[k] = took(stage, owned[k])
+        entry.items[k] = took(fixture, owned[k])
 
 
-cdef void call_ring(Stage stage, Call* call, Entry* entry) noexcept:
-    cdef RingBuffer ring = stage.ring
+cdef void call_ring(Fixture fixture, Call* call, Entry* entry) noexcept:
+    cdef RingBuffer ring = fixture.ring
     cdef PyObject* item = NULL
     cdef int k
     if call.letter == b"p" or call.letter == b"b":
-        entry.result = put_one(stage, call)
+        entry.result = put_one(fixture, call)
     elif call.letter == b"g" or call.letter == b"w":
-        entry.result = get_one(stage, call, &item)
+        entry.result = get_one(fixture, call, &item)
         if entry.result == DONE:
-            entry.items[0] = took(stage, item)
+            entry.items[0] = took(fixture, item)
     elif call.letter == b"P":
-        put_some(stage, call, entry)
+        put_some(fixture, call, entry)
     elif call.letter == b"G":
-        get_some(stage, call, entry)
+        get_some(fixture, call, entry)
     elif call.letter == b"B":
         for k in range(call.number):
             wm_write_variable(call.first_item + k)
-        entry.count = <int>ring.put_many(tuple(stage.items[call.first_item : call.first_item + call.number]))
+        entry.count = <int>ring.put_many(tuple(fixture.items[call.first_item : call.first_item + call.number]))
         entry.result = DONE
     elif call.letter == b"x":
         ring.close_ring()
@@ -147,4 +147,4 @@ cdef void call_ring(Stage stage, Call* call, Entry* entry) noexcept:
     elif call.letter == b"j":
         ring.join()
     elif call.letter == b"o":
-        stage.let_idle_wait()
+        fixture.let_idle_wait()

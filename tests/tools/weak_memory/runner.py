@@ -1,4 +1,4 @@
-"""Runs casts on what was built, in a process of its own, since one in which something was found is good for nothing."""
+"""Runs scenarios on what was built, in a process of its own, since one in which something was found is good for nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.models.test_model_ring_slots import linearizable
-from tests.tools.weak_memory.casts import ALL, outcomes
+from tests.tools.weak_memory.scenarios import ALL, outcomes
 
 ROOT = Path(__file__).parents[3]
-AT_ONCE = 200  # executions of a cast before it is the next one's turn
-Cast = tuple[int, str]
+AT_ONCE = 200  # executions of a scenario before it is the next one's turn
+Scenario = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Verdict:
 
 
 def run(
-    built: Path, seconds: float, casts: list[Cast] | None = None, seed: int | None = None, relaxed: int = -1
+    built: Path, seconds: float, scenarios: list[Scenario] | None = None, seed: int | None = None, relaxed: int = -1
 ) -> Verdict:
-    """Runs all casts in turn for so long; or one execution of one, and tells it.
+    """Runs all scenarios in turn for so long; or one execution of one, and tells it.
 
     `relaxed`: the site of the order that is relaxed, where it was built for that.
     """
     request = json.dumps(
-        {"built": str(built), "seconds": seconds, "casts": casts or ALL, "seed": seed, "relaxed": relaxed}
+        {"built": str(built), "seconds": seconds, "scenarios": scenarios or ALL, "seed": seed, "relaxed": relaxed}
     )
     done = subprocess.run(
         [sys.executable, "-m", "tests.tools.weak_memory.runner", request],
@@ -49,39 +49,39 @@ def run(
     return Verdict(text.splitlines()[0] if text else f"status {done.returncode}", text)
 
 
-def _run(built: str, seconds: float, casts: list[Cast], seed: int | None, relaxed: int) -> None:
+def _run(built: str, seconds: float, scenarios: list[Scenario], seed: int | None, relaxed: int) -> None:
     machine = ctypes.CDLL(f"{built}/libmachine.so", mode=ctypes.RTLD_GLOBAL)
     machine.wm_relax(relaxed)
     sys.path.insert(0, f"{built}/src")
-    from ringmill._core import scenarios  # type: ignore[attr-defined]
+    from ringmill._core import execution  # type: ignore[attr-defined]
 
     gc.disable()  # it would run within an execution, on some thread of it
     if seed is not None:
-        (capacity, cast), *_ = casts
-        what, _, story = scenarios.story(cast, capacity, seed)
+        (capacity, scenario), *_ = scenarios
+        what, _, story = execution.story(scenario, capacity, seed)
         print(what, story, sep="\n", flush=True)
         os._exit(0)
-    seen: dict[Cast, set[Any]] = {}
+    seen: dict[Scenario, set[Any]] = {}
     first, executions, started = 0, 0, time.monotonic()
     while time.monotonic() - started < seconds:
-        for capacity, cast in casts:
-            histories, finding = scenarios.search(cast, capacity, first, AT_ONCE)
+        for capacity, scenario in scenarios:
+            histories, finding = execution.search(scenario, capacity, first, AT_ONCE)
             if finding:
-                _complain(cast, capacity, *finding)
+                _complain(scenario, capacity, *finding)
             gc.collect()
-            known = seen.setdefault((capacity, cast), set())
+            known = seen.setdefault((capacity, scenario), set())
             for history, of_seed in histories.items():
                 if history not in known and not linearizable(capacity, history, outcomes):
                     what = f"no queue does this: {history}"
-                    _complain(cast, capacity, what, of_seed, scenarios.story(cast, capacity, of_seed)[2])
+                    _complain(scenario, capacity, what, of_seed, execution.story(scenario, capacity, of_seed)[2])
                 known.add(history)
         first += AT_ONCE
-        executions += AT_ONCE * len(casts)
-    print(f"{executions} executions of {len(casts)} casts, {sum(map(len, seen.values()))} histories: 0 findings")
+        executions += AT_ONCE * len(scenarios)
+    print(f"{executions} executions of {len(scenarios)} scenarios, {sum(map(len, seen.values()))} histories: 0 findings")
 
 
-def _complain(cast: str, capacity: int, what: str, seed: int, story: str) -> None:
-    print(f"{what} (--cast '{cast}' --capacity {capacity} --seed {seed})", story, sep="\n", flush=True)
+def _complain(scenario: str, capacity: int, what: str, seed: int, story: str) -> None:
+    print(f"{what} (--scenario '{scenario}' --capacity {capacity} --seed {seed})", story, sep="\n", flush=True)
     os._exit(1)
 
 

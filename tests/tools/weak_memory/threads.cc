@@ -6,7 +6,7 @@
 //
 // All that is drawn in an execution follows from its seed, which is printed with a finding. What the core keeps from one
 // execution to the next (nodes for sleepers, guesses at how long to spin) does not, so a seed does not always repeat one.
-#include "inside.hpp"
+#include "internal.hpp"
 
 namespace weak_memory {
 

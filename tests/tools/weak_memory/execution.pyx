@@ -1,6 +1,6 @@
 # What the threads of an execution do: the core's own code, compiled for the machine.
 #
-# A cast is a line of text: the calls of each thread, the threads divided by |. A call is a letter, and a number if it
+# A scenario is a line of text: the calls of each thread, the threads divided by |. A call is a letter, and a number if it
 # needs one:
 #
 #   p g      put and get one item, or say "full", "empty" or "closed"           RingBuffer.put_nowait, get_nowait
@@ -54,7 +54,7 @@ from ringmill._core.hub_calls cimport call_hub, complaint_of_hub, open_hub
 from ringmill._core.pool_calls cimport call_operation, call_pool, complaint, open_pool
 from ringmill._core.ring.ring cimport DONE, SHUT
 from ringmill._core.ring_calls cimport call_ring
-from ringmill._core.stage cimport (
+from ringmill._core.fixture cimport (
     BATCH,
     CALLS,
     COUNTER,
@@ -63,7 +63,7 @@ from ringmill._core.stage cimport (
     Actor,
     Call,
     Entry,
-    Stage,
+    Fixture,
     wm_begin,
     wm_finding,
     wm_name,
@@ -85,30 +85,30 @@ cdef str WAYS = "frjon"
 cdef Actor actors[THREADS]
 cdef Entry history[2 * THREADS * CALLS]
 cdef int history_length
-cdef Stage stage
+cdef Fixture fixture
 
 
 cdef void make(Actor* actor, Call* call, Entry* entry) noexcept:
     cdef int k
     letter = chr(call.letter)
     if letter in OF_A_RING:
-        call_ring(stage, call, entry)
+        call_ring(fixture, call, entry)
         if letter == "j":
             for k in range(actor.calls):
                 if actor.call[k].letter == b"b":
                     wm_write_variable(actor.call[k].first_item)
     elif letter in OF_OPERATIONS:
-        call_operation(stage, call)
+        call_operation(fixture, call)
     elif letter in OF_A_POOL:
-        call_pool(stage, actor.who, call)
+        call_pool(fixture, actor.who, call)
     elif letter in OF_A_HUB:
-        call_hub(stage, call)
+        call_hub(fixture, call)
     elif letter == "l":
-        acquire(&stage.lock)
+        acquire(&fixture.lock)
         wm_read_variable(COUNTER)
-        stage.counted += 1
+        fixture.counted += 1
         wm_write_variable(COUNTER)
-        release(&stage.lock)
+        release(&fixture.lock)
 
 
 cdef void act(void* argument) noexcept:
@@ -135,10 +135,10 @@ cdef void act(void* argument) noexcept:
 cdef object begun(Entry* entry, str kind):
     cdef Call* call = entry.call
     if kind == "P":
-        return tuple(stage.items[call.first_item : call.first_item + call.number])
+        return tuple(fixture.items[call.first_item : call.first_item + call.number])
     if kind == "G":
         return call.number
-    return stage.items[call.first_item]
+    return fixture.items[call.first_item]
 
 
 cdef object returned(Entry* entry, str kind):
@@ -152,10 +152,10 @@ cdef object returned(Entry* entry, str kind):
         return result, entry.count
     if kind == "G":
         # It ends where there is no more; with some that is no failure.
-        taken = tuple([stage.items[entry.items[k]] for k in range(entry.count)])
+        taken = tuple([fixture.items[entry.items[k]] for k in range(entry.count)])
         return ("done" if taken else result), taken
     if kind == "g" and entry.result == DONE:
-        return stage.items[entry.items[0]]
+        return fixture.items[entry.items[0]]
     return result
 
 
@@ -180,19 +180,19 @@ cdef tuple history_now():
 # ---------------------------------------------------------------------------------------------------------------
 # executions
 
-cdef tuple read_cast(str cast):
+cdef tuple read_scenario(str scenario):
     # Writes `actors`. The names of their items; the ways of the operations; how many threads.
     cdef int who, k
     cdef Call* call
     items = []
     ways = {}
-    threads = cast.split("|")
+    threads = scenario.split("|")
     if len(threads) > THREADS:
-        raise ValueError(cast)
+        raise ValueError(scenario)
     for who, thread in enumerate(threads):
         words = thread.split()
         if len(words) > CALLS:
-            raise ValueError(cast)
+            raise ValueError(scenario)
         actors[who].who = who
         actors[who].calls = len(words)
         for k, word in enumerate(words):
@@ -212,7 +212,7 @@ cdef tuple read_cast(str cast):
                     raise ValueError(word)
                 items += [f"{chr(65 + who)}{k}{n}" for n in range(call.number)]
     if len(items) > ITEMS:
-        raise ValueError(cast)
+        raise ValueError(scenario)
     return items, ways, len(threads)
 
 
@@ -221,20 +221,20 @@ cdef str conserved():
     cdef Entry* entry
     cdef int k, j
     put = []
-    got = {"left": list(stage.ring.get_many()) if len(stage.ring) else []}
+    got = {"left": list(fixture.ring.get_many()) if len(fixture.ring) else []}
     for k in range(history_length):
         entry = &history[k]
         letter = chr(entry.call.letter)
         if not entry.returns:
             continue
         if letter in "pb" and entry.result == DONE:
-            put.append(stage.items[entry.call.first_item])
+            put.append(fixture.items[entry.call.first_item])
         elif letter in "PB":
-            put += stage.items[entry.call.first_item : entry.call.first_item + entry.count]
+            put += fixture.items[entry.call.first_item : entry.call.first_item + entry.count]
         elif letter in "gw" and entry.result == DONE:
-            got.setdefault(entry.who, []).append(stage.items[entry.items[0]])
+            got.setdefault(entry.who, []).append(fixture.items[entry.items[0]])
         elif letter == "G":
-            got.setdefault(entry.who, []).extend([stage.items[entry.items[j]] for j in range(entry.count)])
+            got.setdefault(entry.who, []).extend([fixture.items[entry.items[j]] for j in range(entry.count)])
     if sorted(sum(got.values(), [])) != sorted(put):
         return f"{put} were put, and {got} came out"
     for taken in got.values():
@@ -245,51 +245,51 @@ cdef str conserved():
     return ""
 
 
-cdef str verdict(str cast, list unraisable):
+cdef str verdict(str scenario, list unraisable):
     # What is wrong at rest.
     if unraisable:
         return f"raised: {unraisable[0]!r}"
-    if stage.counted != cast.count("l"):
-        return f"the lock let {cast.count('l')} calls count to {stage.counted}"
-    if stage.core is None and stage.hub is None and "r" not in cast:
+    if fixture.counted != scenario.count("l"):
+        return f"the lock let {scenario.count('l')} calls count to {fixture.counted}"
+    if fixture.core is None and fixture.hub is None and "r" not in scenario:
         lost = conserved()
         if lost:
             return lost
-    return complaint(stage) or (complaint_of_hub(stage) if stage.hub is not None else "")
+    return complaint(fixture) or (complaint_of_hub(fixture) if fixture.hub is not None else "")
 
 
-def search(str cast, int capacity, uint64_t first, int count):
+def search(str scenario, int capacity, uint64_t first, int count):
     """Runs the executions of `count` seeds from `first` on. Returns (histories, None), or (those so far, a finding).
 
     A finding is (what, seed, story); nothing else can be run in this process after that.
     """
-    global stage, history_length
+    global fixture, history_length
     cdef int threads, k
     cdef uint64_t seed
     cdef list unraisable = []
     sys.unraisablehook = lambda raised: unraisable.append(raised.exc_value)
-    items, ways, threads = read_cast(cast)
-    letters = {word[0] for word in cast.replace("|", " ").split()}
+    items, ways, threads = read_scenario(scenario)
+    letters = {word[0] for word in scenario.replace("|", " ").split()}
     pool = letters & set(OF_A_POOL)
     stream = "foreign" if "u" in letters else "drawn" if "N" in letters else ""
-    late = {int(word[1:]) for word in cast.replace("|", " ").split() if word[0] == "Y"}
+    late = {int(word[1:]) for word in scenario.replace("|", " ").split() if word[0] == "Y"}
     histories = {}
     for seed in range(first, first + count):
-        stage = Stage(items, capacity, ways)
+        fixture = Fixture(items, capacity, ways)
         if pool:
-            open_pool(stage, cast.count("W"), capacity, stream)
+            open_pool(fixture, scenario.count("W"), capacity, stream)
         elif letters & set(OF_A_HUB):
-            open_hub(stage, cast.count("M"), late, capacity, ways)
+            open_hub(fixture, scenario.count("M"), late, capacity, ways)
         history_length = 0
         by_the_clock = seed % 2 == 0
         wm_begin(seed, by_the_clock)
         for k in range(threads):
             wm_thread(act, &actors[k])
-        what = "something" if wm_run() else verdict(cast, unraisable)
+        what = "something" if wm_run() else verdict(scenario, unraisable)
         if what != "something":
-            stage.end_idle()
+            fixture.end_idle()
         if what:
-            stage.name_all()
+            fixture.name_all()
             if what == "something":
                 what = wm_finding().decode()
             return histories, (what, seed, wm_story().decode())
@@ -298,8 +298,8 @@ def search(str cast, int capacity, uint64_t first, int count):
     return histories, None
 
 
-def story(cast, capacity, seed):
+def story(scenario, capacity, seed):
     """One execution, told."""
-    histories, finding = search(cast, capacity, seed, 1)
-    stage.name_all()
+    histories, finding = search(scenario, capacity, seed, 1)
+    fixture.name_all()
     return finding or (next(iter(histories), ()), seed, wm_story().decode())

@@ -1,4 +1,4 @@
-"""What is run: casts, in the words of scenarios.pyx, each with a capacity; and what a history must look like."""
+"""What is run: scenarios, in the words of execution.pyx, each with a capacity; and what a history must look like."""
 
 from __future__ import annotations
 

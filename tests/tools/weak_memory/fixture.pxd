@@ -1,4 +1,4 @@
-# What the threads of an execution share, and what they say to the machine. See scenarios.pyx for the casts.
+# What the threads of an execution share, and what they say to the machine. See execution.pyx for the scenarios.
 
 from libc.stdint cimport uint64_t
 
@@ -52,7 +52,7 @@ cdef struct Actor:              # a thread
 cdef class Idle(Sleeper):       # a waiter that never acts on a wake-up: a task of a loop that is stopped
     pass
 
-cdef class Stage:
+cdef class Fixture:
     cdef RingBuffer ring
     cdef Idle idle              # waits for an item of the ring, if it was told to
     cdef list items             # by number

@@ -13,7 +13,7 @@ cdef class Idle(Sleeper):
         return True
 
 
-cdef class Stage:
+cdef class Fixture:
     def __init__(self, list items, Py_ssize_t capacity, dict ways):
         self.items = items
         self.ring = RingBuffer(capacity)
