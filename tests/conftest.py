@@ -1,4 +1,4 @@
-"""What every test runs under: a watchdog that dumps all stacks, and a seed that is printed."""
+"""Fixtures and hooks of all tests: a watchdog that prints all stacks, and a seed that is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads for tests: they start together, and their errors are the test's errors."""
+"""Threads for tests: they start together, and their errors are raised in the test."""
 
 from __future__ import annotations
 

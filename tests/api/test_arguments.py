@@ -1,4 +1,4 @@
-"""Numbers are taken and refused alike by all calls; messages quote a user's object whatever its repr does."""
+"""All calls accept and refuse numbers in the same way; error messages quote an object whatever its repr does."""
 
 from __future__ import annotations
 

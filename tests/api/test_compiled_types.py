@@ -1,4 +1,4 @@
-"""Compiled types refuse None, and to be made without arguments, and do not crash. Each test in a process of its own."""
+"""Compiled types refuse None and missing arguments without crashing. Each test runs in a process of its own."""
 
 from __future__ import annotations
 

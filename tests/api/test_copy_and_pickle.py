@@ -1,4 +1,4 @@
-"""Operations, Tasks and ringmill's exceptions are copied and pickled, as their classes say, and arrive new."""
+"""Operations, Tasks and ringmill's exceptions are copied and pickled as their classes define it, and copies are new."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference cycles through each reference that a compiled type owns and Cython knows nothing of are collected.
+"""Reference cycles through each owned reference that Cython does not traverse itself are collected.
 
 The rings' and hubs' own are in test_ring_buffer_references and test_hub_references.
 """

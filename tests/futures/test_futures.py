@@ -1,4 +1,4 @@
-"""PoolExecutor: what submit and the futures do. CPython's own tests are run by test_futures_cpython.py."""
+"""PoolExecutor: submit and the futures. CPython's own tests are run by test_futures_cpython.py."""
 
 from __future__ import annotations
 

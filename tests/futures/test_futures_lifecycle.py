@@ -1,4 +1,4 @@
-"""PoolExecutor: how it begins and ends. Initializers, shutdown, an executor that is dropped, exit, fork."""
+"""PoolExecutor: initializers, shutdown, an executor that is dropped, the interpreter's exit, fork."""
 
 from __future__ import annotations
 

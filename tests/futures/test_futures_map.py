@@ -1,4 +1,4 @@
-"""PoolExecutor.map: results in order, side by side with the source, cancelled when nobody reads on."""
+"""PoolExecutor.map: results in order, computed while the source is drawn, cancelled when the iterator is dropped."""
 
 from __future__ import annotations
 

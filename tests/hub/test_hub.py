@@ -1,4 +1,4 @@
-"""The contract of Hub and Subscription as far as one thread can check it: DESIGN.md, section Hub."""
+"""The contract of Hub and Subscription, as far as one thread can check it."""
 
 from __future__ import annotations
 

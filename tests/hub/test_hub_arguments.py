@@ -1,4 +1,4 @@
-"""Bad arguments of Hub and Subscription: refused by name, before anything has changed. Odd ones that are good work."""
+"""Bad arguments of Hub and Subscription are refused by name before anything has changed; unusual valid ones work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""asignal, abroadcast and subscriptions read by tasks."""
+"""asignal, abroadcast, and subscriptions that are read by tasks."""
 
 from __future__ import annotations
 

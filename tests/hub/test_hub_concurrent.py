@@ -1,4 +1,4 @@
-"""Many threads on one hub: publishers, readers, comers and goers; every item is accounted for exactly once."""
+"""Many threads on one hub publish, read, subscribe and unsubscribe; every item is accounted for exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A subscription that is dropped ends (DESIGN.md, Hub), however it is dropped; one that is waited in does not."""
+"""A subscription that is dropped ends, however it is dropped; one in which a thread or task waits does not."""
 
 from __future__ import annotations
 

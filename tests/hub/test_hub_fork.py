@@ -1,4 +1,4 @@
-"""Hubs and subscription rings in the child of a fork: none hangs, whatever other threads were doing at the fork."""
+"""Hubs and subscription rings in the child of a fork do not hang, whatever other threads did at the fork."""
 
 from __future__ import annotations
 

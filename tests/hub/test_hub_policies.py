@@ -1,4 +1,4 @@
-"""Each overflow policy is exact under concurrency: what was published is read, left, dropped or refused, and once.
+"""Each overflow policy is exact under concurrency: each published item is read, left, dropped or refused, exactly once.
 
 Two publishers, each with a rising series of numbers, a reader, and buffers of one to three items, so that nearly every
 item meets a full buffer, or one that is about to be.

@@ -1,4 +1,4 @@
-"""What a hub and its subscriptions hold and let go of, and calls from places where no one expects them."""
+"""References that a hub and its subscriptions hold and release; re-entrant calls from finalizers and callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of SubscriptionRing as far as one thread can check it: DESIGN.md, section SubscriptionRing."""
+"""The contract of SubscriptionRing, as far as one thread can check it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a subscription ring holds and lets go of, calls from unexpected places, and many threads on one ring."""
+"""SubscriptionRing: references, re-entrant calls, and many threads on one ring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress and people: bars of tqdm and rich over a stream, and what objects say of themselves."""
+"""Progress bars of tqdm and rich over a stream, and the repr of ringmill's objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An explicit-state model checker: every interleaving of a few small threads, each state visited once.
+"""An explicit-state model checker: explores every interleaving of a few small threads, visiting each state once.
 
 A thread is a generator function. It yields one operation for each access to shared memory and is sent the result;
 what stands between two yields is local to the thread and takes no time. Memory is a handful of named, immutable,

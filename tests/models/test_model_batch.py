@@ -1,4 +1,4 @@
-"""Batches on the ring, as two models that are searched whole: put_many and get_many beside single puts and gets.
+"""put_many and get_many together with single puts and gets, as two models that are searched exhaustively.
 
 The slots (try_put_many, try_get_many of ring.pxd). A batch claims several positions by one compare-and-swap, then
 fills or empties their slots one after the other. A claim says nothing of the slots: the getter of the lap before

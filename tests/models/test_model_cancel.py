@@ -1,4 +1,4 @@
-"""Cancel against take, as a model that is searched whole: the state word of operation.pyx, the orphans of retry_routing.pyx.
+"""Cancelling against taking, as a model that is searched exhaustively: an operation's state word, and orphans.
 
 Why each life of an operation has one outcome, comes out of its stream once, and after its done(). `begin` and `cancel`
 leave QUEUED by compare-and-swap on one word, so one of them does. Who cancelled calls done() and leaves the place in

@@ -1,4 +1,4 @@
-"""Close, as a model that is searched whole: on top of the sleep/wake protocol of test_model_park_wake.py.
+"""Closing a ring, as a model that is searched exhaustively, on the sleep/wake protocol of test_model_park_wake.py.
 
 Why a close strands nobody. The closed bit is set in the tail word before all sleepers are popped. A getter that was
 on the list by then is woken; one that comes later looks after that, and sees the bit. After a close nobody stays

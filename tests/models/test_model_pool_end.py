@@ -1,4 +1,4 @@
-"""The end of a pool, as a model that is searched whole: DRAINING, sealed, ENDING of accounting.pyx and retry_routing.pyx.
+"""The end of a pool, as a model that is searched exhaustively: DRAINING, sealed, ENDING.
 
 Why a draining pool ends, and not before its work is done. A shutdown forbids to accept (phase), ends the feeds, so that
 what was accepted stands still, and says so (sealed); then it wakes all workers. From then on a worker that finds

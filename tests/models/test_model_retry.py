@@ -1,4 +1,4 @@
-"""Retries and the one searcher, as a model that is searched whole: push_aside and take, on wait_queue.pyx's queue.
+"""Retries and the single searcher, as a model that is searched exhaustively, on the wait queue's protocol.
 
 A retry is for certain workers. Whoever puts one aside appends it under the pool's lock and writes the count, then
 wakes one sleeping worker that may take it, by name, whether or not somebody searches: a searcher may be one that may

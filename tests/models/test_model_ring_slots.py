@@ -1,4 +1,4 @@
-"""The ring's slots and its closed bit, as a model that is searched whole, and the plain ring that this one is not.
+"""The ring's slots and its closed bit, as a model that is searched exhaustively, and a naive ring that fails.
 
 Why the ring is a queue (each call takes effect at one instant between its beginning and its end). A position is
 claimed by a compare-and-swap on the tail (head) word; that is the instant of a put (get) that succeeds, since claims

@@ -1,39 +1,42 @@
-"""Bells, as a model that is searched whole: how a pool's workers hear of items in a RingBuffer that was wrapped.
+"""RingWatcher as a model, searched exhaustively: how a pool's sleeping workers learn of items in a wrapped RingBuffer.
 
-A wrapped ring is the user's: who puts into it knows nothing of the pool. In the workers' stead a bell sleeps in the
-ring's queue of getters (work_source.pyx); the workers sleep in the pool's queue, `idle`. A put that finds the bell rings
-it: the bell is off from then on, and one worker is woken, unless one searches. It is armed again by a worker, under
-the pool's lock: before the look at the ring that may be its last before sleep, and, while others sleep, before the
-look that a searcher owes when its search has ended.
+A wrapped ring belongs to the user: a thread that puts into it knows nothing of the pool. On behalf of the workers a
+RingWatcher is registered as a waiter in the ring's queue of getters (work_source.pyx); the workers themselves sleep in
+the pool's queue, `idle`. A put that finds the watcher triggers it: the watcher is then disarmed, and one worker is
+woken unless another is searching. A worker arms it again, under the pool's lock: before the check of the ring that may
+be its last before it sleeps, and, while other workers sleep, before the check that a searcher owes when its search has
+ended.
 
-Why no worker sleeps beside an item. Who arms the bell looks at the ring after that, so an item that came before the
-bell was there is seen by that look, and one that comes later rings it. Who finds the bell armed may rely on it:
-either it is in the ring's queue; or it is being rung, and whoever rings it switches it off, then reads the word of
-`idle`, which the one who relied on it had changed before. A ring that wakes nobody, because one searches, relies on
-that searcher's debt, as any wake-up does (test_model_park_wake.py). That look is in the sleepers' stead, so it arms
-the bell too: what rang may be gone by then, taken by another reader of the ring, and then nobody else would arm it.
-So does the look of a worker that was woken by the bell and found other work before it came to the ring.
+Why no worker sleeps while the ring has an item for it. The thread that arms the watcher checks the ring afterwards: an
+item that was put before the watcher was registered is seen by that check, and one that is put later triggers it. A
+thread that finds the watcher armed may rely on it: either the watcher is in the ring's queue; or it is being
+triggered, and the thread that triggers it disarms it first and then reads the word of `idle`, which the relying thread
+changed before. A trigger that wakes no worker, because one is searching, relies on that searcher's owed check, as any
+wake-up does (test_model_park_wake.py). That check is made on behalf of the sleepers, so it arms the watcher too: the
+item that triggered it may already have been taken by another reader of the ring, and then no other thread would arm
+it. The same holds for a worker that was woken by the watcher and found other work before it came to the ring.
 
-Why no bell stays in the ring of a feed that has gone. A bell is armed under the pool's lock and while its feed is
-linked; who unlinks the feed takes it out after that.
+Why no watcher stays in the ring after its work source was removed. A watcher is armed under the pool's lock and while
+its work source is linked; the thread that unlinks the source removes the watcher afterwards.
 
-The first version armed the bell where an item was taken, without the lock, and not for the debt. This model found
-both that a worker slept on (`debt_arms`), and that a bell stayed, which keeps the pool alive (`watches`). Armed for
-the debt, the bell need not be armed where an item is taken.
+The first version armed the watcher where an item was taken, without the lock, and not for the owed check. This model
+found both that a worker slept on (`owed_check_arms`), and that a watcher stayed, which keeps the pool alive
+(`arms_on_claim`). If the owed check arms the watcher, it need not be armed where an item is taken.
 
-States: the ring (how many items, closed), its queue of getters with the bell and direct readers in it, `idle`, the
-bell's word, one inbox beside the feed, the places that the stream's buffer has left, whether the feed has ended and
-is linked. Each access to them is a step; a section under a queue's lock is one. The pool's lock is a variable.
-Processing ends, or never does: then the others must do what is left, since an operation may wait for another.
+States: the ring (number of items, closed), its queue of getters with the watcher and direct readers in it, `idle`, the
+watcher's word, one inbox besides the wrapped source, the places left in the stream's buffer, whether the source has
+ended and is linked. Each access to them is a step; a section under a queue's lock is one step. The pool's lock is a
+variable. Processing ends, or never ends: then the other threads must do the remaining work, since an operation may
+wait for another.
 
-At rest: no worker is asleep beside something that it could take, or with the bell off while the ring is open; no
-direct reader is asleep beside an item; no bell is in the ring of a feed that was unlinked; all items are accounted
-for.
+In the final state: no worker is asleep while there is something that it could take, or while the watcher is disarmed
+and the ring is open; no direct reader is asleep while there is an item; no watcher is in the ring of a source that was
+unlinked; all items are accounted for.
 
-Left out: slots (test_model_ring_slots.py), retries, which wake by name (test_model_retry.py), the look before a wait,
-which neither arms nor owes (as `first_look_arms` turned over, which is no bug), turns, spinning, which is a search
-like that of one that was woken, the end of the pool (test_model_pool_end.py), items that are no operations, more than
-one wrapped ring: their bells know nothing of each other.
+Left out: slots (test_model_ring_slots.py); retries, which wake a specific worker (test_model_retry.py); the check
+before a wait, which neither arms nor owes anything (equivalent to `first_check_arms` inverted, which is no bug);
+turns; spinning, which is a search like that of a woken worker; the end of the pool (test_model_pool_end.py); items
+that are not operations; more than one wrapped ring: watchers are independent of each other.
 """
 
 from __future__ import annotations
@@ -67,46 +70,46 @@ from tests.models.test_model_park_wake import Waiting, begin_sleep, grant, leave
 
 @dataclass(frozen=True)
 class Rules:
-    """What the threads do. As it stands, the protocol; each turned over is a bug, but for the one that is redundant."""
+    """What the threads do. The defaults are the protocol; each one inverted is a bug, except the redundant one."""
 
-    first_look_arms: bool = True  # the one before it begins to sleep; redundant
-    last_look_arms: bool = True
-    arms_before_looking: bool = True
-    debt_arms: bool = True  # the look that a searcher owes
-    watches: bool = False  # the first version: who takes an item arms the bell, without the pool's lock
-    off_before_notify: bool = True
-    off_seq_cst: bool = True  # the store of it
-    grants_a_thread_too: bool = True  # who rings the bell wakes a direct reader as well
+    first_check_arms: bool = True  # the one before it begins to sleep; redundant
+    last_check_arms: bool = True
+    arms_before_check: bool = True
+    owed_check_arms: bool = True  # the check that a searcher owes
+    arms_on_claim: bool = False  # the first version: who takes an item arms the watcher, without the pool's lock
+    disarms_before_notify: bool = True
+    disarm_seq_cst: bool = True  # the store that disarms it
+    grants_a_thread_too: bool = True  # the thread that triggers the watcher wakes a direct reader as well
     reader_wakes: bool = True
     work_needs_place: bool = True
     end_is_work: bool = True
     removal_disarms: bool = True
 
 
-BELL = "bell@"  # @: a Sleeper, which is granted without becoming a searcher
+WATCHER = "watcher@"  # @: a Sleeper, which is granted without becoming a searcher
 notify_idle = partial(wake, Sleeping(), "idle")
-ORDER = ("inbox", "feed")
+ORDER = ("inbox", "source")
 
 
-# The bell.
+# The watcher.
 
 
 def arm() -> Thread:
-    if not (yield Step("arms the bell", partial(exchange_bell, 1))):
-        yield under_lock("getters", "bell begins to sleep", partial(begin_sleep, BELL, False))
+    if not (yield Step("arms the watcher", partial(exchange_armed, 1))):
+        yield under_lock("getters", "watcher begins to sleep", partial(begin_sleep, WATCHER, False))
 
 
-def exchange_bell(wanted: int, m: Memory) -> int:
-    was, m.bell = m.bell, wanted
+def exchange_armed(wanted: int, m: Memory) -> int:
+    was, m.armed = m.armed, wanted
     return int(was)
 
 
-def ring(rules: Rules) -> Thread:
+def trigger(rules: Rules) -> Thread:
     """RingWatcher.wake: it was granted, and is out of the ring's queue."""
-    if not rules.off_before_notify:
+    if not rules.disarms_before_notify:
         yield from notify_idle()
-    yield Store("bell", 0, buffered=not rules.off_seq_cst)
-    if rules.off_before_notify:
+    yield Store("armed", 0, buffered=not rules.disarm_seq_cst)
+    if rules.disarms_before_notify:
         yield from notify_idle()
 
 
@@ -117,18 +120,18 @@ def notify_ring(rules: Rules) -> Thread:
         sleeping = Sleeping(grants_a_thread_too=rules.grants_a_thread_too)
         granted = yield under_lock("getters", "grant", partial(grant, sleeping))
         while granted:
-            if granted[0] == BELL:
-                yield from ring(rules)
+            if granted[0] == WATCHER:
+                yield from trigger(rules)
             else:
                 yield post(granted[0])
             granted = granted[1:]
 
 
 def remove(rules: Rules) -> Thread:
-    """Core.remove, by a worker that finds the feed spent or by a reader that closes the stream."""
-    linked = yield Step("unlinks the feed", unlink)
-    if linked and rules.removal_disarms and (yield Step("disarms the bell", partial(exchange_bell, 1))):
-        yield under_lock("getters", "takes the bell out", partial(leave, BELL))
+    """PoolRun.remove, by a worker that finds the source exhausted or by a reader that closes the stream."""
+    linked = yield Step("unlinks the source", unlink)
+    if linked and rules.removal_disarms and (yield Step("disarms the watcher", partial(exchange_armed, 1))):
+        yield under_lock("getters", "removes the watcher", partial(leave, WATCHER))
 
 
 def unlink(m: Memory) -> Any:
@@ -142,7 +145,7 @@ def unlink(m: Memory) -> Any:
 
 
 def has_work(rules: Rules) -> Thread:
-    """Feed.has_work. Its lock keeps workers from drawing meanwhile; that makes no difference here."""
+    """WorkSource.has_work. Its lock keeps workers from drawing meanwhile; that makes no difference here."""
     place = yield Step("looks for a place", lambda m: not m.ended and (m.places > 0 or not rules.work_needs_place))
     if place and (yield Load("items")):
         return True
@@ -152,15 +155,15 @@ def has_work(rules: Rules) -> Thread:
 
 
 def lock(first: str, m: Memory) -> Any:
-    """With the first access under it: nobody can tell them apart."""
+    """Together with the first access under it: no other thread can tell them apart."""
     if m.lock:
         return BLOCKED
     m.lock = 1
     return m.linked, bool(m.inbox) if first == "inbox" else m.ended
 
 
-def next_feed(rules: Rules, arms: bool, order: tuple[str, ...]) -> Thread:
-    """A feed with work, or None; unlinks the wrapped one if it has ended."""
+def next_source(rules: Rules, arms: bool, order: tuple[str, ...]) -> Thread:
+    """A source with work, or ""; unlinks the wrapped one if it has ended."""
     while True:
         found, spent, at = "", False, 0
         linked, seen = yield Step(f"locks the pool, looks at the {order[0]}", partial(lock, order[0]))
@@ -171,11 +174,11 @@ def next_feed(rules: Rules, arms: bool, order: tuple[str, ...]) -> Thread:
             elif linked:
                 spent = seen if at == 0 else (yield Load("ended"))
                 if not spent:
-                    if arms and rules.arms_before_looking:
+                    if arms and rules.arms_before_check:
                         yield from arm()
                     if (yield from has_work(rules)):
-                        found = "feed"
-                    if arms and not rules.arms_before_looking:
+                        found = "source"
+                    if arms and not rules.arms_before_check:
                         yield from arm()
             at += 1
         yield Store("lock", 0)
@@ -185,7 +188,7 @@ def next_feed(rules: Rules, arms: bool, order: tuple[str, ...]) -> Thread:
 
 
 def claim(m: Memory) -> str:
-    """Feed.claim, under the feed's lock."""
+    """WorkSource.claim, under the source's lock."""
     if m.ended:
         return ""
     if m.closed and not m.items:
@@ -195,7 +198,7 @@ def claim(m: Memory) -> str:
     m.items -= 1
     m.places -= 1
     m.drawn += 1
-    return "feed"
+    return "source"
 
 
 def claim_inbox(m: Memory) -> str:
@@ -208,14 +211,14 @@ def claim_inbox(m: Memory) -> str:
 def take(rules: Rules, arms: bool) -> Thread:
     """WorkerLoop.take: where the operation comes from that it took, or "" if there is none."""
     while True:
-        found = yield from next_feed(rules, arms, ORDER)
+        found = yield from next_source(rules, arms, ORDER)
         if not found:
             return ""
-        got = yield Step(f"claims from the {found}", claim if found == "feed" else claim_inbox)
+        got = yield Step(f"claims from the {found}", claim if found == "source" else claim_inbox)
         if got == "the end":
             yield Store("ended", True)
         elif got:
-            if got == "feed" and rules.watches and (yield Load("idle")).sleepers:
+            if got == "source" and rules.arms_on_claim and (yield Load("idle")).sleepers:
                 yield from arm()
                 if (yield from has_work(rules)):
                     yield from notify_idle()
@@ -223,22 +226,22 @@ def take(rules: Rules, arms: bool) -> Thread:
 
 
 def any_work(rules: Rules, took: str) -> Thread:
-    """The look that a searcher owes; it begins behind the feed that it took from."""
-    arms = rules.debt_arms and (yield Load("idle")).sleepers > 0
-    return (yield from next_feed(rules, arms, ORDER if took == "feed" else ORDER[::-1]))
+    """The check that a searcher owes; it begins after the source that it took from."""
+    arms = rules.owed_check_arms and (yield Load("idle")).sleepers > 0
+    return (yield from next_source(rules, arms, ORDER if took == "source" else ORDER[::-1]))
 
 
 def wait_for(rules: Rules, me: str, asleep: bool) -> Thread:
     """Sleeps until it has taken one; `asleep`: begins there."""
     searching = owes = False
     while True:
-        got = "" if asleep else (yield from take(rules, rules.first_look_arms))
+        got = "" if asleep else (yield from take(rules, rules.first_check_arms))
         if got:
             break
         if not asleep:
             yield under_lock("idle", "sleep on", partial(begin_sleep, me, searching))
             searching = False
-            got = yield from take(rules, rules.last_look_arms)
+            got = yield from take(rules, rules.last_check_arms)
             if got:
                 searching = not (yield under_lock("idle", "leave", partial(leave, me)))
                 if searching:  # it was granted
@@ -264,7 +267,7 @@ def worker(rules: Rules, me: str, asleep: bool) -> Thread:
 
 
 def finish(took: str, m: Memory) -> bool:
-    m.ready += took == "feed"
+    m.ready += took == "source"
     return True
 
 
@@ -310,7 +313,7 @@ def direct_reader(rules: Rules) -> Thread:
 
 
 def direct_sleeper(rules: Rules, me: str) -> Thread:
-    """A blocking get beside the workers."""
+    """A blocking get by a thread that is no worker."""
     searching = owes = False
     while True:
         got = yield Step("gets", get)
@@ -334,19 +337,19 @@ def direct_sleeper(rules: Rules, me: str) -> Thread:
 
 
 def grant_all(w: Waiting) -> tuple[Waiting, tuple[bool, tuple[str, ...]]]:
-    threads = tuple(node for node in w.nodes if node != BELL)
-    return Waiting(0, w.searchers + len(threads)), (BELL in w.nodes, threads)
+    threads = tuple(node for node in w.nodes if node != WATCHER)
+    return Waiting(0, w.searchers + len(threads)), (WATCHER in w.nodes, threads)
 
 
 def closer(rules: Rules) -> Thread:
-    """RingBuffer.close: threads are woken first, then the bell."""
+    """RingBuffer.close: threads are woken first, then the watcher is triggered."""
     yield Store("closed", True)
-    rings, nodes = yield under_lock("getters", "grant all", grant_all)
+    triggers, nodes = yield under_lock("getters", "grant all", grant_all)
     while nodes:
         yield post(nodes[0])
         nodes = nodes[1:]
-    if rings:
-        yield from ring(rules)
+    if triggers:
+        yield from trigger(rules)
 
 
 def reader(rules: Rules) -> Thread:
@@ -384,21 +387,21 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     serves = m.linked and not m.ended
     if m.idle.nodes:
         if m.inbox or (serves and m.places and m.items):
-            return f"asleep beside an item: {m.idle.nodes}"
+            return f"asleep with an item available: {m.idle.nodes}"
         if serves and m.closed and not m.items:
-            return f"asleep beside a source that has ended: {m.idle.nodes}"
-        if serves and not m.closed and BELL not in m.getters.nodes:
-            return f"asleep, and the bell is off: {m.idle.nodes}"
-    direct = {*m.getters.nodes} - {BELL}
+            return f"asleep with a source that has ended: {m.idle.nodes}"
+        if serves and not m.closed and WATCHER not in m.getters.nodes:
+            return f"asleep, and the watcher is disarmed: {m.idle.nodes}"
+    direct = {*m.getters.nodes} - {WATCHER}
     if direct and (m.items or m.closed):
-        return f"a direct reader is asleep beside an item or the end: {direct}"
-    if not m.linked and BELL in m.getters.nodes:
-        return "a bell is left in the ring of a feed that has gone"
+        return f"a direct reader is asleep with an item available, or at the end: {direct}"
+    if not m.linked and WATCHER in m.getters.nodes:
+        return "a watcher is left in the ring of a source that was removed"
     unfinished -= {*m.idle.nodes} | direct
     if not m.ready:
         unfinished = frozenset(name for name in unfinished if name[0] != "R")
     if unfinished:
-        return f"blocked for ever, and no sleeper: {', '.join(sorted(unfinished))}"
+        return f"blocked without end, and not a sleeper: {', '.join(sorted(unfinished))}"
     if m.posted or m.idle.searchers or m.getters.searchers:
         return f"left: {m.posted}, {m.idle}, {m.getters}"
     if m.put != m.drawn + m.direct + m.items:
@@ -412,8 +415,8 @@ def search(rules: Rules, scenario: str, places: int = 2) -> Report:
     R reads from the stream, C closes it."""
     asleep = tuple(f"W.{i}" for i, word in enumerate(scenario.split()) if word == "W")
     memory: dict[str, Any] = {
-        "items": 0, "closed": False, "getters": Waiting(1, 0, (BELL,)) if asleep else Waiting(),
-        "idle": Waiting(len(asleep), 0, asleep), "posted": frozenset(), "bell": int(bool(asleep)), "inbox": 0,
+        "items": 0, "closed": False, "getters": Waiting(1, 0, (WATCHER,)) if asleep else Waiting(),
+        "idle": Waiting(len(asleep), 0, asleep), "posted": frozenset(), "armed": int(bool(asleep)), "inbox": 0,
         "places": places, "ready": 0, "ended": False, "linked": True, "lock": 0, "put": 0, "drawn": 0, "direct": 0,
     }
     threads: dict[str, ThreadFunction] = {}
@@ -449,33 +452,33 @@ LONG = bool(os.environ.get("RINGMILL_LONG"))
 
 
 @pytest.mark.parametrize(("scenario", "places", "at_least"), SCENARIOS + LONG_SCENARIOS * LONG)
-def test_no_worker_sleeps_beside_an_item_of_a_wrapped_ring(scenario: str, places: int, at_least: int) -> None:
+def test_no_worker_sleeps_while_a_wrapped_ring_has_an_item(scenario: str, places: int, at_least: int) -> None:
     assert_holds(search(Rules(), scenario, places), at_least)
 
 
 @pytest.mark.parametrize(("scenario", "places", "at_least"), SCENARIOS + LONG_SCENARIOS * LONG)
-def test_the_first_look_need_not_arm_the_bell(scenario: str, places: int, at_least: int) -> None:
-    assert_holds(search(Rules(first_look_arms=False), scenario, places), 0)
+def test_the_first_check_need_not_arm_the_watcher(scenario: str, places: int, at_least: int) -> None:
+    assert_holds(search(Rules(first_check_arms=False), scenario, places), 0)
 
 
-BESIDE = "asleep beside an item"
-BELL_OFF = "the bell is off"
-LEFT = "a bell is left"
+MISSED = "asleep with an item available"
+DISARMED = "the watcher is disarmed"
+LEFT = "a watcher is left"
 
 
 @pytest.mark.parametrize(
     ("bug", "scenario", "places", "finding"),
     [
-        pytest.param("last_look_arms", "w P g", 2, BELL_OFF, id="last-look-does-not-arm"),
-        pytest.param("arms_before_looking", "w P P", 2, BESIDE, id="bell-not-looked-behind"),
-        pytest.param("debt_arms", "W W P P", 2, BELL_OFF, id="woken-for-an-item-that-another-took"),
-        pytest.param("off_before_notify", "W P P", 2, BESIDE, id="notifies-then-switches-off"),
-        pytest.param("off_seq_cst", "w P P", 2, BESIDE, id="off-buffered-past-the-look-at-the-sleepers"),
-        pytest.param("grants_a_thread_too", "W P P G", 1, "direct reader is asleep", id="bell-swallows-the-wake-up"),
-        pytest.param("reader_wakes", "W P P R", 1, BESIDE, id="reader-wakes-nobody"),
+        pytest.param("last_check_arms", "w P g", 2, DISARMED, id="last-check-does-not-arm"),
+        pytest.param("arms_before_check", "w P P", 2, MISSED, id="ring-not-checked-after-arming"),
+        pytest.param("owed_check_arms", "W W P P", 2, DISARMED, id="woken-for-an-item-that-another-took"),
+        pytest.param("disarms_before_notify", "W P P", 2, MISSED, id="notifies-before-it-disarms"),
+        pytest.param("disarm_seq_cst", "w P P", 2, MISSED, id="disarming-buffered-past-the-check-for-sleepers"),
+        pytest.param("grants_a_thread_too", "W P P G", 1, "direct reader is asleep", id="watcher-consumes-the-wake-up"),
+        pytest.param("reader_wakes", "W P P R", 1, MISSED, id="reader-wakes-nobody"),
         pytest.param("work_needs_place", "W P P", 1, "livelock", id="work-without-a-place"),
         pytest.param("end_is_work", "W X", 2, "source that has ended", id="end-of-the-source-is-no-work"),
-        pytest.param("removal_disarms", "W C", 2, LEFT, id="removal-leaves-the-bell"),
+        pytest.param("removal_disarms", "W C", 2, LEFT, id="removal-leaves-the-watcher"),
     ],
 )
 def test_each_bug_is_found(bug: str, scenario: str, places: int, finding: str) -> None:
@@ -486,9 +489,9 @@ def test_each_bug_is_found(bug: str, scenario: str, places: int, finding: str) -
 @pytest.mark.parametrize(
     ("rules", "scenario", "finding"),
     [
-        pytest.param(Rules(debt_arms=False, watches=True), "W W P P", BELL_OFF, id="two-workers-and-two-items"),
-        pytest.param(Rules(debt_arms=False, watches=True), "W W D P g", BELL_OFF, id="other-work-and-another-reader"),
-        pytest.param(Rules(watches=True), "w P C", LEFT, id="armed-while-the-feed-goes"),
+        pytest.param(Rules(owed_check_arms=False, arms_on_claim=True), "W W P P", DISARMED, id="two-workers-and-two-items"),
+        pytest.param(Rules(owed_check_arms=False, arms_on_claim=True), "W W D P g", DISARMED, id="other-work-and-another-reader"),
+        pytest.param(Rules(arms_on_claim=True), "w P C", LEFT, id="armed-while-the-source-is-removed"),
     ],
 )
 def test_the_first_version_is_broken(rules: Rules, scenario: str, finding: str) -> None:

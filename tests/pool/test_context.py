@@ -1,4 +1,4 @@
-"""contextvars: with `context=True` a call runs in a copy of its submitter's context, otherwise in its thread's."""
+"""contextvars: with `context=True` `process` runs in a copy of the submitter's context, otherwise in the thread's."""
 
 from __future__ import annotations
 

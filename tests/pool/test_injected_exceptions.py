@@ -1,4 +1,4 @@
-"""An exception raised at any line of ringmill's own Python code on a worker's thread: nothing is lost, nothing hangs.
+"""An exception raised at any line of ringmill's Python code on a worker's thread: nothing is lost, nothing hangs.
 
 A tracer raises it, as a debugger does that quits; `PyThreadState_SetAsyncExc` and the lack of memory do the same at other
 places. For each line that a worker's thread executes, with a `process` that returns, fails, retries, rejects and crashes:

@@ -1,4 +1,4 @@
-"""The main thread has ended: pools finish before the program's own exit hooks run, and nothing starts any more.
+"""The main thread has ended: pools finish before the program's own exit hooks run, and none can be started after.
 
 Each program is a process of its own. Each case runs twice: with threading's hook, and without it, by atexit alone.
 """

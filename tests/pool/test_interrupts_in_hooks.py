@@ -1,4 +1,4 @@
-"""A KeyboardInterrupt on the main thread inside a hook of the user's: raised by the call that the main thread made.
+"""A KeyboardInterrupt on the main thread inside a user's hook is raised by the call that the main thread made.
 
 Raised once what that call began is complete. On any other thread it is logged.
 

@@ -1,4 +1,4 @@
-"""An operation on its own and in a pool: its fields are its subclass's, its fate is the compiled base's."""
+"""An operation alone and in a pool: fields, outcome, error, waiting."""
 
 from __future__ import annotations
 

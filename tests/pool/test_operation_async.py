@@ -1,4 +1,4 @@
-"""`await op`, and `ado`: an operation awaited by tasks of several loops beside threads; a queue that is full."""
+"""`await op` by tasks of several event loops and by threads; `ado` with a full queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An operation travels without its fate, and is let go: pickles, copies, references."""
+"""Copies and pickles of operations are new; references that an operation holds are released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One operation, several lives: it is cancelled or finished, reset and handed over again, and no life touches another.
+"""One operation is submitted, ended, reset and submitted again, many times: no submission affects another.
 
 What a life may leave behind: its place in a queue, its delay, whoever waits for it, a worker that is still in its
 `done`, a thread that is still in its `cancel`.

@@ -1,4 +1,4 @@
-"""A pool as a whole: its arguments, its names, and what becomes of it when it is dropped, forked or left at exit."""
+"""A pool as a whole: arguments, names, and what happens when it is dropped, forked, or left running at exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The books of a pool agree with those of its callers, in the promised order, and in the end nothing is held.
+"""A pool's counters agree with those of its callers, order is kept, and nothing is held in the end.
 
 Law 1: accepted = queued + running + delayed + succeeded + failed + cancelled, at every moment. `queued` is derived from
 the others, so that sum alone could not go wrong: what can is that a part of it is negative, goes back, runs ahead of

@@ -1,4 +1,4 @@
-"""`async with` a pool, and its streams read by tasks: execute, wrap of iterables, of async iterables and of rings."""
+"""`async with` a pool, and streams read by tasks: execute; wrap of iterables, async iterables and rings."""
 
 from __future__ import annotations
 

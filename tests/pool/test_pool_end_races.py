@@ -1,4 +1,4 @@
-"""Ends that come in a crooked way: nothing that was accepted stays without one, and nobody waits for it for ever.
+"""Races at the end of a pool: every accepted operation ends, and no thread waits for one without end.
 
 While the pool drains, after it broke or was given up, in the last worker that waits for its own work, when what the
 log says cannot be said, and in the child of a fork that an operation made.

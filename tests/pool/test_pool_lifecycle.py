@@ -1,4 +1,4 @@
-"""A pool starts, ends and starts again: who is called when, on which thread, and what each end leaves behind."""
+"""A pool starts, ends and starts again: which hooks run, when, on which thread, and the state after each end."""
 
 from __future__ import annotations
 

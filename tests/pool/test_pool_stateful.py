@@ -1,4 +1,4 @@
-"""Any order of start, do, execute, wrap, cancel, crash, retry, reject, shutdown against a simple model.
+"""Random sequences of start, do, execute, wrap, cancel, crash, retry, reject, shutdown, compared with a simple model.
 
 The model knows only what the contract says: whether the pool accepts, which operations it has accepted, and what each
 may have become. Workers run beside it, so it never says when.

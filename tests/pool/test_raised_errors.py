@@ -1,4 +1,4 @@
-"""An error that several may raise: each raises an object of its own, since CPython does not guard a shared traceback."""
+"""Each thread that raises one error raises an object of its own, since CPython does not guard a shared traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failed operation is tried again: how often, when, and at what cost while it waits."""
+"""Retries: number of tries, delays, and the cost of operations that wait for their delay."""
 
 from __future__ import annotations
 

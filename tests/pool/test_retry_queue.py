@@ -1,4 +1,4 @@
-"""The list of what was put back or handed over without waiting, where some go at its head and others further on."""
+"""RetryQueue: entries that are inserted at its head and further back."""
 
 from __future__ import annotations
 

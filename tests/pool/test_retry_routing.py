@@ -1,4 +1,4 @@
-"""Who gets an operation that was given up: not who had it, not who rejected it, and whoever may is woken for it."""
+"""Which worker gets a retried operation: none that tried or rejected it, and an idle one that may take it is woken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ladder of shutdown: drain, cancel, give up the stuck; and whatever is under way when it comes.
+"""Shutdown drains, cancels, then gives up stuck workers; and what was in progress when it was called.
 
 What is under way on streams: test_shutdown_streams.py. Ctrl-C and the end of the interpreter: test_shutdown_exit.py.
 """

@@ -1,4 +1,4 @@
-"""How a program with a running pool ends: at its last line, by Ctrl-C, by a second one. Each in a process of its own.
+"""How a program with a running pool ends: at its last line, by Ctrl-C, by a second Ctrl-C. Each in its own process.
 
 The program says on stdout what happens, and each step of a test waits for such a word, so nothing depends on time.
 """

@@ -1,4 +1,4 @@
-"""Shutdown comes while streams are under way, comes again, and comes from where it should not."""
+"""Shutdown while streams are open, repeated shutdown, and shutdown from places where it is an error."""
 
 from __future__ import annotations
 

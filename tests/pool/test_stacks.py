@@ -1,4 +1,4 @@
-"""The stacks of threads that are stuck, and of threads that are running, as text."""
+"""The stacks of stuck and of running threads, as text."""
 
 from __future__ import annotations
 

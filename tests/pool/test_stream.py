@@ -1,4 +1,4 @@
-"""The read end of a pool: each operation once, whoever reads, until the end; and what happens when the reader goes."""
+"""Stream: each operation comes out once, to any number of readers, until the end; and a reader that stops."""
 
 from __future__ import annotations
 

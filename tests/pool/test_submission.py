@@ -1,4 +1,4 @@
-"""Work is handed to a pool, alone or as a batch: what is accepted, refused, failed, rejected, and waited for."""
+"""Submitting operations, alone or as a batch: accepted, refused, failed, rejected, waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks, and the errors of operations: recorded, raised where they are asked for, logged once where nobody asks."""
+"""Tasks, and errors of operations: recorded, raised on request, logged once if they were never read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that do not begin, that begin though their start raised, or end before they say so: nobody waits for them.
+"""Threads that fail to start, that run although `start` raised, or that end early: no thread waits for them.
 
 That is what threading.py does where memory is short, and what happens then in our own code. Made here by hand, at each
 place in turn; test_out_of_memory.py fails the allocations themselves.

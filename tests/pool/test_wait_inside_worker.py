@@ -1,4 +1,4 @@
-"""Waiting inside a worker for work of its own pool: allowed while another worker is left to do it."""
+"""Waiting inside a worker for work of its own pool is allowed while another worker is left to do it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a hook raises: no hang, no lost operation, no leaked thread, and the books agree. Then the same in numbers.
+"""Whatever a hook raises: no hang, no lost operation, no leaked thread, and the counters agree; then under load.
 
 RINGMILL_LONG=1 runs the long versions: 100,000 operations, 1,000 starts, a million failures.
 """

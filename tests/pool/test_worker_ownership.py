@@ -1,4 +1,4 @@
-"""A worker belongs to one pool: what a constructor that is refused says, and what it does not do under its lock."""
+"""A worker belongs to one pool: the errors of a constructor that is refused, and what it does not do under its lock."""
 
 from __future__ import annotations
 

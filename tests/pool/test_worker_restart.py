@@ -1,4 +1,4 @@
-"""A worker that crashes: cleaned up, brought up again on its thread, later and later, until it is retired.
+"""A worker that crashes is cleaned up and restarted on its thread, after growing pauses, until it is retired.
 
 When the last one is retired, the pool is broken: law 3, nothing waits for ever.
 """

@@ -1,4 +1,4 @@
-"""A source goes through a pool: drawn lazily, never further ahead of its reader than the buffer, to its true end."""
+"""`wrap`: the source is drawn lazily, at most `buffer` items ahead of the reader, to its end."""
 
 from __future__ import annotations
 

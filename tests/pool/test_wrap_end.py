@@ -1,4 +1,4 @@
-"""How a wrap ends: an error in its source, a pool that stops, a source that blocks; and who may share and chain it."""
+"""The end of a wrap: an error in its source, a pool that stops, a source that blocks, shared and chained streams."""
 
 from __future__ import annotations
 

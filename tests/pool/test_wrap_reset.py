@@ -1,4 +1,4 @@
-"""`wrap(reset=True)`, which chains pools: what succeeded upstream goes on, what did not passes by as it is."""
+"""`wrap(reset=True)`, which chains pools: operations that succeeded upstream go on, others pass through unchanged."""
 
 from __future__ import annotations
 

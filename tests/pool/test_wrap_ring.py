@@ -1,4 +1,4 @@
-"""A RingBuffer as the source: workers draw it as items arrive, asleep or awake, beside whoever else reads the ring."""
+"""`wrap` of a RingBuffer: workers, asleep or awake, draw items as they arrive, while other threads read it too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, at a thousandth of their size: that they work is tested, never how fast anything is."""
+"""The benchmarks run, at a thousandth of their size; their speed is not tested."""
 
 from __future__ import annotations
 

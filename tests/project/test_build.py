@@ -1,4 +1,4 @@
-"""The version has one source, pyproject.toml; `python -m ringmill` prints it, and what else a bug report needs."""
+"""pyproject.toml is the only source of the version; `python -m ringmill` prints it and the details of a bug report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation is true: the code blocks of each page run, in order, in one namespace, and print what it shows.
+"""The code blocks of each documentation page run, in order, in one namespace, and print what the page shows.
 
 A `python` block runs. A `text` block that follows it is what it prints; one that prints must be followed by one. A
 `sh` block is a command of SHELL, which something else runs. There are no other fences but Sphinx's directives.

@@ -1,4 +1,4 @@
-"""The examples do what they say, run as a user runs them: in a process of their own, on real files."""
+"""examples/checksum_tree.py, run as a user runs it: in a process of its own, on real files."""
 
 from __future__ import annotations
 

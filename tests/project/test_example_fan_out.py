@@ -1,4 +1,4 @@
-"""examples/fan_out.py does what it says, run as a user runs it: in a process of its own, on a real file."""
+"""examples/fan_out.py, run as a user runs it: in a process of its own, on a real file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example of the SQLite writers does what it says, run as a user runs it."""
+"""examples/sqlite_writers.py, run as a user runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of RingBuffer as far as one thread can check it: DESIGN.md, section RingBuffer."""
+"""The contract of RingBuffer, as far as one thread can check it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""aput, aget and `async for` of a RingBuffer: under asyncio and trio, in several loops, beside threads."""
+"""aput, aget and `async for` of a RingBuffer: under asyncio and trio, in several event loops, together with threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many threads on one tiny ring: every item comes out exactly once, whatever is closed, late or full meanwhile."""
+"""Many threads on a small ring: every item comes out exactly once, in spite of closes, timeouts and a full ring."""
 
 from __future__ import annotations
 

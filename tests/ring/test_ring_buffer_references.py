@@ -1,4 +1,4 @@
-"""What a ring holds and lets go of, and calls into it from places where no one expects them."""
+"""References that a ring holds and releases, and calls from finalizers, callbacks and signal handlers."""
 
 from __future__ import annotations
 

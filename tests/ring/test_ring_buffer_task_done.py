@@ -1,4 +1,4 @@
-"""task_done and join, as queue.Queue has them; CPython's own tests of these are run by test_queue_cpython.py."""
+"""task_done and join, as in queue.Queue. CPython's own tests of them are run by test_queue_cpython.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linearizability checker for histories of a bounded, closable first-in first-out queue, and a recorder for them.
+"""A linearizability checker for histories of a bounded, closable FIFO queue, and a recorder for them.
 
 A history is linearizable when every operation can be given one instant between its call and its return such that the
 operations, done one after another in the order of these instants, give the results that were recorded (Herlihy & Wing

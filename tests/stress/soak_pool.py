@@ -1,4 +1,4 @@
-"""A soak of WorkerPool: every accepted operation once, and books that agree, while everything fails at random.
+"""A soak of WorkerPool: each accepted operation ends once, and the counters agree, while everything fails at random.
 
 `python tests/stress/soak_pool.py SECONDS [SEED]` runs rounds, each a pool of other workers, limits and queue size, and three
 callers who hand over by `do`, `ado`, `execute` and `wrap`, of iterables, async iterables and rings, and cancel some.

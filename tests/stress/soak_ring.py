@@ -1,4 +1,4 @@
-"""A soak of RingBuffer: exactly once, in the order of each producer, whatever happens meanwhile.
+"""A soak of RingBuffer: each item comes out exactly once, in the order of each producer, under random workloads.
 
 `python tests/stress/soak_ring.py SECONDS [SEED]` runs rounds, each with other numbers of producers and consumers, another capacity,
 timeouts of 0, 1 us, 1 ms and none mixed, threads and tasks of an event loop whose awaits are cancelled, and a close at

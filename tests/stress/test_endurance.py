@@ -1,4 +1,4 @@
-"""Signals, forks and exits by the hundred: no hang, nothing lost, the exit status, and nothing on stderr.
+"""Signals, forks and exits by the hundred: no hang, no loss, the expected exit status, and nothing on stderr.
 
 RINGMILL_LONG=1: a thousand signals, a thousand forks, a hundred exits of each kind.
 """

@@ -1,4 +1,4 @@
-"""The checker finds what it should and nothing else; then RingBuffer's own histories, by seeds, are put before it."""
+"""The linearizability checker finds planted violations and nothing else; then it checks RingBuffer's own histories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pytest --leaks`: each test three times more, and does memory grow with each?
+"""`pytest --leaks`: runs each test three times more and checks whether memory grows each time.
 
 Blocks of memory are counted (and references, on a debug build of CPython) when a test is over and what it left has been
 collected. Once is no leak: a cache was filled, a thread was slow. A test that grew each of three times is run again

@@ -1,4 +1,4 @@
-"""Breaks the core in one place at a time, and runs checks that should see it.
+"""Breaks the core in one place at a time, and runs checks that should notice it.
 
 `python tests/tools/mutate.py [--what orders|checks] [--tsan PYTHON | --weak] [--only TEXT] [--sample N] [--seed S] [--list]` in an
 environment that has ringmill's test requirements, setuptools and Cython; `--copy FOLDER` keeps the private copy and what

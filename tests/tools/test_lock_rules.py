@@ -1,4 +1,4 @@
-"""The check of tests/tools/lock_rules sees what a thread must not do while it holds an internal lock, and nothing else.
+"""The lock-rules check reports what a thread must not do while it holds an internal lock, and nothing else.
 
 The core itself is checked by `tests/tools/lock_rules.sh PYTHON`, which compiles it anew.
 """

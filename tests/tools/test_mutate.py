@@ -1,4 +1,4 @@
-"""What mutate.py changes stands in the core: a mutant whose text has gone would not be made, unnoticed."""
+"""The texts that mutate.py replaces exist in the core; otherwise a mutant would silently not be made."""
 
 from __future__ import annotations
 

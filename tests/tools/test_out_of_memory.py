@@ -1,4 +1,4 @@
-"""When an allocation fails, a call raises MemoryError or succeeds anyway; nothing crashes, hangs, is lost or leaked.
+"""When an allocation fails, a call raises MemoryError or succeeds; nothing crashes, hangs, is lost or leaked.
 
 Each public call runs in a process of its own (out_of_memory): with each of its first allocations failing alone, and
 with those after it. RINGMILL_LONG=1 fails the first 200 instead of 40. What CPython and Cython do wrong themselves

@@ -1,4 +1,4 @@
-"""The machine of tests/tools/weak_memory: it allows what C++ allows, and nothing else, by the usual litmus tests.
+"""The weak-memory machine allows what C++ allows and nothing else, by the usual litmus tests.
 
 The core itself runs on it by `python -m tests.tools.weak_memory`, which takes a minute to compile.
 """

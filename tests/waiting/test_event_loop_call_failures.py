@@ -1,4 +1,4 @@
-"""The call by which a loop is told may fail: a signal handler raises in it, memory lacks, the recursion has no room."""
+"""The call that wakes an event loop may fail: a signal handler raises, memory is short, the stack is full."""
 
 from __future__ import annotations
 

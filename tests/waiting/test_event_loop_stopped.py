@@ -1,4 +1,4 @@
-"""An event loop that is stopped, or blocked in a call, while tasks of it wait: it delays no thread and no other loop."""
+"""Tasks wait in an event loop that is stopped or blocked: it delays no thread and no other event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends every wait of the main thread and loses nothing, and a wait uses no processor time.
+"""Ctrl-C ends every wait of the main thread and loses nothing; a waiting thread uses no processor time.
 
 Each case is a process of its own, as the signal goes to the process. To cover another wait, add a line to WAITS.
 """

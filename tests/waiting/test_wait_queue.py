@@ -1,4 +1,4 @@
-"""Sleeping and waking: time-outs, wake-ups passed on, the collector and a fork beside threads that wait in a ring."""
+"""Sleeping and waking: timeouts, wake-ups that are passed on, garbage collection and fork while threads wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of tests/tools/lock_rules.sh that are not C++: the list of the interpreter's functions, and readable reports.
+"""The Python parts of lock_rules.sh: the list of the interpreter's functions, and readable reports.
 
 `python -m tests.tools.lock_rules flags DIRECTORY` writes python_calls.hpp into the directory, for the interpreter that runs
 it, and prints the flags for the compiler. `python -m tests.tools.lock_rules report FILE` prints what lock_rules.hpp has

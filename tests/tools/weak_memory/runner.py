@@ -1,4 +1,4 @@
-"""Runs scenarios on what was built, in a process of its own, since one in which something was found is good for nothing."""
+"""Runs scenarios in a process of its own, since a process in which something was found cannot be used again."""
 
 from __future__ import annotations
 

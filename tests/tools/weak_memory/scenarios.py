@@ -1,4 +1,4 @@
-"""What is run: scenarios, in the words of execution.pyx, each with a capacity; and what a history must look like."""
+"""The scenarios that are run, in the notation of execution.pyx, each with a capacity; and the sequential model."""
 
 from __future__ import annotations
 
