@@ -1,12 +1,13 @@
 """Cancelling against taking, as a model that is searched exhaustively: an operation's state word, and orphans.
 
-Why each life of an operation has one outcome, comes out of its stream once, and after its done(). `begin` and `cancel`
-leave QUEUED by compare-and-swap on one word, so one of them does. Who cancelled calls done() and leaves the place in
-the ring to whoever claims it. That one looks, under the pool's lock, whether done() has been called: then it emits,
-else it leaves an orphan; the canceller looks for the orphan under the same lock, after its done(). So one of the two
-sees the other, and emits. A canceller that is so slow that the next life is cancelled already leaves that one's orphan
-alone until it is done. (The first version did not, and this model found it: `orphan_only_of_a_done_life`.) PLACED
-stays until the place was passed; a reset is refused until then, so that a place never stands for a later life.
+Why each submission of an operation has one outcome, comes out of its stream once, and only after its done(). `begin`
+and `cancel` leave QUEUED by compare-and-swap on one word, so only one of them succeeds. The canceller calls done()
+and leaves the place in the ring to the worker that claims it. That worker checks, under the pool's lock, whether
+done() has been called: if so it emits the operation, else it leaves an orphan; the canceller looks for the orphan
+under the same lock, after its done(). So one of the two sees the other, and emits. A canceller that is so slow that
+the next submission has already been cancelled leaves the orphan of that submission alone until it is done. (The first
+version did not, and this model found it: `orphan_only_of_a_done_life`.) PLACED stays set until a worker has passed the
+place; a reset is refused until then, so that a place never stands for a later submission.
 
 Why no waiter sleeps through done(): it sets WAITED and reads RELEASED in one read-modify-write, under the lock under
 which it joins the list; the releaser sets RELEASED and reads WAITED in one, then takes the list under that lock.

@@ -1,39 +1,39 @@
-"""Sleep and wake, as a model that is searched whole: wait_queue.pyx and the ring's blocking calls, without the ring's
-slots.
+"""Sleeping and waking, as a model that is searched exhaustively: wait_queue.pyx and the ring's blocking calls.
 
-Why no wake-up is lost. A getter that finds the ring empty first makes itself a sleeper (writes the word), then looks
-at the ring once more; a putter first claims (writes the tail), then looks at the word. All four accesses are
-sequentially consistent, so at least one of the two sees the other: the getter sees the item and takes itself off the
-list, or the putter sees the sleeper.
+Why no wake-up is lost. A getter that finds the ring empty first registers as a sleeper (writes the word), then checks
+the ring again; a putter first claims a slot (writes the tail), then reads the word. All four accesses are
+sequentially consistent, so at least one of the two sees the other: the getter sees the item and leaves the queue, or
+the putter sees the sleeper.
 
-Why it is enough to wake one, and only when nobody is searching. Searching is a debt: a putter that skips the wake-up
-because somebody is searching relies on it that this somebody looks at the ring later than the putter's claim, *after*
-it has stopped counting as a searcher, and does something about what it sees. Who is woken, or is granted a wake-up
-while it leaves, owes such a look. It is paid by a look that finds nothing, or by one that finds something and wakes
-the next. A searcher that goes back to sleep becomes a sleeper and stops searching in one step, then looks; if it sees
-items and so does not sleep, the debt stands: it takes one item, and has to look for the others before it returns,
-although it is no searcher any more. (The first version of the protocol forgot that, and this model found it:
-`debt_outlives_sleep`.) A grant is given under the lock, which asks again whether there is a sleeper and no searcher;
-so two wakers never make two searchers.
+Why it is enough to wake one thread, and only if no thread is searching. A searcher owes a check: a putter that skips
+the wake-up because another thread is searching relies on that searcher checking the ring later than the putter's
+claim, *after* it has stopped counting as a searcher, and acting on what it sees. A thread that is woken, or that is
+granted a wake-up while it leaves, owes such a check. The check is done when it finds nothing, or finds something and
+wakes the next thread. A searcher that goes back to sleep becomes a sleeper and stops searching in one step, then
+checks the ring; if it sees items and so does not sleep, the check is still owed: it takes one item, and has to check
+for others before it returns, although it is no longer a searcher. (The first version of the protocol forgot that, and
+this model found it: `debt_outlives_sleep`.) A grant is given under the lock, where the waker checks again that there
+is a sleeper and no searcher; so two wakers never make two searchers.
 
-A task of an event loop (@; @@ is another loop) is granted without becoming a searcher, since its loop may run it late, or
-never (!: the loop may stop at any moment while the task waits). So nothing relies on it: a putter that finds no
-searcher grants the first thread, and with it the first task of each loop; of those loops only whose first task began
-to wait before that thread, if there is one. Where the putter stops at the first task instead, a thread behind it
-sleeps beside an item (`grants_a_thread_too`), and so does a task of another loop (`grants_each_loop`). A task owes the
-look of whoever was granted, whether it takes something or leaves. Until its loop resumes it, it is `pending`, and no
-other task of that loop is granted: so its look comes after that has ended. One that was granted in vain returns to its place in
-line: here it goes to the front or to the end, so nothing depends on the order.
+A task of an event loop (@; @@ is another loop) is granted without becoming a searcher, since its loop may run it late
+or never (!: the loop may stop at any moment while the task waits). So nothing relies on it: a putter that finds no
+searcher grants the first thread, and also the first task of each loop; but of the loops only those whose first task
+began to wait before that thread, if there is one. If the putter stopped at the first task, a thread behind it would
+sleep although there is an item (`grants_a_thread_too`), and so would a task of another loop (`grants_each_loop`). A
+task owes the check of any granted waiter, whether it takes something or leaves. Until its loop resumes it, it is
+`pending`, and no other task of that loop is granted: so its check comes after that has ended. A task that was granted
+but found nothing returns to its place in the queue: in this model to the front or to the end, so nothing depends on
+the order.
 
-With a GIL, a sleeper may spin before it blocks (^): one in a queue, which a waker grants before the first. Who sees its
-grant while it spins, takes the semaphore as if it had blocked. So nothing above changes, if only the one that counts as
-spinning is in the list.
+On a GIL build a sleeper may spin before it blocks (^): one per queue, which a waker grants before the first. A thread
+that sees its grant while it spins takes the semaphore as if it had blocked. So nothing above changes, provided that
+the waiter that counts as spinning is in the list.
 
 Putters that wait for room do the same on a second queue, with "room" for "item".
 
-The ring is its two counters here; test_model_ring_slots.py searches the slots, and shows that a try takes effect at one
-instant. So a try is one step, and so is a section under a queue's lock, since nobody else sees what is between. Where
-`fine`, both are taken apart.
+The ring is reduced to its two counters here; test_model_ring_slots.py searches the slots, and shows that a try takes
+effect at one instant. So a try is one step, and so is a section under a queue's lock, since no other thread sees its
+intermediate states. With `fine`, both are split into single accesses.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The end of a pool, as a model that is searched exhaustively: DRAINING, sealed, ENDING.
 
-Why a draining pool ends, and not before its work is done. A shutdown forbids to accept (phase), ends the feeds, so that
-what was accepted stands still, and says so (sealed); then it wakes all workers. From then on a worker that finds
-nothing counts: when all that was accepted is settled, it sets ENDING and wakes all. The worker that settles the last
-operation looks for the next one after that, so somebody counts after the last settlement. Who settles one otherwise
-than on a worker (a cancel, the end of a delay) wakes some, because no worker may be awake.
+Why a draining pool ends, and not before its work is done. A shutdown first stops the pool from accepting (phase), then
+ends the work sources, so that the number of accepted operations no longer changes, and records that (sealed); then it
+wakes all workers. From then on a worker that finds no work compares the counters: if every accepted operation has
+ended, it sets ENDING and wakes all. The worker that ends the last operation looks for the next one afterwards, so some
+worker compares after the last operation has ended. A thread that ends an operation other than on a worker (a cancel,
+the end of a delay) wakes workers, because none may be awake.
 
-Before `sealed`, the accepted ones still move: nobody counts.
+Before `sealed` the number of accepted operations may still change, so no worker compares.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tests.models.model_checker import (
 class Rules:
     """What the threads do. As it stands, the protocol; each turned over is a bug."""
 
-    seals_after_feeds: bool = True  # else: at once, while some may still come in
+    seals_after_sources: bool = True  # else at once, while operations may still be accepted
     asks_for_seal: bool = True
     shutdown_wakes_all: bool = True
     counts_last_look: bool = True  # the count is part of the look after begin_sleep
@@ -151,12 +152,12 @@ def drain(m: Memory) -> None:
 
 def shutdown(rules: Rules) -> Thread:
     yield Step("sets DRAINING", drain)
-    if rules.seals_after_feeds:
-        yield Step("ends the feeds", shut_inbox)
+    if rules.seals_after_sources:
+        yield Step("ends the sources", shut_inbox)
         yield Store("sealed", True)
     else:
         yield Store("sealed", True)
-        yield Step("ends the feeds", shut_inbox)
+        yield Step("ends the sources", shut_inbox)
     if rules.shutdown_wakes_all:
         yield Step("wakes all", wake_all)
 
@@ -211,7 +212,7 @@ def test_a_draining_pool_ends_when_all_is_settled(scenario: str, at_least: int) 
 @pytest.mark.parametrize(
     ("bug", "scenario", "finding"),
     [
-        pytest.param("seals_after_feeds", "W P S", "ended with", id="sealed-before-the-feeds-end"),
+        pytest.param("seals_after_sources", "W P S", "ended with", id="sealed-before-the-sources-end"),
         pytest.param("asks_for_seal", "W P S", "ended with", id="counts-while-some-come-in"),
         pytest.param("shutdown_wakes_all", "W S", "waits for ever", id="shutdown-wakes-nobody"),
         pytest.param("counts_last_look", "W W S", "waits for ever", id="last-look-without-the-count"),

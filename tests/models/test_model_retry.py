@@ -1,14 +1,14 @@
 """Retries and the single searcher, as a model that is searched exhaustively, on the wait queue's protocol.
 
-A retry is for certain workers. Whoever puts one aside appends it under the pool's lock and writes the count, then
-wakes one sleeping worker that may take it, by name, whether or not somebody searches: a searcher may be one that may
-not take it, so the rule of the one searcher says nothing here. Where none that may take it sleeps, each of them is
-awake, and looks at the count before it sleeps; that look comes after begin_sleep, so it is seen by whoever walked the
-list before. An operation that anybody may take goes by the plain rule: one is woken unless one searches.
+A retry is for certain workers. The thread that queues one appends it under the pool's lock and writes the count, then
+wakes one sleeping worker that may take it, by name, whether or not another is searching: the searcher may be a worker
+that may not take it, so the rule of the single searcher does not apply. If no eligible worker sleeps, each of them is
+awake, and reads the count before it sleeps; that check comes after begin_sleep, so it is seen by the thread that
+walked the list before. An operation that any worker may take follows the plain rule: one is woken unless one searches.
 
-A worker that is woken for its retry and finds it taken meanwhile is a searcher like any other, and pays the debt. A
-worker comes back to look for the next one by itself, so here that debt only keeps the others busy; where takers do not
-come back, test_model_park_wake.py shows what it is for.
+A worker that is woken for its retry and finds it taken is a searcher like any other, and owes the check of a
+searcher. A worker comes back for its next operation by itself, so here that check only keeps the others busy; for
+threads that do not come back, test_model_park_wake.py shows why it is needed.
 """
 
 from __future__ import annotations
