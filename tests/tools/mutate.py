@@ -85,7 +85,8 @@ WEAK: dict[str, list[Scenario]] = {
     "waiting/wait_queue.pxd": scenarios.LOCK + scenarios.WAITING,
     **dict.fromkeys(["waiting/wait_queue.pyx", "platform/spinning.pyx", "ring/ring_buffer.pyx"], scenarios.WAITING + scenarios.POOLS),
     **dict.fromkeys(["pool/operation.pxd", "pool/operation.pyx"], scenarios.OPERATIONS + scenarios.POOLS),
-    **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/run.pyx", "pool/stream.pyx"], scenarios.POOLS),
+    **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/source_list.pyx",
+                     "pool/run.pyx", "pool/worker_loop.pyx", "pool/stream.pyx"], scenarios.POOLS),
     **dict.fromkeys(["hub/subscription.pyx", "hub/subscription_ring.pyx"], scenarios.HUBS),
 }
 
@@ -146,18 +147,18 @@ DROPPED = {
     ),
     "operation: reset in its place": ("pool/operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
     "cancel: the orphan is not looked for": (
-        "pool/retry_routing.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
+        "pool/run.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
     ),
     "cancel: emitted before done()": (
-        "pool/retry_routing.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
+        "pool/run.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
     "retry: wakes nobody": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
     "end: does not ask for the seal": (
-        "pool/accounting.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
+        "pool/run.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),
     "end: wakes nobody when all is settled": (
-        "pool/accounting.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
+        "pool/run.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
         "            release(&self.lock)\n            return True",
     ),
     "work source: the last operation to leave does not close it": (
@@ -166,13 +167,15 @@ DROPPED = {
     "work source: its end is not checked for operations that have all left": (
         "pool/work_source.pyx", "put_count(self.ready.ring) == count:\n            self.ready.close_ring()", "False:\n            self.ready.close_ring()",
     ),
-    "work source: the end of a search does not arm the ring watcher": ("pool/run.pyx", "            sleeper = worker_loop\n", "            sleeper = None\n"),
+    "work source: the end of a search does not arm the ring watcher": (
+        "pool/run.pyx", "self.idle.word.load(memory_order_seq_cst) >> 32 != 0)", "False)",
+    ),
     "work source: the ring is not checked after its watcher was armed": (
-        "pool/run.pyx",
-        "                    if sleeper is not None:\n                        (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)\n"
-        "                    if (<WorkSource>at).has_work():\n                        found = at\n                        break\n",
-        "                    if (<WorkSource>at).has_work():\n                        found = at\n                        break\n"
-        "                    if sleeper is not None:\n                        (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)\n",
+        "pool/source_list.pyx",
+        "                if watch:\n                    (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)\n"
+        "                if (<WorkSource>at).has_work():\n                    return at\n",
+        "                if (<WorkSource>at).has_work():\n                    return at\n"
+        "                if watch:\n                    (<WorkSource>at).watcher.arm(&(<WorkSource>at).pending.not_empty)\n",
     ),
 }
 

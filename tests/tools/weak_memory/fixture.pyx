@@ -63,7 +63,7 @@ cdef class Fixture:
             wm_name(&self.core.lock, "core.lock")
             wm_name(&self.core.phase, "phase")
             wm_name(&self.core.sealed, "sealed")
-            wm_name(&self.core.retry_count, "retry_count")
+            wm_name(&self.core.routing.length, "routing.length")
             wm_name(&self.core.inbox.ring.head, "inbox.head")
             wm_name(&self.core.inbox.ring.tail, "inbox.tail")
         if self.hub is not None:

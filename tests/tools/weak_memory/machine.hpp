@@ -124,3 +124,6 @@ public:
     *place = value;
     return old;
 }
+[[maybe_unused]] static inline void ringmill_have_raised(void) {
+    if (PyErr_Occurred() == nullptr) PyErr_NoMemory();
+}

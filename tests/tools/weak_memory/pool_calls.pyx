@@ -89,7 +89,7 @@ cdef void call_operation(Fixture fixture, Call* call) noexcept:
 
 cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str stream):
     cdef WorkSource source
-    fixture.core = PoolRun("a pool", [None] * workers, capacity, False)
+    fixture.core = new_run("a pool", [None] * workers, capacity, False)
     if stream == "drawn":
         source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
         fixture.core.add(source)
