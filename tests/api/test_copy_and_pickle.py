@@ -353,7 +353,7 @@ def _all_errors() -> list[BaseException]:
 
 @ways
 @pytest.mark.parametrize("error", _all_errors(), ids=lambda error: type(error).__name__)
-def test_an_error_arrives_with_what_it_carries(error: BaseException, way: Callable[[Any], Any]) -> None:
+def test_a_pickled_error_keeps_its_attributes(error: BaseException, way: Callable[[Any], Any]) -> None:
     error.add_note("noted")
     again = way(error)
     assert type(again) is type(error)
@@ -416,7 +416,7 @@ def test_the_causes_of_a_failed_start_arrive_though_the_workers_cannot(way: Call
 
 
 @ways
-def test_a_cause_that_can_be_pickled_arrives_as_it_is(way: Callable[[Any], Any]) -> None:
+def test_a_cause_that_can_be_pickled_is_pickled(way: Callable[[Any], Any]) -> None:
     error = WorkerInitError("no", [(TaskWorker(), ValueError("x"))])
     [(worker, cause)] = way(error).causes
     assert type(worker) is TaskWorker

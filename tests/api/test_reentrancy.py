@@ -205,7 +205,7 @@ def test_the_error_of_a_source_is_not_replaced_when_a_worker_is_stuck() -> None:
 # Wake-ups of a ring
 
 
-def test_of_two_pools_on_one_ring_the_one_that_has_room_is_woken(switch_interval: float) -> None:
+def test_the_pool_with_room_is_woken_if_two_pools_read_one_ring(switch_interval: float) -> None:
     """A full stream's pool must not swallow the wake-up of the other's."""
     ring = RingBuffer[Job](1)
     with WorkerPool([JobWorker()]) as full, WorkerPool([JobWorker()]) as other:
@@ -253,7 +253,7 @@ def test_bells_getters_that_time_out_and_close_race(seed: int, switch_interval: 
 
 
 @pytest.mark.parametrize("name", ["text", "no repr", "used"])
-def test_what_a_ring_should_not_have_held_makes_room_for_who_waits_to_put(name: str) -> None:
+def test_removing_an_invalid_item_from_a_ring_wakes_a_waiting_putter(name: str) -> None:
     """The worker that takes it ends the stream, and has taken it nonetheless."""
 
     class Nameless:
@@ -317,7 +317,7 @@ def test_the_ring_of_a_pool_that_has_ended_does_not_keep_it(end: str, caplog: py
 # Hooks that call the pool
 
 
-def test_what_init_hands_over_at_a_restart_does_not_wait_for_room() -> None:
+def test_operations_submitted_by_init_at_a_restart_do_not_wait_for_room() -> None:
     """The queue is full, and this is the worker that would empty it."""
     handed: list[Job] = []
     inits: list[None] = []

@@ -88,7 +88,7 @@ def test_a_task_that_reads_a_stream() -> None:
     assert collected(probe)
 
 
-def test_what_a_source_gave_and_is_no_operation() -> None:
+def test_an_object_from_a_source_that_is_no_operation() -> None:
     """WorkSource.bad_item: the work source owns it, and it may own the stream."""
 
     class Stranger:

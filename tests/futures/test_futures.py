@@ -83,7 +83,7 @@ def test_context_is_for_keywords_only() -> None:
         PoolExecutor(1, "", None, (), False)  # type: ignore[misc]
 
 
-def test_what_cannot_be_called_fails_in_its_future() -> None:
+def test_an_object_that_is_not_callable_fails_in_its_future() -> None:
     with PoolExecutor(1) as executor:
         assert isinstance(executor.submit(3).exception(LONG), TypeError)  # type: ignore[arg-type]
 
@@ -140,7 +140,7 @@ def test_errors_are_the_futures(kind: type[BaseException]) -> None:
         assert executor.submit(double, 4).result(LONG) == 8  # the thread lives
 
 
-def test_nobody_is_told_of_an_error_that_nobody_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_that_no_caller_read_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with PoolExecutor(1) as executor:
         executor.submit(fail, ValueError())
         executor.map(fail, [ValueError()])

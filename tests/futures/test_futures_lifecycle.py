@@ -161,7 +161,7 @@ def test_shutdown_from_one_of_its_own_threads() -> None:
 
 
 @pytest.mark.stress
-def test_what_was_submitted_is_done_whenever_shutdown_comes(switch_interval: float) -> None:
+def test_submitted_operations_are_done_whenever_shutdown_is_called(switch_interval: float) -> None:
     for _ in range(20):
         executor = PoolExecutor(2)
         done: list[int] = []

@@ -66,7 +66,7 @@ def test_map_cancels_the_rest_when_its_iterator_ends_early(end: str) -> None:
     assert begun == [end, "hold"]
 
 
-def test_map_that_nobody_reads_is_called_all_the_same() -> None:
+def test_map_calls_the_function_even_if_its_iterator_is_not_read() -> None:
     done: list[int] = []
     with PoolExecutor(1) as executor:
         executor.map(done.append, range(100))

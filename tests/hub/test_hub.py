@@ -46,7 +46,7 @@ def full(hub: Hub[Any], *policies: Any) -> list[Subscription[Any]]:
 # Nobody there
 
 
-def test_an_empty_hub_takes_everything_to_nobody() -> None:
+def test_an_empty_hub_delivers_to_no_subscriber() -> None:
     hub = Hub[str]()
     for _ in range(3):  # new, and after the last one has left
         for timeout in (None, 0, 1e-6, *OPEN_ENDED):
@@ -212,7 +212,7 @@ def test_the_slow_ones_are_served_in_ring_order() -> None:
 
 
 @pytest.mark.parametrize("end", [lambda hub, sub: hub.unsubscribe(sub), lambda hub, sub: sub.close() is None])
-def test_what_was_delivered_before_stays_readable(end: Callable[[Hub[int], Subscription[int]], bool]) -> None:
+def test_delivered_items_stay_readable_after_unsubscribe(end: Callable[[Hub[int], Subscription[int]], bool]) -> None:
     hub = Hub[int]()
     one, two = hub.subscribe(), hub.subscribe()
     for i in range(4):
@@ -255,7 +255,7 @@ def test_the_subscription_of_another_hub_stays() -> None:
     assert (drain(here), drain(there)) == ([2], [1])
 
 
-def test_ids_are_unique_for_ever() -> None:
+def test_ids_are_never_used_again() -> None:
     hub, other = Hub[int](), Hub[int]()
     ids = []
     for _ in range(100):
@@ -271,7 +271,7 @@ def test_ids_are_unique_for_ever() -> None:
         subscription.id = 1  # type: ignore[misc]
 
 
-def test_the_one_that_leaves_is_the_one_that_was_meant() -> None:
+def test_unsubscribe_removes_the_given_subscription() -> None:
     hub = Hub[int]()
     one, two = hub.subscribe(), hub.subscribe()
     hub.unsubscribe(one)
@@ -282,7 +282,7 @@ def test_the_one_that_leaves_is_the_one_that_was_meant() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_close_ends_all_after_what_was_delivered(times: int) -> None:
+def test_close_ends_all_subscriptions_after_their_delivered_items(times: int) -> None:
     hub = Hub[int](buffer=3)
     subscriptions = [hub.subscribe() for _ in range(3)]
     hub.broadcast(1)
@@ -365,7 +365,7 @@ def test_latest_keeps_one_whatever_the_buffer() -> None:
         sub.close()
 
 
-def test_what_the_hub_says_goes_unless_subscribe_says_otherwise() -> None:
+def test_subscribe_overrides_the_hubs_defaults() -> None:
     hub = Hub[int](buffer=1, overflow="drop_oldest")
     default, other = hub.subscribe(), hub.subscribe(2, "drop_incoming")
     for i in range(4):

@@ -115,7 +115,7 @@ def test_bad_max(most: Any) -> None:
 
 
 @pytest.mark.parametrize("subscription", [None, 1, "a", object(), Hub(), Subscription])
-def test_unsubscribing_what_is_no_subscription(subscription: Any) -> None:
+def test_unsubscribing_an_object_that_is_no_subscription(subscription: Any) -> None:
     hub = Hub[int]()
     sub = hub.subscribe()
     with pytest.raises(TypeError) as caught:

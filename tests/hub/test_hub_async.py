@@ -14,7 +14,7 @@ from tests.threads import start_threads
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def test_tasks_and_threads_read_what_is_broadcast(backend: str) -> None:
+def test_tasks_and_threads_read_broadcast_items(backend: str) -> None:
     hub: Hub[int] = Hub(buffer=2)
     subscriptions = [hub.subscribe() for _ in range(4)]
 

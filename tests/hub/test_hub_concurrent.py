@@ -113,7 +113,7 @@ def test_a_signal_that_waits_takes_the_room_that_comes() -> None:
 # Slow subscribers
 
 
-def test_a_slow_subscriber_delays_only_who_waits_for_it() -> None:
+def test_a_slow_subscriber_delays_only_publishers_that_wait_for_it() -> None:
     """One publisher waits in a broadcast: others subscribe, leave, publish elsewhere and are told Full, at once."""
     hub = Hub[str](buffer=4)
     before = hub.subscribe()
@@ -139,7 +139,7 @@ def test_a_slow_subscriber_delays_only_who_waits_for_it() -> None:
     assert started.join() == [3]
 
 
-def test_a_broadcast_gives_to_all_that_have_room_before_it_waits() -> None:
+def test_a_broadcast_delivers_to_all_with_room_before_it_waits() -> None:
     for place in range(3):
         hub = Hub[str](buffer=1)
         subs = [hub.subscribe() for _ in range(3)]
@@ -177,7 +177,7 @@ def test_a_broadcast_is_seen_in_ring_order(switch_interval: float) -> None:
 
 @pytest.mark.parametrize("publish", ["signal", "broadcast"])
 @pytest.mark.parametrize("end", ["leave", "close"])
-def test_blocked_publishers_go_on_when_it_ends(end: str, publish: str) -> None:
+def test_blocked_publishers_continue_when_a_subscription_ends(end: str, publish: str) -> None:
     """Asleep already or still on the way there: a closed hub says Closed, and one that left is passed by."""
     for _ in range(40):
         hub = Hub[str](buffer=1)
@@ -204,7 +204,7 @@ def test_blocked_publishers_go_on_when_it_ends(end: str, publish: str) -> None:
         assert list(sub) == ["old"]
 
 
-def test_a_blocked_signal_goes_to_the_next_one_when_the_one_it_waits_for_leaves() -> None:
+def test_a_blocked_signal_goes_to_the_next_subscriber_when_its_subscriber_leaves() -> None:
     for _ in range(40):
         hub = Hub[str](buffer=1)
         subs = [hub.subscribe() for _ in range(3)]
@@ -221,7 +221,7 @@ def test_a_blocked_signal_goes_to_the_next_one_when_the_one_it_waits_for_leaves(
 
 @pytest.mark.stress
 @pytest.mark.parametrize("publish", ["signal", "broadcast"])
-def test_what_was_taken_is_read_though_the_hub_closes(publish: str, switch_interval: float, seed: int) -> None:
+def test_items_taken_before_the_hub_closes_are_read(publish: str, switch_interval: float, seed: int) -> None:
     """At a random moment: what the calls said was taken is what the readers got, the last one included."""
     for one in range(seed, seed + 15):
         rng = random.Random(one)
@@ -311,7 +311,7 @@ def test_ids_are_unique_among_threads() -> None:
 
 @pytest.mark.stress
 @pytest.mark.parametrize("buffer", [1, 3])
-def test_the_one_that_stays_misses_nothing(buffer: int, switch_interval: float, seed: int) -> None:
+def test_a_remaining_subscriber_misses_nothing(buffer: int, switch_interval: float, seed: int) -> None:
     """Thousands come and go meanwhile, some with items unread; each of those got a stretch without a gap."""
     hub = Hub[Item](buffer=buffer)
     stays = hub.subscribe()
@@ -408,7 +408,7 @@ def test_signals_while_others_come_and_go(switch_interval: float, seed: int) -> 
 
 @pytest.mark.parametrize("call", [lambda sub: sub.get(), lambda sub: sub.get_many(), lambda sub: next(sub, Closed)])
 @pytest.mark.parametrize("end", ["leave", "close"])
-def test_waiting_readers_wake_when_it_ends(call: Callable[[Any], Any], end: str) -> None:
+def test_waiting_readers_wake_when_the_subscription_ends(call: Callable[[Any], Any], end: str) -> None:
     for _ in range(30):
         hub = Hub[int]()
         sub = hub.subscribe()

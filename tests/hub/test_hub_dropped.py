@@ -72,7 +72,7 @@ def test_signals_go_to_those_that_are_left() -> None:
     assert kept.get_many() == [0, *range(2, 8)]
 
 
-def test_an_iterator_keeps_it_and_ends_it() -> None:
+def test_an_iterator_keeps_its_subscription_alive_and_ends_it() -> None:
     hub = Hub[int]()
     sub = hub.subscribe()
     walk = iter(sub)
@@ -135,7 +135,7 @@ def test_what_the_collector_finds_ends() -> None:
         assert hub.signal("new", timeout=0) is None
 
 
-def test_what_is_referred_to_from_elsewhere_stays() -> None:
+def test_referenced_subscriptions_stay() -> None:
     """The collector leaves a subscription alone that is in a cycle and in use."""
     hub = Hub[Any](buffer=4)
     sub = hub.subscribe()
@@ -149,7 +149,7 @@ def test_what_is_referred_to_from_elsewhere_stays() -> None:
 
 
 @pytest.mark.parametrize("how", ["thread", "collector"])
-def test_another_thread_drops_it_while_items_are_published(how: str) -> None:
+def test_another_thread_drops_a_subscription_while_items_are_published(how: str) -> None:
     hub = Hub[Any](buffer=2, overflow="drop_oldest")
     stays = hub.subscribe(buffer=10_000)
     done: list[bool] = []
@@ -306,7 +306,7 @@ def test_a_get_that_times_out_lets_go_of_it() -> None:
     assert len(hub) == 0
 
 
-def test_a_task_that_nobody_else_refers_to_keeps_it() -> None:
+def test_a_waiting_task_keeps_a_subscription_alive() -> None:
     """asyncio refers weakly to a task that waits: what will wake it, the hub's mailbox, is all that keeps it."""
 
     async def main() -> None:
@@ -411,7 +411,7 @@ def test_the_del_of_a_subclass_is_called_once_and_does_not_prevent_the_end() -> 
     assert len(hub) == 0
 
 
-def test_one_that_its_del_brings_back_goes_on() -> None:
+def test_a_subscription_resurrected_by_its_del_stays_subscribed() -> None:
     saved: list[Any] = []
 
     class Reader(Subscription[int]):
@@ -428,7 +428,7 @@ def test_one_that_its_del_brings_back_goes_on() -> None:
     assert len(hub) == 0
 
 
-def test_del_of_what_could_not_be_made() -> None:
+def test_del_of_a_partly_made_object() -> None:
     """A finalizer gets the object, though its constructor failed."""
     seen: list[Any] = []
 

@@ -244,7 +244,7 @@ def test_the_ring_may_change_while_it_is_walked() -> None:
     assert same(ring, after[-1:])
 
 
-def test_a_walk_keeps_what_it_has_yet_to_see() -> None:
+def test_iteration_keeps_the_subscriptions_it_has_not_reached() -> None:
     ring = ring_of(*[Thing(name) for name in "abc"])
     walk = iter(ring)
     while len(ring):

@@ -84,7 +84,7 @@ def test_a_removed_item_is_let_go_at_once(walked: bool) -> None:
     assert reference() is None
 
 
-def test_what_is_left_inside_is_let_go() -> None:
+def test_items_left_in_a_ring_are_released() -> None:
     things = [Thing() for _ in range(3)]
     references = [weakref.ref(thing) for thing in things]
     ring = ring_of(*things, *things)
@@ -212,7 +212,7 @@ def test_the_collector_runs_del_inside_any_call() -> None:
 
 @pytest.mark.stress
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_take_hands_out_turns_exactly(n: int, switch_interval: float) -> None:
+def test_take_is_exact_under_concurrency(n: int, switch_interval: float) -> None:
     """k takes by many threads of n items: each item is taken floor(k/n) or ceil(k/n) times, the first ones more."""
     ring = ring_of(*range(n))
     for each in (0, 1, 500, 501, 502):

@@ -56,7 +56,7 @@ def wake_all(rules: Rules, queue: str) -> Thread:
         ("G^* G^* P X", 1, 20_000),
     ],
 )
-def test_close_strands_nobody_and_loses_nothing(scenario: str, capacity: int, at_least: int) -> None:
+def test_close_leaves_no_thread_asleep_and_loses_nothing(scenario: str, capacity: int, at_least: int) -> None:
     assert_holds(search(Rules(), scenario, capacity, closer), at_least)
 
 

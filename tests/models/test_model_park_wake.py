@@ -572,7 +572,7 @@ def search(rules: Rules, scenario: str, capacity: int, closer: Callable[[Rules],
         ("G@ G@ G@@ P2", 2, 10_000),
     ],
 )
-def test_nobody_sleeps_through_an_item_or_room(scenario: str, capacity: int, at_least: int) -> None:
+def test_no_thread_sleeps_while_there_is_an_item_or_room(scenario: str, capacity: int, at_least: int) -> None:
     assert_holds(search(Rules(), scenario, capacity), at_least)
 
 

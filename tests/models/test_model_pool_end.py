@@ -328,7 +328,7 @@ INHERITED = [((0, 0), 0), ((1, 0), 0), ((0, 1), 0), ((1, 1), 1), ((0, 0), 1), ((
 
 
 @pytest.mark.parametrize(("word", "lock"), INHERITED)
-def test_a_child_can_use_whatever_queue_it_inherits(word: tuple[int, int], lock: int) -> None:
+def test_a_child_process_can_use_every_queue_it_inherits(word: tuple[int, int], lock: int) -> None:
     assert_holds(search_child(ForkRules(), word, lock), 30)
 
 

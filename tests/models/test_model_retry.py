@@ -222,7 +222,7 @@ def search(rules: Rules, workers: str, work: str) -> Report:
         ("AB", "A p", 100_000),
     ],
 )
-def test_no_redrive_is_slept_through(workers: str, work: str, at_least: int) -> None:
+def test_no_eligible_worker_sleeps_while_a_retry_is_queued(workers: str, work: str, at_least: int) -> None:
     assert_holds(search(Rules(), workers, work), at_least)
 
 

@@ -364,7 +364,7 @@ def test_explorer_finds_a_livelock() -> None:
     assert explore({"x": 1}, {"poller": poll}).problem is None
 
 
-def test_explorer_refuses_a_loop_whose_iterator_it_cannot_see() -> None:
+def test_model_checker_refuses_a_loop_whose_iterator_it_cannot_see() -> None:
     def count() -> Thread:
         for i in range(2):
             yield Store("x", i)

@@ -119,7 +119,7 @@ def test_each_try_and_handle_error_run_in_a_copy_of_their_own() -> None:
         assert (broken.seen, broken.told) == ("bob", "bob")
 
 
-def test_a_wrap_runs_in_the_context_of_who_draws_it() -> None:
+def test_a_wrap_runs_in_the_context_of_the_thread_that_draws_the_source() -> None:
     def source() -> Iterator[Who]:
         yield Who()
         yield Who()
@@ -131,7 +131,7 @@ def test_a_wrap_runs_in_the_context_of_who_draws_it() -> None:
         assert [op.seen for op in stream] == ["eve", "eve"]
 
 
-def test_what_comes_out_of_a_ring_runs_in_the_context_of_who_wrapped_it() -> None:
+def test_operations_from_a_ring_run_in_the_context_of_the_caller_of_wrap() -> None:
     ring: RingBuffer[Who] = RingBuffer(4)
     with WorkerPool([Asker(), Asker()], context=True) as pool:
         stream = as_user("ann", lambda: pool.wrap(ring))
@@ -141,7 +141,7 @@ def test_what_comes_out_of_a_ring_runs_in_the_context_of_who_wrapped_it() -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_tasks_of_a_loop_hand_over_their_own(backend: str) -> None:
+def test_tasks_of_one_loop_submit_in_contexts_of_their_own(backend: str) -> None:
     async def main() -> None:
         async with WorkerPool([TaskWorker(), TaskWorker()], context=True) as pool:
 
@@ -154,7 +154,7 @@ def test_tasks_of_a_loop_hand_over_their_own(backend: str) -> None:
     run_loop(backend, main)
 
 
-def test_a_worker_that_hands_on_hands_on_the_context() -> None:
+def test_an_operation_submitted_by_a_worker_gets_the_context_of_the_current_operation() -> None:
     with WorkerPool([TaskWorker(), TaskWorker()], context=True) as pool:
         outer = as_user("ann", lambda: pool.do(Task(lambda: pool.do(Task(user.get)))))
         assert outer.result().result() == "ann"
@@ -168,7 +168,7 @@ held: contextvars.ContextVar[Value | None] = contextvars.ContextVar("held", defa
 
 
 @pytest.mark.parametrize("ends", ["succeeds", "fails", "is cancelled", "is refused"])
-def test_the_context_is_let_go_when_the_operation_has_ended(ends: str) -> None:
+def test_the_context_is_released_when_the_operation_has_ended(ends: str) -> None:
     value = Value()
     gone = weakref.ref(value)
     gate = threading.Event()
@@ -244,7 +244,7 @@ def test_a_task_can_be_reset_and_run_in_another_context() -> None:
     assert task.value == "eve"  # no pool: just a call
 
 
-def test_many_threads_hand_over_at_once(seed: int) -> None:
+def test_many_threads_submit_at_once(seed: int) -> None:
     with WorkerPool([TaskWorker() for _ in range(3)], queue_size=2, context=True) as pool:
 
         def submit(name: str) -> list[str]:
@@ -340,7 +340,7 @@ def test_what_init_sets_is_seen_by_calls_whose_submitter_lacks_it(context: bool)
     assert worker.at_cleanup == (("init 1", 7) if context else ("changed", 3))
 
 
-def test_what_the_submitter_has_set_goes_before_what_init_has() -> None:
+def test_variables_of_the_submitter_override_those_of_init() -> None:
     with WorkerPool([Initialised()], context=True) as pool:
 
         def submit() -> tuple[str, int, bool]:
@@ -532,7 +532,7 @@ def test_a_wraps_operations_have_copies_of_the_decimal_context(source: str) -> N
         assert in_decimal(9, lambda: read(pool)) == ([9, 9, 9], 9)
 
 
-def test_no_decimal_context_is_made_where_nobody_has_one() -> None:
+def test_no_decimal_context_is_made_where_none_exists() -> None:
     variables = lambda: list(contextvars.copy_context())  # noqa: E731
     with PoolExecutor(1, context=True) as executor, WorkerPool([TaskWorker()], context=True) as pool:
         empty = contextvars.Context()
@@ -541,7 +541,7 @@ def test_no_decimal_context_is_made_where_nobody_has_one() -> None:
         assert list(empty) == []
 
 
-def test_decimal_is_not_loaded_for_it_and_may_be_loaded_later() -> None:
+def test_decimal_is_not_imported_and_may_be_imported_later() -> None:
     code = """
 import sys
 from ringmill import PoolExecutor
@@ -563,7 +563,7 @@ with PoolExecutor(1, context=True) as executor:
 
 
 @pytest.mark.parametrize("context", [True, False])
-def test_what_asyncio_to_thread_does_hands_over_its_own_context(context: bool) -> None:
+def test_asyncio_to_thread_submits_its_own_context(context: bool) -> None:
     async def main(executor: PoolExecutor) -> list[str]:
         loop = asyncio.get_running_loop()
 

@@ -216,7 +216,7 @@ def test_a_stream_that_is_closed(kind: str, end: str, interrupt: Callable[[], No
     running.check_cancelled()
 
 
-def test_one_that_is_cancelled_in_the_done_of_another(interrupt: Callable[[], None]) -> None:
+def test_an_operation_is_cancelled_in_the_done_of_another(interrupt: Callable[[], None]) -> None:
     """The inner call raises into the outer done(), and so on: nothing is lost on the way."""
     inner = Job(interrupt)
 
@@ -281,7 +281,7 @@ def test_a_logging_handler(interrupt: Callable[[], None]) -> None:
         logger.removeHandler(handler)
 
 
-def test_on_another_thread_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_keyboard_interrupt_on_another_thread_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Whether a worker ends the operation or some thread cancels it."""
     op = Job(by_raise)
     running = Running(by_raise)

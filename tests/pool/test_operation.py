@@ -204,7 +204,7 @@ def test_wait_times_out_and_any_number_may_wait(held: tuple[WorkerPool[Any], Scr
     assert op.wait(0)
 
 
-def test_wait_for_an_operation_that_is_handed_over_later() -> None:
+def test_wait_for_an_operation_that_is_submitted_later() -> None:
     op = Plain()
     waiters = start_threads(*[op.wait] * 4)
     run(op)
@@ -223,7 +223,7 @@ def test_bad_timeouts(timeout: Any, kind: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("timeout", [1e300, float("inf"), 10**30])
-def test_a_long_timeout_is_for_ever(held: tuple[WorkerPool[Any], Script], timeout: float) -> None:
+def test_a_long_timeout_is_no_limit(held: tuple[WorkerPool[Any], Script], timeout: float) -> None:
     pool, worker = held
     op = pool.do(Plain())
     waiter = start_threads(lambda: op.wait(timeout))

@@ -128,7 +128,7 @@ def test_a_cancelled_await_leaves_the_operation_alone(backend: str, gate: thread
     run_loop(backend, main)
 
 
-def test_a_worker_that_awaits_its_own_pools_work_is_told(backend: str) -> None:
+def test_a_worker_that_awaits_its_own_pools_work_gets_an_error(backend: str) -> None:
     errors: list[BaseException] = []
 
     def process(pool: WorkerPool[Task[None]]) -> None:
@@ -238,7 +238,7 @@ def test_ado_that_waits_when_the_pool_stops_is_refused(backend: str, gate: threa
     run_loop(backend, main)
 
 
-def test_ado_checks_what_it_is_given(backend: str) -> None:
+def test_ado_checks_its_argument(backend: str) -> None:
     async def main() -> None:
         pool = WorkerPool([TaskWorker()])
         with pytest.raises(PoolNotRunning):
@@ -279,7 +279,7 @@ def test_a_cancelled_ado_is_cancelled_though_its_operation_was_too(backend: str,
     assert late.outcome is Outcome.CANCELLED
 
 
-def test_who_was_woken_is_told_though_another_has_reset_it(backend: str, gate: threading.Event) -> None:
+def test_a_woken_waiter_returns_true_although_the_operation_was_reset(backend: str, gate: threading.Event) -> None:
     """Tasks and threads: none of them waits for a life that may never be."""
     woken: list[str] = []
 

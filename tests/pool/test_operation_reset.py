@@ -155,7 +155,7 @@ def test_a_second_life_in_a_stream_waits_for_the_place_of_the_first(first: str) 
     assert counts(pool.stats()) == {"succeeded": 3, "cancelled": 1}
 
 
-def test_a_life_that_ended_while_it_was_put_aside_can_begin_anew() -> None:
+def test_an_operation_that_was_cancelled_in_the_retry_queue_can_be_submitted_again() -> None:
     """It waits for the other worker, which is busy; the one that rejected it passes its place."""
 
     class Picky(JobWorker):
@@ -189,7 +189,7 @@ def test_a_life_that_ended_while_it_was_put_aside_can_begin_anew() -> None:
 
 
 @pytest.mark.parametrize("delays", [(0.02, 0.06), (0.03, 0.03), (HOUR, 0.01)], ids=str)
-def test_the_delay_of_a_cancelled_life_is_not_that_of_the_next(delays: tuple[float, float]) -> None:
+def test_the_delay_of_a_cancelled_submission_does_not_apply_to_the_next(delays: tuple[float, float]) -> None:
     with WorkerPool([JobWorker()]) as pool:
         op = Job(*[Retry(delay=delay) for delay in delays])
         first = pool.execute([op])
@@ -242,7 +242,7 @@ def test_a_worker_that_lingers_in_done_does_not_release_the_next_life(how: str) 
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_who_waits_while_done_recycles_the_operation_is_woken_by_the_next_end(when: str) -> None:
+def test_a_waiter_is_woken_by_the_next_end_if_done_resubmits_the_operation(when: str) -> None:
     """`done` as a notification: the operation is new, and has its second life, before the first one's waiters wake."""
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
     goes_on, first = threading.Event(), Gate()
@@ -276,7 +276,7 @@ def test_who_waits_while_done_recycles_the_operation_is_woken_by_the_next_end(wh
 
 
 @pytest.mark.stress
-def test_nobody_is_woken_by_the_end_of_another_life(switch_interval: float) -> None:
+def test_the_end_of_one_submission_wakes_no_waiter_of_another(switch_interval: float) -> None:
     class Living(Job):
         begun = ended = 0
 
@@ -312,7 +312,7 @@ def test_nobody_is_woken_by_the_end_of_another_life(switch_interval: float) -> N
 
 
 @pytest.mark.stress
-def test_a_cancellation_is_counted_in_the_pool_whose_life_it_ended(switch_interval: float) -> None:
+def test_a_cancellation_is_counted_in_the_pool_of_the_cancelled_submission(switch_interval: float) -> None:
     """An operation goes to and fro between two pools while others cancel whatever life they find it in."""
     pools = [WorkerPool([JobWorker()]), WorkerPool([JobWorker()])]
     given = [0, 0]
@@ -451,7 +451,7 @@ def test_done_is_called_though_its_class_took_the_memory_of_another() -> None:
             gc.collect(0)
 
 
-def test_an_operation_goes_through_many_lives_in_many_pools(seed: int) -> None:
+def test_an_operation_is_reset_and_submitted_many_times_in_many_pools(seed: int) -> None:
     """All together: four threads pass their operations round two pools, and cancel some of them on the way."""
     pools: list[WorkerPool[Job]] = [WorkerPool([JobWorker(), JobWorker()]) for _ in range(2)]
     given, cancelled = [0, 0], [0, 0]

@@ -112,7 +112,7 @@ def test_settings_at_the_edge(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("workers", [3, None, Open(), [3], [Open(), "worker"], [Open], [Job()]])
-def test_what_are_no_workers(workers: Any) -> None:
+def test_objects_that_are_no_workers(workers: Any) -> None:
     with pytest.raises(TypeError, match="workers"):
         WorkerPool(workers)
 
@@ -137,7 +137,7 @@ def test_a_worker_is_listed_once_and_in_one_pool() -> None:
     assert pool.workers == (shared,)
 
 
-def test_workers_are_told_apart_by_identity() -> None:
+def test_workers_are_compared_by_identity() -> None:
     """What a worker's __eq__ and __hash__ say is nobody's business."""
 
     class Alike(Open):

@@ -326,7 +326,7 @@ def test_counted_then_outcome_then_done_then_stream(script: tuple[str, ...]) -> 
     assert saw == [(k + 1, outcome, False, k) for k in range(4)]
 
 
-def test_who_waited_or_read_sees_it_counted_and_finished(switch_interval: float) -> None:
+def test_an_operation_is_counted_before_its_waiters_and_readers_see_it(switch_interval: float) -> None:
     with WorkerPool([Actor(), Actor()]) as pool:
 
         def read(stream: Stream[Job]) -> None:
@@ -370,7 +370,7 @@ USES: list[Any] = [
 
 @pytest.mark.parametrize("script", [(), ("fail",), ("retry",), ("delay",)])
 @pytest.mark.parametrize("use", USES)
-def test_a_pool_lets_go_of_operations_while_it_runs(use: Callable[..., Any], script: tuple[str, ...]) -> None:
+def test_a_running_pool_releases_ended_operations(use: Callable[..., Any], script: tuple[str, ...]) -> None:
     thing = Thing()
     before = sys.getrefcount(thing)
     with WorkerPool([Actor(), Actor()]) as pool:

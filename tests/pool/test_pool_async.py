@@ -421,7 +421,7 @@ def test_a_source_that_raises_ends_the_stream_with_its_error(backend: str) -> No
     run_loop(backend, main)
 
 
-def test_what_is_no_operation_ends_the_stream(backend: str) -> None:
+def test_an_object_that_is_no_operation_ends_the_stream(backend: str) -> None:
     async def wrong() -> AsyncIterator[Any]:
         yield Number(1)
         yield "two"
@@ -527,7 +527,7 @@ def test_cancelled_reads_lose_no_operation(backend: str, seed: int) -> None:
     run_loop(backend, main)
 
 
-def test_the_source_of_a_stream_that_reads_it_is_told(backend: str) -> None:
+def test_a_source_that_iterates_its_own_stream_gets_an_error(backend: str) -> None:
     async def main() -> None:
         streams: list[Any] = []
 

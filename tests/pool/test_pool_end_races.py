@@ -121,7 +121,7 @@ def hold(pool: WorkerPool[Job], error: BaseException | None = None, wanted: str 
 
 
 @pytest.mark.parametrize("other", ["delayed", "running"])
-def test_one_that_was_cancelled_on_its_way_in_hides_no_other(other: str) -> None:
+def test_an_operation_cancelled_while_it_is_submitted_hides_no_other(other: str) -> None:
     """It counts as cancelled, and not yet as accepted, while its batch is being refused; and the pool drains."""
 
     class Telltale(Job):
@@ -182,7 +182,7 @@ def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
 
 @pytest.mark.stress
 @pytest.mark.parametrize("how", ["read", "do"])
-def test_what_is_accepted_at_the_last_moment_is_finished(how: str, switch_interval: float) -> None:
+def test_operations_accepted_at_the_last_moment_are_finished(how: str, switch_interval: float) -> None:
     """The workers have nothing left to do while the pool closes its doors, one after the other."""
 
     class Slow(str):  # what the pool says to those before its doors takes a while to say
@@ -221,7 +221,7 @@ def test_what_is_accepted_at_the_last_moment_is_finished(how: str, switch_interv
 
 
 @pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "succeed"])
-def test_whatever_becomes_of_an_operation_after_its_pool_broke_it_has_an_end(name: str) -> None:
+def test_an_operation_ends_whatever_happens_after_its_pool_broke(name: str) -> None:
     """The pool breaks because the only worker that is left waits for work that nobody will do; then it goes on."""
 
     def attempt() -> bool:
@@ -342,7 +342,7 @@ def break_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Gone]
         logger.removeHandler(handler)
 
 
-def test_a_worker_whose_crash_cannot_be_logged_restarts_all_the_same(break_log: Callable[[str], Gone]) -> None:
+def test_a_worker_whose_crash_cannot_be_logged_restarts(break_log: Callable[[str], Gone]) -> None:
     log = break_log("crashed")
     pool = start(JobWorker())
     lost, gate = hold(pool, SystemExit())
@@ -381,7 +381,7 @@ def test_the_others_work_on_when_the_loss_of_a_worker_cannot_be_logged(
 
 
 @pytest.mark.parametrize("hook", ["done", "increment_try", "equal", "cleanup"])
-def test_what_a_hook_raised_cannot_be_logged(hook: str, break_log: Callable[[str], Gone]) -> None:
+def test_an_error_of_a_hook_that_cannot_be_logged(hook: str, break_log: Callable[[str], Gone]) -> None:
     class Bad(Job):
         def done(self) -> None:
             if hook == "done":
@@ -444,7 +444,7 @@ def test_a_cancel_whose_done_cannot_be_logged(break_log: Callable[[str], Gone]) 
 
 
 @pytest.mark.parametrize("hook", ["stuck", "interrupt"])
-def test_streams_end_though_the_log_cannot_say_who_is_stuck(hook: str, break_log: Callable[[str], Gone]) -> None:
+def test_streams_end_although_stuck_workers_cannot_be_logged(hook: str, break_log: Callable[[str], Gone]) -> None:
     class Deaf(JobWorker):
         def interrupt(self) -> None:
             if hook == "interrupt":
@@ -480,7 +480,7 @@ def list_of(stream: Stream[Job]) -> list[Job]:
 
 
 @pytest.mark.parametrize("end", ["broken", "given up", "shut down"])
-def test_the_ring_of_a_pool_that_has_ended_is_nobodys(end: str) -> None:
+def test_a_ring_is_usable_after_its_pool_has_ended(end: str) -> None:
     """What is put into it afterwards stays for others, and wakes nobody of that pool."""
     ring = RingBuffer[Job](2)
     pool = start(JobWorker(), max_restarts=0)

@@ -144,7 +144,7 @@ def test_start_from_many_threads_comes_up_once(threads: int, switch_interval: fl
         pool.shutdown()
 
 
-def test_shutdown_from_many_threads_shares_out_what_was_cancelled(switch_interval: float) -> None:
+def test_concurrent_shutdowns_return_each_cancelled_operation_once(switch_interval: float) -> None:
     worker = Gated()
     pool = WorkerPool([worker])
     pool.start()
@@ -290,7 +290,7 @@ def test_start_without_timeout_waits_for_an_earlier_run() -> None:
     pool.shutdown()
 
 
-def test_a_start_beside_a_start_waits_for_it_no_longer_than_it_may() -> None:
+def test_a_concurrent_start_waits_no_longer_than_its_timeout() -> None:
     worker = Hanging()
     pool = WorkerPool([worker])
     starting = start_threads(pool.start, pool.start)

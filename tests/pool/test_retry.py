@@ -90,7 +90,7 @@ def test_ten_tries_are_the_default() -> None:
     assert (op.tries, len(op.seen)) == (10, 10)
 
 
-def test_without_a_limit_it_is_tried_until_it_succeeds() -> None:
+def test_without_a_limit_an_operation_is_tried_until_it_succeeds() -> None:
     with WorkerPool([Actor(), Actor()], max_tries=None) as pool:
         op = pool.do(Job(*[Retry()] * 500))
         assert op.wait(LONG)

@@ -12,7 +12,7 @@ from tests.pool.test_retry_routing import LONG, Actor, Gate, Job, make_workers, 
 
 
 @pytest.mark.parametrize("taken", [0, 1, 57, 58, 59, 200])
-def test_those_that_nobody_may_take_go_whatever_was_taken_before_them(taken: int) -> None:
+def test_operations_without_an_eligible_worker_end_whatever_was_taken_before(taken: int) -> None:
     """Some were taken at the head, others wait there, and those that end stand behind them and between them."""
     actors = make_workers("ab")
     holding = Gate(None)
@@ -37,7 +37,7 @@ def test_those_that_nobody_may_take_go_whatever_was_taken_before_them(taken: int
     assert stats.succeeded == taken + len(kept) + 2
 
 
-def test_what_was_taken_leaves_nothing_behind() -> None:
+def test_the_queue_keeps_no_memory_of_entries_that_were_taken() -> None:
     def call() -> None:
         for _ in range(300):
             for future in [executor.submit(int) for _ in range(100)]:

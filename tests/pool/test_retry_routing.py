@@ -116,7 +116,7 @@ def look_around(pool: WorkerPool[Job], name: str) -> None:
 
 @pytest.mark.parametrize("delay", [None, 0.0005], ids=["at once", "delayed"])
 @pytest.mark.parametrize("workers", [2, 3, 5])
-def test_each_worker_has_it_once_before_one_has_it_twice(workers: int, delay: float | None) -> None:
+def test_each_worker_tries_an_operation_once_before_one_tries_it_twice(workers: int, delay: float | None) -> None:
     actors = make_workers("abcde"[:workers])
     with WorkerPool(actors, max_tries=None) as pool:
         jobs = [Job(*[Retry(delay=delay)] * (workers + 1)) for _ in range(50)]
@@ -136,7 +136,7 @@ def test_the_very_first_operation_after_start_goes_to_another_worker() -> None:
         assert set(op.seen) == {"a", "b"}
 
 
-def test_workers_that_are_equal_count_as_one() -> None:
+def test_equal_workers_count_as_one() -> None:
     actors = [Actor("a", "left"), Actor("b", "left"), Actor("c", "left"), Actor("d", "right")]
     sides = {actor.name: actor.group for actor in actors}
     with WorkerPool(actors) as pool:
@@ -148,7 +148,7 @@ def test_workers_that_are_equal_count_as_one() -> None:
     assert any(actor.asked_on for actor in actors)
 
 
-def test_when_all_are_equal_it_starts_over_at_once() -> None:
+def test_a_retry_starts_over_at_once_if_all_workers_are_equal() -> None:
     actors = [Actor("a", "same"), Actor("b", "same")]
     with WorkerPool(actors) as pool:
         op = pool.do(Job(*[Retry()] * 5))
@@ -156,7 +156,7 @@ def test_when_all_are_equal_it_starts_over_at_once() -> None:
     assert len(op.seen) == 6
 
 
-def test_one_worker_alone_has_it_again() -> None:
+def test_a_single_worker_retries_its_own_operations() -> None:
     with WorkerPool(make_workers("a")) as pool:
         op = pool.do(Job(*[Retry()] * 5))
         assert op.wait(LONG)
@@ -164,7 +164,7 @@ def test_one_worker_alone_has_it_again() -> None:
 
 
 @pytest.mark.parametrize("delay", [None, 0.0005], ids=["at once", "delayed"])
-def test_it_waits_for_a_busy_worker_that_has_not_had_it(delay: float | None) -> None:
+def test_a_retry_waits_for_a_busy_worker_that_has_not_tried_it(delay: float | None) -> None:
     with WorkerPool(make_workers("ab")) as pool:
         with held(pool, "b"):
             op = pool.do(Job(Retry(delay=delay)))
@@ -175,7 +175,7 @@ def test_it_waits_for_a_busy_worker_that_has_not_had_it(delay: float | None) -> 
     assert op.seen == "ab"
 
 
-def test_who_had_it_has_it_again_when_the_other_one_pauses() -> None:
+def test_the_same_worker_retries_when_the_other_worker_pauses() -> None:
     """A worker in a restart pause is not alive."""
     with WorkerPool(make_workers("ab"), restart_pause=HOUR) as pool:
         assert pool.do(Job(SystemExit(), wanted="b")).wait(LONG)  # restarts at once
@@ -188,7 +188,7 @@ def test_who_had_it_has_it_again_when_the_other_one_pauses() -> None:
     assert op.seen == "aa"
 
 
-def test_who_had_it_has_it_again_when_the_other_one_is_retired() -> None:
+def test_the_same_worker_retries_when_the_other_worker_is_retired() -> None:
     with WorkerPool(make_workers("ab"), max_restarts=0) as pool:
         with held(pool, "b", SystemExit()):
             op = pool.do(Job(Retry()))
@@ -200,7 +200,7 @@ def test_who_had_it_has_it_again_when_the_other_one_is_retired() -> None:
 # Rejected
 
 
-def test_rejecting_counts_no_try_and_nobody_rejects_twice() -> None:
+def test_reject_counts_no_try_and_no_worker_rejects_twice() -> None:
     actors = make_workers("abcdef")
     with WorkerPool(actors, max_tries=1) as pool:
         jobs = [Job(wanted="abcdef"[k % 6]) for k in range(300)]
@@ -268,7 +268,7 @@ def test_a_retired_worker_counts_no_longer() -> None:
         assert (Unroutable, late) in actors[0].handled
 
 
-def test_a_delayed_operation_that_nobody_is_left_for_is_unroutable() -> None:
+def test_a_delayed_operation_without_an_eligible_worker_is_unroutable() -> None:
     """Rejected by one, delayed by the other, which is retired meanwhile."""
     with WorkerPool(make_workers("ab"), max_restarts=0) as pool:
         with held(pool, "b"):
@@ -333,7 +333,7 @@ def test_a_redrive_wakes_a_worker_that_may_take_it(workers: int, seed: int, swit
             assert op.seen == wanted * (1 + len(script))
 
 
-def test_one_that_may_is_woken_though_others_are_busy() -> None:
+def test_an_eligible_worker_is_woken_while_others_are_busy() -> None:
     with WorkerPool(make_workers("abcd")) as pool, held(pool, "b"), held(pool, "c"):
         for _ in range(100):
             op = pool.do(Job(Retry()))
@@ -341,7 +341,7 @@ def test_one_that_may_is_woken_though_others_are_busy() -> None:
             assert set(op.seen) == {"a", "d"}
 
 
-def test_redriven_work_goes_first_but_not_twice_running() -> None:
+def test_retries_go_first_but_not_twice_in_a_row() -> None:
     """The priority between the two, as stated in run.pyx, with one worker."""
     worker = Actor("a")
     with WorkerPool([worker]) as pool:
@@ -381,7 +381,7 @@ def test_neither_starves_the_other(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_full_pool_whose_workers_all_redrive_and_submit_goes_on(workers: int, switch_interval: float) -> None:
+def test_a_full_pool_whose_workers_all_retry_and_submit_makes_progress(workers: int, switch_interval: float) -> None:
     callers, each = 4, 30
     children: list[Job] = []
 

@@ -267,7 +267,7 @@ def test_an_interrupt_that_raises_stops_nothing(
     assert worker.calls == ["init", "process", "cleanup"]
 
 
-def test_nobody_is_interrupted_while_there_is_time(gate: Gate) -> None:
+def test_no_worker_is_interrupted_before_the_timeout(gate: Gate) -> None:
     worker = Interruptible(gate)
     pool = start(worker)
     op = hold(pool, gate)
@@ -320,7 +320,7 @@ def read(stream: Stream[Job]) -> list[Job]:
     return came
 
 
-def test_start_is_refused_while_one_is_stuck_and_what_it_delivers_late_is_discarded(gate: Gate) -> None:
+def test_start_is_refused_while_a_worker_is_stuck_and_its_late_result_is_discarded(gate: Gate) -> None:
     pool = start(JobWorker(), JobWorker())
     held = hold(pool, gate)
     assert pool.shutdown(timeout=0) == []
@@ -339,7 +339,7 @@ def test_start_is_refused_while_one_is_stuck_and_what_it_delivers_late_is_discar
 
 
 @pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "crash"])
-def test_whatever_a_stuck_operation_does_in_the_end_it_has_an_end(name: str, gate: Gate) -> None:
+def test_a_stuck_operation_ends_whatever_it_does_later(name: str, gate: Gate) -> None:
     """The other worker has left, so nobody could take what is put back."""
     errors = {"retry": Retry(), "delay": Retry(delay=HOUR), "reject": Reject(), "fail": ValueError()}
     pool = start(JobWorker(), JobWorker())

@@ -145,7 +145,7 @@ def test_wraps_in_flight_end_and_lose_nothing(drawn_by: str, how: dict[str, Any]
 
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}, {"timeout": LONG}], ids=str)
 @pytest.mark.parametrize("drawn_by", DRAWN_BY)
-def test_an_output_that_nobody_reads_holds_up_nothing(drawn_by: str, how: dict[str, Any]) -> None:
+def test_a_stream_that_is_not_read_delays_nothing(drawn_by: str, how: dict[str, Any]) -> None:
     pool = start(JobWorker(), JobWorker())
     streams = [endless(pool, drawn_by, buffer) for buffer in (1, 4)]
     if drawn_by == "reader":
@@ -236,7 +236,7 @@ def test_without_waiting_and_then_from_several_threads(cancel: bool, gate: Gate)
     assert pool.shutdown() == []
 
 
-def test_timeouts_from_several_threads_share_out_what_is_left(gate: Gate) -> None:
+def test_concurrent_shutdown_timeouts_return_each_remaining_operation_once(gate: Gate) -> None:
     pool = start(JobWorker())
     hold(pool, gate)
     jobs = [pool.do(Job()) for _ in range(30)]
@@ -247,7 +247,7 @@ def test_timeouts_from_several_threads_share_out_what_is_left(gate: Gate) -> Non
 
 
 @pytest.mark.parametrize("how", [{}, {"timeout": 1}, {"cancel_pending": True}], ids=str)
-def test_from_inside_a_worker_it_is_an_error_and_not_a_deadlock(how: dict[str, Any]) -> None:
+def test_shutdown_from_inside_a_worker_is_an_error_and_not_a_deadlock(how: dict[str, Any]) -> None:
     class Leaver(JobWorker):
         def process(self, op: Job) -> None:
             pool.shutdown(**how)

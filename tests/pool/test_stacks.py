@@ -28,7 +28,7 @@ Current thread 0x00007f0000000003 (most recent call first):
 """
 
 
-def test_what_faulthandler_writes_is_understood() -> None:
+def test_the_output_of_faulthandler_is_parsed() -> None:
     found = stacks.parse(DUMP, {0x7F0000000001, 0x7F0000000002, 0x7F0000000003, 0x7F0000000004})
     assert found == {
         0x7F0000000001: '  File "/b.py", line 20 in outer\n  File "/a.py", line 3 in inner\n',

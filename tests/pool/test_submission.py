@@ -141,7 +141,7 @@ def test_do_waits_for_room(gated: tuple[WorkerPool[Number], Gated]) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"cancel_pending": True}])
-def test_who_is_blocked_in_do_when_the_pool_stops_keeps_the_operation(how: dict[str, bool]) -> None:
+def test_a_thread_blocked_in_do_when_the_pool_stops_keeps_its_operation(how: dict[str, bool]) -> None:
     worker = Gated()
     pool = WorkerPool([worker], queue_size=1)
     pool.start()
@@ -190,7 +190,7 @@ def test_do_from_a_worker_never_blocks() -> None:
     assert pool.stats().succeeded == 4 + 4 + 200
 
 
-def test_what_a_worker_hands_over_after_shutdown_is_refused() -> None:
+def test_an_operation_submitted_by_a_worker_after_shutdown_is_refused() -> None:
     gate = threading.Event()
     child = Number(1)
     refused: list[type[BaseException]] = []
@@ -292,7 +292,7 @@ def test_execute_accepts_all_or_none(
     assert [op.result for op in pool.execute(good)] == [0, 1, 4, 9, 16]  # they had stayed new
 
 
-def test_of_two_that_hand_over_the_same_operations_one_gets_each(seed: int, switch_interval: float) -> None:
+def test_two_threads_submit_the_same_operations_and_each_is_accepted_once(seed: int, switch_interval: float) -> None:
     ran: list[int] = []
     with WorkerPool([Calling(lambda op: ran.append(op.number)) for _ in range(2)]) as pool:
         for lap in range(30):
@@ -315,7 +315,7 @@ def test_of_two_that_hand_over_the_same_operations_one_gets_each(seed: int, swit
 # Failures
 
 
-def test_a_failure_is_recorded_handed_to_its_worker_and_then_done() -> None:
+def test_a_failure_is_recorded_then_handled_then_done() -> None:
     handled_before_done: list[bool] = []
 
     class Failing(Number):

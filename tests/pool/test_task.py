@@ -106,7 +106,7 @@ def test_what_a_function_raises_is_the_tasks_error_and_no_crash(kind: type[BaseE
         assert pool.do(Task(abs, -3)).result(LONG) == 3  # the worker lives
 
 
-def test_the_error_of_a_task_is_handed_to_its_worker() -> None:
+def test_the_error_of_a_task_is_passed_to_handle_error() -> None:
     class Telling(TaskWorker):
         def handle_error(self, error: BaseException, op: Task[Any]) -> None:
             told.append((error, op, op.outcome))
@@ -165,7 +165,7 @@ def test_tasks_pickle_and_arrive_new(done: bool) -> None:
         assert pool.do(other).result(LONG) == 255
 
 
-def test_tasks_let_go_of_what_they_hold() -> None:
+def test_tasks_release_their_references() -> None:
     class Thing:
         pass
 

@@ -145,7 +145,7 @@ def test_a_thread_that_ends_before_it_reports(which: int, place: str, monkeypatc
     works_again(pool, workers)
 
 
-def test_a_start_that_could_not_say_that_it_had_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_failed_to_report_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = [JobWorker() for _ in range(2)]
     pool = WorkerPool(workers)
     announce = Supervisor._announce
@@ -167,7 +167,7 @@ def test_a_start_that_could_not_say_that_it_had_failed(monkeypatch: pytest.Monke
     works_again(pool, workers)
 
 
-def test_a_last_worker_that_cannot_say_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_worker_fails_to_report_its_retirement(monkeypatch: pytest.MonkeyPatch) -> None:
     def retire(run: Supervisor, runner: Any) -> None:
         raise MemoryError
 

@@ -129,7 +129,7 @@ def test_a_wait_with_a_timeout_ends_by_itself(wait: Callable[[Any, Operation, fl
 
 
 @pytest.mark.parametrize("wait", TIMED_WAITS)
-def test_a_wait_with_a_timeout_beside_another_worker_succeeds(wait: Callable[[Any, Operation, float], bool]) -> None:
+def test_a_wait_with_a_timeout_succeeds_if_another_worker_is_left(wait: Callable[[Any, Operation, float], bool]) -> None:
     saw: list[bool] = []
 
     def process(op: Any) -> None:
@@ -215,7 +215,7 @@ def test_a_look_is_no_wait() -> None:
     assert saw == [False, False, "empty"]
 
 
-def test_waiting_for_another_pool_is_nobodys_business() -> None:
+def test_waiting_for_another_pool_is_allowed() -> None:
     with WorkerPool([Calling(lambda op: None)], name="inner") as inner:
         came: list[int] = []
 

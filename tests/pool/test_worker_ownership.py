@@ -69,7 +69,7 @@ def test_a_refused_constructor_takes_none_of_its_workers() -> None:
     assert pool.workers == (mine,)
 
 
-def test_a_worker_is_free_when_its_pool_is_gone() -> None:
+def test_a_worker_can_join_another_pool_when_its_pool_was_collected() -> None:
     worker = JobWorker()
     pool = WorkerPool([worker])
     gone = weakref.ref(pool)

@@ -133,7 +133,7 @@ def test_a_crash_fails_its_operation_and_the_worker_comes_up_again(kind: type[Ba
 
 
 @pytest.mark.parametrize("kind", [ValueError, MemoryError, RecursionError])
-def test_what_is_an_exception_is_no_crash(kind: type[Exception]) -> None:
+def test_an_exception_is_not_a_crash(kind: type[Exception]) -> None:
     worker = Diary()
     with WorkerPool([worker], max_restarts=0) as pool:
         op = pool.do(Job(kind()))
@@ -144,7 +144,7 @@ def test_what_is_an_exception_is_no_crash(kind: type[Exception]) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, RecursionError, *CRASHES])
 @pytest.mark.parametrize("how", ["failed", "exhausted", "unroutable"])
-def test_an_error_out_of_handle_error_restarts_and_the_operation_keeps_its_own(
+def test_an_error_from_handle_error_restarts_the_worker_and_the_operation_keeps_its_own_error(
     kind: type[BaseException], how: str
 ) -> None:
     worker = Diary()
@@ -180,7 +180,7 @@ def test_an_error_out_of_cleanup_is_logged_and_stops_nothing(
         assert pool.do(Job()).wait(LONG)
 
 
-def test_the_crash_and_its_operation_are_let_go_when_the_worker_is_up_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_crash_and_its_operation_are_released_when_the_worker_has_restarted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "ringmill")  # pytest keeps what is logged, errors included
     with WorkerPool([Diary()]) as pool:
         op = crash(pool)[0]
@@ -292,7 +292,7 @@ def test_one_crash_more_than_max_restarts_retires(max_restarts: int) -> None:
     assert worker.calls == ["init", "process", "cleanup"] * (max_restarts + 1)
 
 
-def test_without_a_limit_it_is_never_retired() -> None:
+def test_without_a_limit_a_worker_is_never_retired() -> None:
     with WorkerPool([Diary()], max_restarts=None, restart_pause=0) as pool:
         crash(pool, 200)
         op = pool.do(Job())
@@ -341,7 +341,7 @@ def test_an_init_that_fails_counts_as_a_restart(bad_inits: int, max_restarts: in
 # Logging
 
 
-def test_what_the_log_says(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_messages(caplog: pytest.LogCaptureFixture) -> None:
     workers = [Diary("a"), Diary("b")]
     with caplog.at_level(logging.DEBUG, "ringmill"):
         pool = WorkerPool(workers, name="mill", max_restarts=1, restart_pause=0)
@@ -375,7 +375,7 @@ def test_the_log_says_nothing_about_operations(caplog: pytest.LogCaptureFixture)
 # Broken
 
 
-def test_what_becomes_of_everything_when_the_pool_breaks() -> None:
+def test_every_operation_and_stream_ends_when_the_pool_breaks() -> None:
     held, opened = threading.Event(), threading.Event()
 
     def hold(_: Diary) -> None:

@@ -276,7 +276,7 @@ def test_break_inside_with_over_an_endless_source_ends(drawn_by: str) -> None:
 
 
 @pytest.mark.parametrize("drawn_by", ["reader", "thread"])
-def test_close_draws_no_more_and_cancels_what_has_not_begun(drawn_by: str) -> None:
+def test_close_stops_drawing_and_cancels_pending_operations(drawn_by: str) -> None:
     source = Source()
     worker = Gated()
     with WorkerPool([worker]) as pool:

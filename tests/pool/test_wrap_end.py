@@ -201,7 +201,7 @@ def test_a_pool_that_stops_first_never_looks_like_the_end(drawn_by: str, how: di
             call()
 
 
-def test_each_reader_is_told_by_an_error_of_his_own() -> None:
+def test_each_reader_raises_an_error_object_of_its_own() -> None:
     """Free-threaded CPython does not guard an exception that two threads raise at once."""
     pool = WorkerPool([Gated()])
     pool.start()
@@ -276,7 +276,7 @@ def read_many(stream: Stream[Number]) -> list[Number]:
             return got
 
 
-def test_a_source_that_reads_its_own_stream_is_told_so() -> None:
+def test_a_source_that_reads_its_own_stream_gets_an_error() -> None:
     def source() -> Iterator[Number]:
         yield Number(0)
         yield stream.get()
@@ -343,7 +343,7 @@ def test_an_error_of_the_source_is_raised_once(drawn_by: Any) -> None:
 
 
 @pytest.mark.parametrize("drawn_by", DRAWN_BY)
-def test_of_several_readers_one_is_told_the_error_of_the_source(drawn_by: str) -> None:
+def test_only_one_of_several_readers_gets_the_error_of_the_source(drawn_by: str) -> None:
     error = ValueError("the source's own")
 
     def read() -> list[BaseException]:
@@ -364,7 +364,7 @@ def test_of_several_readers_one_is_told_the_error_of_the_source(drawn_by: str) -
         assert [type(one) for one in told] == [TypeError if drawn_by == "ring" else ValueError]
 
 
-def test_the_end_of_the_pool_is_told_to_each_reader_by_an_error_of_its_own() -> None:
+def test_each_reader_raises_its_own_error_at_the_end_of_the_pool() -> None:
     def read() -> BaseException | None:
         try:
             for _ in stream:

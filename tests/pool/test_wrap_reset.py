@@ -78,7 +78,7 @@ def read_all(stream: Stream[Number], drawn_by: str) -> list[Number]:
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_what_did_not_succeed_comes_out_untouched(drawn_by: str, ordered: bool, buffer: int, workers: int) -> None:
+def test_operations_that_did_not_succeed_come_out_unchanged(drawn_by: str, ordered: bool, buffer: int, workers: int) -> None:
     count = 30
     ops = upstream(count)
     before = {op.number: op.outcome for op in ops}
@@ -137,7 +137,7 @@ def test_those_that_pass_take_a_place_between_source_and_reader(drawn_by: str) -
         stream.close()
 
 
-def test_one_that_failed_does_not_wait_for_a_worker() -> None:
+def test_a_failed_operation_does_not_wait_for_a_worker() -> None:
     """Unordered, it comes out at once, though the only worker is held; in order it waits for those before it."""
     ops = upstream(2)
     gate = threading.Event()
@@ -155,7 +155,7 @@ def test_one_that_failed_does_not_wait_for_a_worker() -> None:
 
 
 @pytest.mark.parametrize("drawn_by", DRAWN_BY)
-def test_one_that_is_pending_is_refused_as_ever(drawn_by: str) -> None:
+def test_a_pending_operation_is_refused(drawn_by: str) -> None:
     gate = threading.Event()
 
     class Held(Worker[Number]):
@@ -174,7 +174,7 @@ def test_one_that_is_pending_is_refused_as_ever(drawn_by: str) -> None:
     assert pending.outcome is Outcome.SUCCEEDED
 
 
-def test_the_error_of_one_that_passes_is_still_not_read(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_of_an_operation_that_passes_through_counts_as_unread(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged when the operation is collected, as if it had come out of the first pool only."""
     gc.collect()  # what other tests have left
     with WorkerPool([Noting("second")]) as pool, caplog.at_level(logging.ERROR, "ringmill"):

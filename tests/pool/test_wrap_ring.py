@@ -99,7 +99,7 @@ def test_no_more_is_drawn_than_the_buffer(buffer: int, ordered: bool) -> None:
         assert list(stream) == []
 
 
-def test_what_a_full_stream_leaves_is_for_direct_readers() -> None:
+def test_items_left_by_a_full_stream_go_to_direct_readers() -> None:
     ring = RingBuffer[Number](10)
     ops = [Number(number) for number in range(10)]
     with WorkerPool([Quick(), Quick()]) as pool:
@@ -111,7 +111,7 @@ def test_what_a_full_stream_leaves_is_for_direct_readers() -> None:
         account(ops, list(stream), direct)
 
 
-def test_a_direct_reader_that_sleeps_beside_the_workers_gets_its_share(switch_interval: float) -> None:
+def test_a_direct_reader_that_sleeps_in_the_ring_gets_its_share(switch_interval: float) -> None:
     """Workers may not take what the stream has no place for, so they must not swallow the wake-up either."""
     ring = RingBuffer[Number](1)
     with WorkerPool([Quick(), Quick()]) as pool:
@@ -360,7 +360,7 @@ def test_a_worker_hears_of_an_item_though_another_reader_took_the_one_before() -
 
 
 @pytest.mark.parametrize("call", [Stream.get, Stream.get_many, next, list])
-def test_shutdown_wakes_who_waits_for_a_ring(call: Callable[[Stream[Number]], object]) -> None:
+def test_shutdown_wakes_threads_that_wait_for_a_ring(call: Callable[[Stream[Number]], object]) -> None:
     ring = RingBuffer[Number](1)
     pool = WorkerPool([Quick()])
     pool.start()

@@ -22,7 +22,7 @@ def sqlite_writers(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_row_gets_in_once_and_the_output_says_who_retried_what(tmp_path: Path) -> None:
+def test_every_row_is_inserted_once_and_the_output_names_the_retries(tmp_path: Path) -> None:
     path = tmp_path / "rows.db"
     ended = sqlite_writers("--rows", "120", "--writers", "3", "--db", path)
     assert (ended.returncode, ended.stderr) == (0, "")

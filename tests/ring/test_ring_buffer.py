@@ -174,7 +174,7 @@ def test_put_many_of_any_iterable() -> None:
 @sources
 @pytest.mark.parametrize("timeout", [0, 0.002])
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_put_many_that_times_out_tells_what_went_in(make: Callable[[Any], Any], timeout: float, kept: int) -> None:
+def test_put_many_that_times_out_reports_how_many_went_in(make: Callable[[Any], Any], timeout: float, kept: int) -> None:
     ring = fill(RingBuffer[int](3), *range(-kept, 0))
     items = list(range(10))
     source = make(items)
@@ -380,7 +380,7 @@ def test_max_of_a_wrong_type(most: Any) -> None:
 
 
 @pytest.mark.parametrize("source", [5, None, object()])
-def test_put_many_of_what_is_not_iterable(source: Any) -> None:
+def test_put_many_of_an_object_that_is_not_iterable(source: Any) -> None:
     ring = fill(RingBuffer[str](2), "kept")
     with pytest.raises(TypeError, match="iterable"):
         ring.put_many(source)

@@ -25,7 +25,7 @@ from tests.threads import start_threads, wait_until
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def test_what_is_there_is_taken_at_once(backend: str) -> None:
+def test_available_items_are_taken_at_once(backend: str) -> None:
     async def main() -> None:
         ring: RingBuffer[int | None] = RingBuffer(2)
         await ring.aput(1)
@@ -355,7 +355,7 @@ def test_the_snapshot_of_a_cancelled_task_is_unchanged(backend: str) -> None:
     run_loop(backend, main)
 
 
-def test_a_thread_gets_what_a_closed_loop_was_woken_for(backend: str) -> None:
+def test_a_thread_gets_the_item_for_which_a_closed_loop_was_woken(backend: str) -> None:
     if backend == "trio":
         pytest.skip("trio's run does not end before its tasks have")
     ring: RingBuffer[int] = RingBuffer(1)

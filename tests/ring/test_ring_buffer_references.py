@@ -106,7 +106,7 @@ def test_references_end_where_they_began_after_threads() -> None:
 
 
 @pytest.mark.parametrize("end", ["drop", "shutdown", "drain"])
-def test_what_is_left_inside_is_let_go(end: str) -> None:
+def test_items_left_in_a_ring_are_released(end: str) -> None:
     ring = RingBuffer[Thing](5)
     for _ in range(7):  # the indexes have wrapped
         ring.put(Thing())

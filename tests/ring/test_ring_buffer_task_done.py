@@ -45,7 +45,7 @@ def test_every_way_in_counts_and_only_task_done_counts_back(capacity: int) -> No
         assert ring.unfinished_tasks == 0
 
 
-def test_task_done_of_what_was_not_taken() -> None:
+def test_task_done_without_a_get() -> None:
     """As queue.Queue: it counts calls, not items."""
     ring: RingBuffer[int] = RingBuffer(2)
     ring.put(1)
@@ -54,7 +54,7 @@ def test_task_done_of_what_was_not_taken() -> None:
     assert len(ring) == 1
 
 
-def test_join_waits_for_the_last_and_all_who_wait_wake() -> None:
+def test_join_waits_for_the_last_task_and_wakes_all_joiners() -> None:
     ring: RingBuffer[int] = RingBuffer(4)
     ring.put_many([1, 2, 3])
     returned: list[int] = []
@@ -96,7 +96,7 @@ def test_close_leaves_the_tasks_and_an_immediate_shutdown_ends_those_that_it_dro
         ring.get()
 
 
-def test_an_immediate_shutdown_wakes_who_waits() -> None:
+def test_an_immediate_shutdown_wakes_waiting_threads() -> None:
     ring: RingBuffer[int] = RingBuffer(4)
     ring.put_many([1, 2, 3])
     waiting = start_threads(ring.join, ring.join)
@@ -105,7 +105,7 @@ def test_an_immediate_shutdown_wakes_who_waits() -> None:
 
 
 @pytest.mark.stress
-def test_join_beside_producers_and_consumers(switch_interval: float) -> None:
+def test_join_while_producers_and_consumers_run(switch_interval: float) -> None:
     """Each join returns, and after the last all have been counted; a lost wake-up would hang it."""
 
 

@@ -165,7 +165,7 @@ print("whole")
 """
 
 
-def test_forks_beside_parked_waiters_and_working_pools() -> None:
+def test_forks_while_threads_wait_and_pools_work() -> None:
     assert run(FORKING.format(forks=FORKS, limit=LIMIT - 5)) == "whole\n"
 
 

@@ -465,7 +465,7 @@ def test_finds_a_fault_in_a_recorded_history(fault: str, seed: int) -> None:
     assert happened
 
 
-def test_recorder_logs_what_the_ring_said() -> None:
+def test_the_recorder_records_what_the_ring_returned() -> None:
     recorder = Recorder(RingBuffer(2), 7, Closed)
     recorder.call("get_nowait")
     recorder.call("put", 1)

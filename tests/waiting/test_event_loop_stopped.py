@@ -153,7 +153,7 @@ def assert_ends(thread: threading.Thread) -> None:
 
 
 @pytest.mark.parametrize("kind", IDLE)
-def test_a_thread_takes_what_is_there_though_tasks_of_an_idle_loop_are_first_in_line(kind: str, case: Case) -> None:
+def test_a_thread_takes_an_item_although_tasks_of_an_idle_loop_are_first_in_line(kind: str, case: Case) -> None:
     idle = make_idle_loop(kind, case.in_task)
     waiting = start_threads(case.in_thread)
     wait_until_asleep(waiting.threads[0])
@@ -165,7 +165,7 @@ def test_a_thread_takes_what_is_there_though_tasks_of_an_idle_loop_are_first_in_
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", IDLE)
-def test_another_loop_takes_what_is_there(kind: str, backend: str, case: Case) -> None:
+def test_another_event_loop_takes_available_items(kind: str, backend: str, case: Case) -> None:
     idle = make_idle_loop(kind, case.in_task)
     waits = threading.Event()
 
@@ -225,7 +225,7 @@ def test_a_loop_that_runs_again_goes_on(kind: str) -> None:
         assert order == [0, 1, 2]
 
 
-def test_tasks_that_were_told_in_vain_keep_their_place() -> None:
+def test_tasks_notified_without_an_item_keep_their_place() -> None:
     """Four tasks are told, in the middle of six; a thread takes all. Then the loop runs, and they are served as they came."""
     ring: RingBuffer[int] = RingBuffer(8)
     order: list[int] = []
@@ -250,7 +250,7 @@ def test_tasks_that_were_told_in_vain_keep_their_place() -> None:
     stopped.end()
 
 
-def test_a_loop_that_is_closed_with_told_tasks_holds_nothing_back() -> None:
+def test_a_loop_that_is_closed_with_notified_tasks_keeps_nothing() -> None:
     ring: RingBuffer[int] = RingBuffer(4)
     stopped = StoppedLoop(*[ring.aget] * 3)
     for task in stopped.tasks:
@@ -285,7 +285,7 @@ def test_a_stopped_loop_of_this_very_thread_does_not_delay_the_one_that_runs() -
     stopped.end()
 
 
-def test_a_ring_and_the_tasks_of_a_stopped_loop_that_were_told_are_collected() -> None:
+def test_a_ring_and_notified_tasks_of_a_stopped_loop_are_collected() -> None:
     """The landing's chain, a cycle of raw pointers, is known to the collector."""
 
     class Item:
@@ -307,7 +307,7 @@ def test_a_ring_and_the_tasks_of_a_stopped_loop_that_were_told_are_collected() -
     assert [mark() for mark in gone] == [None, None]
 
 
-def test_of_a_stream_whose_source_blocks_ready_operations_are_read() -> None:
+def test_ready_operations_are_read_while_the_source_blocks() -> None:
     """One reader is in the source; what is ready meanwhile is the other's."""
     inside, go_on = threading.Event(), threading.Event()
     first = Job()
@@ -333,7 +333,7 @@ def test_of_a_stream_whose_source_blocks_ready_operations_are_read() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_of_a_stream_whose_source_awaits_in_a_stopped_loop_ready_operations_are_read(backend: str) -> None:
+def test_ready_operations_are_read_while_the_source_awaits_in_a_stopped_loop(backend: str) -> None:
     gate = threading.Event()
     first = Job(gate)
 
@@ -362,7 +362,7 @@ def test_of_a_stream_whose_source_awaits_in_a_stopped_loop_ready_operations_are_
         stopped.end()
 
 
-def test_readers_that_wait_draw_what_another_has_made_place_for() -> None:
+def test_waiting_readers_draw_when_another_reader_makes_room() -> None:
     """With one place each reader that takes one goes away, and one of those that wait draws the next."""
     with WorkerPool([Gated()]) as pool:
         stream = pool.wrap((Job() for _ in range(40)), buffer=1)
@@ -377,7 +377,7 @@ def test_readers_that_wait_draw_what_another_has_made_place_for() -> None:
 @pytest.mark.stress
 @pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("kind", IDLE)
-def test_threads_and_loops_share_a_ring_beside_idle_ones(kind: str, capacity: int, seed: int) -> None:
+def test_threads_and_loops_share_a_ring_while_other_loops_are_idle(kind: str, capacity: int, seed: int) -> None:
     """Each item comes out once, and all come out while one loop does not run; it is released in the middle and at the end."""
     total = 600
     rng = random.Random(seed)
@@ -419,7 +419,7 @@ def test_threads_and_loops_share_a_ring_beside_idle_ones(kind: str, capacity: in
 
 @pytest.mark.stress
 @pytest.mark.parametrize("kind", IDLE)
-def test_threads_and_loops_put_into_a_full_ring_beside_idle_ones(kind: str, seed: int) -> None:
+def test_threads_and_loops_put_into_a_full_ring_while_other_loops_are_idle(kind: str, seed: int) -> None:
     """As above, the other way round: room is found while one loop does not run."""
     each = 150
     ring: RingBuffer[tuple[str, int]] = RingBuffer(1)

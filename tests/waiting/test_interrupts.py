@@ -277,7 +277,7 @@ print("empty", len(seen) > 0)
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="a look for signals begins no collection")
 @pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="a few objects make no collection due")
-def test_who_runs_a_finalizer_in_its_wait_is_not_woken_before_who_sleeps() -> None:
+def test_a_waiter_that_runs_a_finalizer_is_not_woken_before_a_sleeper() -> None:
     """The finalizer puts, and waits for the answer of another getter, which has slept for longer."""
     assert (
         run_script("""

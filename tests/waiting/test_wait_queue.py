@@ -205,7 +205,7 @@ def test_mixed_timeouts_under_traffic(switch_interval: float, seed: int) -> None
 
 
 @pytest.mark.stress
-def test_collector_beside_full_and_empty_rings_under_traffic(switch_interval: float) -> None:
+def test_garbage_collection_while_full_and_empty_rings_are_used(switch_interval: float) -> None:
     """A collector that stops the world must find every waiting thread detached, and every slot traversable."""
     full, empty = RingBuffer[Any](2), RingBuffer[Any](3)
     moved = threading.Semaphore(0)
@@ -301,7 +301,7 @@ forks_beside_threads = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarn
 
 @posix_fork
 @forks_beside_threads
-def test_fork_beside_waiting_getters() -> None:
+def test_fork_while_getters_wait() -> None:
     ring = RingBuffer[int](2)
     getters = start_threads(ring.get, partial(ring.get, timeout=60), partial(ring.get_many, 1))
     wait_until_parked(getters)
@@ -316,7 +316,7 @@ def test_fork_beside_waiting_getters() -> None:
 
 @posix_fork
 @forks_beside_threads
-def test_fork_beside_waiting_putters() -> None:
+def test_fork_while_putters_wait() -> None:
     ring = RingBuffer[int](2)
     ring.put_many([-1, -2])
     putters = start_threads(partial(ring.put, 1), partial(ring.put, 2, timeout=60), partial(ring.put_many, [3, 3]))
