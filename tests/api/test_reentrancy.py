@@ -225,7 +225,7 @@ def test_the_pool_with_room_is_woken_if_two_pools_read_one_ring(switch_interval:
 
 @pytest.mark.stress
 def test_bells_getters_that_time_out_and_close_race(seed: int, switch_interval: float) -> None:
-    """The queue of sleepers of one ring holds threads and bells in any order when it is closed."""
+    """The wait queue of a ring holds threads and ring watchers in any order when the ring is closed."""
     until = time.monotonic() + 0.3
     with WorkerPool([JobWorker()]) as one, WorkerPool([JobWorker()]) as two:
         for lap in itertools.count(seed % 1000):
@@ -479,7 +479,7 @@ READS: list[Any] = [
 
 @pytest.mark.parametrize("read", READS)
 def test_a_worker_that_reads_the_stream_of_its_own_operation(read: Callable[[Stream[Job]], Any]) -> None:
-    """It is one more reader. It cannot wait for what only itself would do; what is ready it takes, and nobody else gets that."""
+    """A worker is one more reader. It cannot wait for its own work; a ready operation that it takes goes to no other reader."""
     with WorkerPool([JobWorker()]) as pool:
         taken: list[Job] = []
 

@@ -59,7 +59,7 @@ def give_up(*coroutines: Coroutine[Any, Any, Any], close: bool = True) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("close", [False, True])
 def test_tasks_that_wait_to_read_a_stream(close: bool) -> None:
-    """The queue of the ready ring owns them, and each of them the stream; the pool's run refers to the ring until it ends."""
+    """The ready ring's wait queue owns them, each owns the stream; the pool's run refers to the ring until it ends."""
     worker = Gated()
     with WorkerPool([worker]) as pool:
 

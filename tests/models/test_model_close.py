@@ -81,4 +81,5 @@ ASLEEP = "asleep on a closed ring"
     ],
 )
 def test_each_bug_is_found(bug: str, scenario: str, finding: str) -> None:
-    assert_found(search(replace(Rules(), **{bug: False}), scenario, 1, closer), finding, search(Rules(), scenario, 1, closer))
+    broken = search(replace(Rules(), **{bug: False}), scenario, 1, closer)
+    assert_found(broken, finding, search(Rules(), scenario, 1, closer))

@@ -486,11 +486,14 @@ def test_each_bug_is_found(bug: str, scenario: str, places: int, finding: str) -
     assert_found(broken, finding, search(Rules(), scenario, places))
 
 
+FIRST_VERSION = Rules(owed_check_arms=False, arms_on_claim=True)
+
+
 @pytest.mark.parametrize(
     ("rules", "scenario", "finding"),
     [
-        pytest.param(Rules(owed_check_arms=False, arms_on_claim=True), "W W P P", DISARMED, id="two-workers-and-two-items"),
-        pytest.param(Rules(owed_check_arms=False, arms_on_claim=True), "W W D P g", DISARMED, id="other-work-and-another-reader"),
+        pytest.param(FIRST_VERSION, "W W P P", DISARMED, id="two-workers-and-two-items"),
+        pytest.param(FIRST_VERSION, "W W D P g", DISARMED, id="other-work-and-another-reader"),
         pytest.param(Rules(arms_on_claim=True), "w P C", LEFT, id="armed-while-the-source-is-removed"),
     ],
 )

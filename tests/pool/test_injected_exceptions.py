@@ -1,9 +1,9 @@
 """An exception raised at any line of ringmill's Python code on a worker's thread: nothing is lost, nothing hangs.
 
-A tracer raises it, as a debugger does that quits; `PyThreadState_SetAsyncExc` and the lack of memory do the same at other
-places. For each line that a worker's thread executes, with a `process` that returns, fails, retries, rejects and crashes:
-every operation ends, once; the counts agree; the pool works on, or says that it is broken; `shutdown` returns; every
-`init` has its `cleanup`; no lock is left locked.
+A tracer raises it, as a debugger does that quits; `PyThreadState_SetAsyncExc` and the lack of memory do the same at
+other places. For each line that a worker's thread executes, with a `process` that returns, fails, retries, rejects
+and crashes: every operation ends, once; the counts agree; the pool works on, or says that it is broken; `shutdown`
+returns; every `init` has its `cleanup`; no lock is left locked.
 """
 
 from __future__ import annotations

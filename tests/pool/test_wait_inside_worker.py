@@ -129,7 +129,7 @@ def test_a_wait_with_a_timeout_ends_by_itself(wait: Callable[[Any, Operation, fl
 
 
 @pytest.mark.parametrize("wait", TIMED_WAITS)
-def test_a_wait_with_a_timeout_succeeds_if_another_worker_is_left(wait: Callable[[Any, Operation, float], bool]) -> None:
+def test_a_wait_with_a_timeout_succeeds_with_another_worker(wait: Callable[[Any, Operation, float], bool]) -> None:
     saw: list[bool] = []
 
     def process(op: Any) -> None:

@@ -97,7 +97,7 @@ class Diary(Worker[Job]):
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # a thread that draws a source ends a moment after its pool
+    wait_until(lambda: set(threading.enumerate()) <= before)  # a thread that draws a source ends just after its pool
 
 
 def counts(stats: PoolStats) -> dict[str, int]:
@@ -180,7 +180,7 @@ def test_an_error_out_of_cleanup_is_logged_and_stops_nothing(
         assert pool.do(Job()).wait(LONG)
 
 
-def test_the_crash_and_its_operation_are_released_when_the_worker_has_restarted(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_crash_and_its_operation_are_released_after_the_restart(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "ringmill")  # pytest keeps what is logged, errors included
     with WorkerPool([Diary()]) as pool:
         op = crash(pool)[0]

@@ -77,7 +77,7 @@ class Source:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them; a feeding thread when its source lets it."""
+    """Every test here ends its pools and their threads; a thread that draws a source ends when the source returns."""
     before = set(threading.enumerate())
     yield
     wait_until(lambda: set(threading.enumerate()) <= before)

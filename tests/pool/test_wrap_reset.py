@@ -78,7 +78,9 @@ def read_all(stream: Stream[Number], drawn_by: str) -> list[Number]:
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("buffer", [1, 2, 3, 1024])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_operations_that_did_not_succeed_come_out_unchanged(drawn_by: str, ordered: bool, buffer: int, workers: int) -> None:
+def test_operations_that_did_not_succeed_come_out_unchanged(
+    drawn_by: str, ordered: bool, buffer: int, workers: int
+) -> None:
     count = 30
     ops = upstream(count)
     before = {op.number: op.outcome for op in ops}

@@ -42,7 +42,7 @@ class Gated(Worker[Number]):
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them; a feeding thread when its source lets it."""
+    """Every test here ends its pools and their threads; a thread that draws a source ends when the source returns."""
     before = set(threading.enumerate())
     yield
     wait_until(lambda: set(threading.enumerate()) <= before)
@@ -340,7 +340,7 @@ class Meeting(Worker[Number]):
 
 
 def test_a_worker_hears_of_an_item_though_another_reader_took_the_one_before() -> None:
-    """Who puts rings the bell while a searcher is on its way to other work, and what it rang for is gone."""
+    """A put triggers the ring watcher while a searcher goes to other work, and another reader takes the item."""
     ring = RingBuffer[Number](2)
     with WorkerPool([Meeting(), Meeting()]) as pool:
         stream = pool.wrap(ring)

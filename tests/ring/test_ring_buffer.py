@@ -174,7 +174,7 @@ def test_put_many_of_any_iterable() -> None:
 @sources
 @pytest.mark.parametrize("timeout", [0, 0.002])
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_put_many_that_times_out_reports_how_many_went_in(make: Callable[[Any], Any], timeout: float, kept: int) -> None:
+def test_put_many_that_times_out_reports_its_count(make: Callable[[Any], Any], timeout: float, kept: int) -> None:
     ring = fill(RingBuffer[int](3), *range(-kept, 0))
     items = list(range(10))
     source = make(items)

@@ -1,12 +1,12 @@
 """A soak of WorkerPool: each accepted operation ends once, and the counters agree, while everything fails at random.
 
-`python tests/stress/soak_pool.py SECONDS [SEED]` runs rounds, each a pool of other workers, limits and queue size, and three
-callers who hand over by `do`, `ado`, `execute` and `wrap`, of iterables, async iterables and rings, and cancel some.
-Operations succeed, fail, are retried, delayed, rejected, crash their worker or find it broken, hand over others from
-within and wait for them; `init` fails at times; readers share a stream, or leave early; the pool is shut down at a
-random moment, in a random manner, or breaks. A round accounts for every operation by what its caller saw: accepted or
-refused, done() once, out of its stream once, an outcome; and the sums against `stats()`. On a GIL build the switch
-interval is a microsecond. Prints the figures, and the seed of a round that differs.
+`python tests/stress/soak_pool.py SECONDS [SEED]` runs rounds, each a pool of other workers, limits and queue size,
+and three callers who hand over by `do`, `ado`, `execute` and `wrap`, of iterables, async iterables and rings, and
+cancel some. Operations succeed, fail, are retried, delayed, rejected, crash their worker or find it broken, hand over
+others from within and wait for them; `init` fails at times; readers share a stream, or leave early; the pool is shut
+down at a random moment, in a random manner, or breaks. A round accounts for every operation by what its caller saw:
+accepted or refused, done() once, out of its stream once, an outcome; and the sums against `stats()`. On a GIL build
+the switch interval is a microsecond. Prints the figures, and the seed of a round that differs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A soak of RingBuffer: each item comes out exactly once, in the order of each producer, under random workloads.
 
-`python tests/stress/soak_ring.py SECONDS [SEED]` runs rounds, each with other numbers of producers and consumers, another capacity,
-timeouts of 0, 1 us, 1 ms and none mixed, threads and tasks of an event loop whose awaits are cancelled, and a close at
-a random moment in half of them. A round accounts for every item: put and received, or put and left, or not put. On a
-GIL build the switch interval is a microsecond. Prints the figures, and the seed of a round that differs.
+`python tests/stress/soak_ring.py SECONDS [SEED]` runs rounds, each with other numbers of producers and consumers,
+another capacity, timeouts of 0, 1 us, 1 ms and none mixed, threads and tasks of an event loop whose awaits are
+cancelled, and a close at a random moment in half of them. A round accounts for every item: put and received, or put
+and left, or not put. On a GIL build the switch interval is a microsecond. Prints the figures, and the seed of a round
+that differs.
 """
 
 from __future__ import annotations

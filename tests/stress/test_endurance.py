@@ -75,8 +75,8 @@ def put():
         except Exception:
             return
 
-feeder = threading.Thread(target=put, daemon=True)
-feeder.start()
+putter = threading.Thread(target=put, daemon=True)
+putter.start()
 threading.Thread(target=killer, args=(sent,), daemon=True).start()
 while interrupted < {signals}:
     ops = []
@@ -98,7 +98,7 @@ while interrupted < {signals}:
 for _ in range(3):
     ring.get()
 ring.close()
-feeder.join()
+putter.join()
 pool.shutdown()
 stats = pool.stats()
 assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled, stats

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from ringmill import Closed, RingBuffer
-from tests.stress.linearizability import Call, Event, LinearizabilityError, Recorder, Result, check, random_programs, record
+from tests.stress.linearizability import (
+    Call,
+    Event,
+    LinearizabilityError,
+    Recorder,
+    Result,
+    check,
+    random_programs,
+    record,
+)
 
 OK, FULL, EMPTY, CLOSED = Result
 

@@ -1,15 +1,15 @@
 """Breaks the core in one place at a time, and runs checks that should notice it.
 
-`python tests/tools/mutate.py [--what orders|checks] [--tsan PYTHON | --weak] [--only TEXT] [--sample N] [--seed S] [--list]` in an
-environment that has ringmill's test requirements, setuptools and Cython; `--copy FOLDER` keeps the private copy and what
-is built there. A mutant is a memory order made relaxed, each use of one that is not, or one of the re-checks below
-dropped. It is built in a private copy, only what changed, and runs the tests named below.
+`python tests/tools/mutate.py [--what orders|checks] [--tsan PYTHON | --weak] [--only TEXT] [--sample N] [--seed S]
+[--list]` in an environment that has ringmill's test requirements, setuptools and Cython; `--copy FOLDER` keeps the
+private copy and what is built there. A mutant is a memory order made relaxed, each use of one that is not, or one of
+the re-checks below dropped. It is built in a private copy, only what changed, and runs the tests named below.
 
-A mutant that compiles to the same machine code as the core itself cannot be seen by any run on this machine, and is not
-run. With `--tsan` the tests run under that interpreter, of the same version, built with ThreadSanitizer, in an
+A mutant that compiles to the same machine code as the core itself cannot be seen by any run on this machine, and is
+not run. With `--tsan` the tests run under that interpreter, of the same version, built with ThreadSanitizer, in an
 environment with the same requirements: the sanitizer knows the orders as they are written, and what it reports of
-ringmill kills the mutant too. With `--weak` it is compiled for the machine of tests/tools/weak_memory instead, which orders
-nothing more than is written, and runs there.
+ringmill kills the mutant too. With `--weak` it is compiled for the machine of tests/tools/weak_memory instead, which
+orders nothing more than is written, and runs there.
 
 Prints killed / made and the survivors, which docs/correctness.md explains.
 """

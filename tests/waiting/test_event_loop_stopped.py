@@ -213,20 +213,20 @@ def test_a_loop_that_runs_again_goes_on(kind: str) -> None:
         assert_ends(waiting.threads[0])
         assert waiting.join() == [number]
 
-    def drawn_by() -> None:
+    def put_more() -> None:
         for number in range(5, 8):
             ring.put(number)
             wait_until(ring.empty)
 
-    feeder = start_threads(drawn_by)
+    putter = start_threads(put_more)
     assert sorted(idle.go_on()) == [5, 6, 7]
-    feeder.join()
+    putter.join()
     if kind != "trio":  # which runs its tasks in no particular order
         assert order == [0, 1, 2]
 
 
 def test_tasks_notified_without_an_item_keep_their_place() -> None:
-    """Four tasks are told, in the middle of six; a thread takes all. Then the loop runs, and they are served as they came."""
+    """Four of six tasks are notified; a thread takes all items. Then the loop runs, and serves the tasks in their order."""
     ring: RingBuffer[int] = RingBuffer(8)
     order: list[int] = []
 
@@ -240,12 +240,12 @@ def test_tasks_notified_without_an_item_keep_their_place() -> None:
     stopped.loop.run_until_complete(let_others_run(10))
     assert order == []
 
-    async def drawn_by() -> None:
+    async def put_more() -> None:
         for number in range(6):
             ring.put(number)
             await let_others_run(10)
 
-    stopped.loop.run_until_complete(drawn_by())
+    stopped.loop.run_until_complete(put_more())
     assert order == list(range(6))
     stopped.end()
 
@@ -378,7 +378,7 @@ def test_waiting_readers_draw_when_another_reader_makes_room() -> None:
 @pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("kind", IDLE)
 def test_threads_and_loops_share_a_ring_while_other_loops_are_idle(kind: str, capacity: int, seed: int) -> None:
-    """Each item comes out once, and all come out while one loop does not run; it is released in the middle and at the end."""
+    """All items come out, each once, while one loop does not run; it is released in the middle and at the end."""
     total = 600
     rng = random.Random(seed)
     ring: RingBuffer[int] = RingBuffer(capacity)

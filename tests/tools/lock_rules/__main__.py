@@ -1,8 +1,8 @@
 """The Python parts of lock_rules.sh: the list of the interpreter's functions, and readable reports.
 
-`python -m tests.tools.lock_rules flags DIRECTORY` writes python_calls.hpp into the directory, for the interpreter that runs
-it, and prints the flags for the compiler. `python -m tests.tools.lock_rules report FILE` prints what lock_rules.hpp has
-written to the file, with the lines of the .pyx files, and exits with 1 if there is a violation.
+`python -m tests.tools.lock_rules flags DIRECTORY` writes python_calls.hpp into the directory, for the interpreter
+that runs it, and prints the flags for the compiler. `python -m tests.tools.lock_rules report FILE` prints what
+lock_rules.hpp has written to the file, with the lines of the .pyx files, and exits with 1 if there is a violation.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def flags(directory: Path) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """The name in the .pyx file: LoopMailbox.post of __pyx_f_8ringmill_5_core_7waiting_10event_loop_11LoopMailbox_post."""
+    """The name in the .pyx file: LoopMailbox.post of
+    __pyx_f_8ringmill_5_core_7waiting_10event_loop_11LoopMailbox_post.
+    """
     name = name.partition("(")[0]
     found = re.match(r"__pyx_[a-z]+_(?=\d)", name)
     if not found:

@@ -1,7 +1,7 @@
 """What CPython and Cython do wrong themselves where memory is short, each without ringmill.
 
-`python tests/tools/out_of_memory/faults.py NAME` prints which allocations show it, or crashes. What was found, on CPython
-3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
+`python tests/tools/out_of_memory/faults.py NAME` prints which allocations show it, or crashes. What was found, on
+CPython 3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
 
 | name | fault | versions |
 |---|---|---|

@@ -77,7 +77,8 @@ def _run(built: str, seconds: float, scenarios: list[Scenario], seed: int | None
                 known.add(history)
         first += AT_ONCE
         executions += AT_ONCE * len(scenarios)
-    print(f"{executions} executions of {len(scenarios)} scenarios, {sum(map(len, seen.values()))} histories: 0 findings")
+    histories = sum(map(len, seen.values()))
+    print(f"{executions} executions of {len(scenarios)} scenarios, {histories} histories: 0 findings")
 
 
 def _complain(scenario: str, capacity: int, what: str, seed: int, story: str) -> None:
