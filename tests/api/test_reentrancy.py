@@ -479,7 +479,7 @@ READS: list[Any] = [
 
 @pytest.mark.parametrize("read", READS)
 def test_a_worker_that_reads_the_stream_of_its_own_operation(read: Callable[[Stream[Job]], Any]) -> None:
-    """A worker is one more reader. It cannot wait for its own work; a ready operation that it takes goes to no other reader."""
+    """A worker is one more reader. It cannot wait for its own work; it may take operations that are ready."""
     with WorkerPool([JobWorker()]) as pool:
         taken: list[Job] = []
 

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 
 from ringmill import PoolExecutor
-from ringmill.executor_calls import SubmittedCall, ExecutorState, PoolFuture
+from ringmill.executor_calls import ExecutorState, PoolFuture, SubmittedCall
 
 #: Names of tests, and why each is left out.
 LEFT_OUT = {

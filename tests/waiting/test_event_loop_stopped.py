@@ -226,7 +226,7 @@ def test_a_loop_that_runs_again_goes_on(kind: str) -> None:
 
 
 def test_tasks_notified_without_an_item_keep_their_place() -> None:
-    """Four of six tasks are notified; a thread takes all items. Then the loop runs, and serves the tasks in their order."""
+    """Four of six tasks are notified; a thread takes all items. Then the loop serves the tasks in their order."""
     ring: RingBuffer[int] = RingBuffer(8)
     order: list[int] = []
 
