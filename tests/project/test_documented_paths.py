@@ -1,4 +1,7 @@
-"""The documentation names files that exist: the table of docs/architecture.md, and every path in any page."""
+"""The documentation names files that exist: the table of docs/architecture.md, and every path in any page.
+
+The reference documents exceptions under the names by which they are imported, to which docstrings link.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+import ringmill
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))]
@@ -58,3 +63,8 @@ def test_the_paths_that_a_page_names_exist(page: str) -> None:
             assert list(ROOT.glob(path)), f"{page} names {path}"
     for name in TEST.findall(text):
         assert find_tests(name), f"{page} names {name}"
+
+
+def test_the_reference_has_every_exception_by_its_public_name() -> None:
+    text = (ROOT / "docs" / "api" / "errors.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"autoexception:: ringmill\.(\w+)$", text, re.MULTILINE)) == set(ringmill.errors.__all__)
