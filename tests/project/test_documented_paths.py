@@ -13,7 +13,8 @@ import pytest
 import ringmill
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))]
+DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 PATH = re.compile(r"(?<![\w/.-])(?:tests|src|examples|benchmarks|docs|\.ci|\.github)/[\w./*-]*\w")
 TEST = re.compile(r"(?<![\w/])test_\w+\.py\b")
 MADE = ("docs/_build",)  # made by a command of the page
@@ -24,8 +25,9 @@ Row = tuple[str, str, str]
 def rows() -> list[Row]:
     """Topic, file, test of each row of the table."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    found = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in page.splitlines() if line[:1] == "|"]
-    return [(row[0], row[1], row[2]) for row in found if len(row) == 3 and row[1].startswith("`")]
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line] for line in lines if len(line) == 3]
+    return [(topic, files, tests) for topic, files, tests in cells if files.startswith("`")]
 
 
 def find_tests(name: str) -> list[Path]:
