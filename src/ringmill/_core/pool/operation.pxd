@@ -34,7 +34,7 @@ cdef class ErrorRecord:
     cdef object error
     cdef object traceback
     cdef object kind            # the type of the operation that failed
-    cdef bint seen
+    cdef atomic[uint32_t] seen  # 1: somebody has looked at it; relaxed, since only its last owner reads that
     cdef atomic[uint32_t] raised  # 1: somebody was given the error itself to raise, or the worker goes on to log it
 
 # For callers that must not fail: NULL, with MemoryError set, where there is no memory. The caller owns it.

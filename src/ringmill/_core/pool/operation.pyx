@@ -151,7 +151,7 @@ cdef tuple OUTCOMES = (
 
 cdef class ErrorRecord:
     def __del__(self):
-        if not self.seen and self.error is not None and not is_finalizing():
+        if not self.seen.load(memory_order_relaxed) and self.error is not None and not is_finalizing():  # relaxed: see Note
             logger.error(
                 "the error of a failed %s was never read", name_of(self.kind),
                 exc_info=(type(self.error), self.error, self.traceback),
@@ -168,7 +168,7 @@ cdef PyObject* new_error_record(PyObject* error, PyObject* kind, bint seen) noex
     if error_record != NULL:
         (<ErrorRecord>error_record).error = <object>error
         (<ErrorRecord>error_record).kind = <object>kind
-        (<ErrorRecord>error_record).seen = seen
+        (<ErrorRecord>error_record).seen.store(seen, memory_order_relaxed)  # relaxed: see Note
         # not by attribute, which the error's class may have replaced
         trace = PyException_GetTraceback(error) if error != <PyObject*>None else NULL
         if trace != NULL:
@@ -296,7 +296,7 @@ cdef class OperationBase:
         cdef ErrorRecord error_record = self.get_error_record() if phase_of(self) == FAILED else None
         if error_record is None:
             return None
-        error_record.seen = True
+        error_record.seen.store(1, memory_order_relaxed)  # relaxed: see Note
         return error_record.error
 
     @property
@@ -459,7 +459,7 @@ cdef class OperationBase:
         if phase == FAILED:
             error_record = self.get_error_record()
             if error_record is not None:
-                error_record.seen = True
+                error_record.seen.store(1, memory_order_relaxed)  # relaxed: see Note
                 raise raisable(error_record)
         if phase == CANCELLED:
             raise CancelledError(f"{describe(self)} was cancelled")

@@ -518,7 +518,7 @@ cdef class WorkerLoop:
                 self.spare_record = None
                 (<ErrorRecord>error_record).error = <object>error
                 (<ErrorRecord>error_record).kind = <object>kind
-                (<ErrorRecord>error_record).seen = seen
+                (<ErrorRecord>error_record).seen.store(seen, memory_order_relaxed)  # relaxed: see Note
             else:
                 error_record = <PyObject*>no_memory_for_all
                 Py_INCREF(<object>error_record)  # the caller's
@@ -540,7 +540,8 @@ cdef class WorkerLoop:
             return
         error_record = <PyObject*>(<OperationBase>raw).error_record
         if error_record != <PyObject*>None and <PyObject*>(<ErrorRecord>error_record).error == error:  # a Task has recorded it
-            (<ErrorRecord>error_record).seen = (<ErrorRecord>error_record).seen or seen
+            if seen:
+                (<ErrorRecord>error_record).seen.store(1, memory_order_relaxed)  # relaxed: see Note
             if logged and FREE_THREADED:
                 (<ErrorRecord>error_record).raised.store(1, memory_order_relaxed)  # relaxed: as below
         else:
