@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from ._core.platform import clock
 from ._core.pool.run import PoolRun
+from ._core.pool.operation import OperationBase
 from .arguments import count, describe, seconds
 from .executor_calls import SubmittedCall, ExecutorState, ExecutorWorker, MapCall
 from .errors import BrokenPool, PoolNotRunning
@@ -226,11 +226,12 @@ class PoolExecutor(Executor):
     def _let_begin(self) -> None:
         """A call that a free thread was about to begin has not been left for want of a thread: for a moment, waits."""
         deadline = clock.now() + LONGEST_BEGINNING
+        pause = OperationBase()
         while clock.now() < deadline:
             stats = self._pool.stats()
             if not stats.queued or stats.running >= self._max_workers:
                 return
-            time.sleep(0.0005)
+            pause.wait(0.0005)  # in the core: a test may have replaced `time.sleep`
 
     def __repr__(self) -> str:
         stats = self._pool.stats()

@@ -31,7 +31,7 @@ from typing import Any
 from ._core.platform import clock
 from ._core.pool.context import InContext
 from ._core.pool.worker_loop import WorkerLoop, matches, new_run
-from ._core.pool.operation import call_verb, log_event, name_of, report_hook, take_interrupt
+from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_interrupt
 from ._core.waiting.wait_queue import check_threads
 from .arguments import seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
@@ -45,6 +45,7 @@ Started = tuple[list[tuple[Worker[Any], BaseException]], bool]  # who did not co
 
 LONGEST_PAUSE = 30.0  # seconds between two restarts of one worker
 cause: Any = BaseException.__dict__["__cause__"]  # not by attribute, which an error's class may have replaced
+BEGINNING = 0.05  # seconds after which a worker looks whether the timer's thread still lives
 GRACE = 0.5  # seconds that an interrupted worker has to come to an end
 
 
@@ -434,22 +435,20 @@ class Supervisor:
         Workers that do this at the same moment start several, of which all but one end at once.
         """
         try:
-            timer = threading.Thread(target=self._run_timer, name=f"{self.name}-timer", daemon=True)
+            begun = OperationBase()
+            timer = threading.Thread(
+                target=self.core.run_timer, args=(begun,), name=f"{self.name}-timer", daemon=True
+            )
             Context().run(timer.start)
             self.timers.append(timer)
+            while not begun.wait(BEGINNING):
+                if not timer.is_alive():  # an exception came before its first step
+                    raise RuntimeError(f"the thread {timer.name} ended before it began")
         except BaseException as error:
             self.core.give_up_timer()
             log_event(
                 logging.ERROR, "%r cannot start a thread for the delays of retries, which are not delayed", (self,), error
             )
-
-    def _run_timer(self) -> None:
-        while True:
-            try:
-                self.core.run_timer()
-                return
-            except MemoryError:  # for its place in a queue of waiting threads
-                continue
 
     def _reject(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
         tried_by, rejected_by = worker_loop.retry_masks

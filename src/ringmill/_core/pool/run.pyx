@@ -597,10 +597,11 @@ cdef class PoolRun(OwnerPool):
         release(&self.lock)
         self.release_due(NEVER)
 
-    def run_timer(self):
+    def run_timer(self, OperationBase begun not None):
         """The whole life of the timer's thread: moves each delayed operation to the retries when its delay is over.
 
-        A second one returns at once. MemoryError: call it again.
+        A second one returns at once. `begun` is done when one runs. Never raises: an exception that was injected into the
+        thread, or the lack of memory, would leave operations delayed for ever.
         """
         cdef bint runs
         acquire(&self.lock)
@@ -608,14 +609,20 @@ cdef class PoolRun(OwnerPool):
         self.has_timer = True
         self.no_timer = False
         release(&self.lock)
+        end(begun, SUCCEEDED, False)
         if runs:
             return
-        try:
-            self.serve_timer()
-        finally:
-            acquire(&self.lock)
-            self.has_timer = False
-            release(&self.lock)
+        while True:
+            try:
+                self.serve_timer()
+                break
+            except MemoryError:  # for its place in a queue of waiting threads
+                continue
+            except BaseException as error:
+                log_error(40, "a fault in the timer of a pool", <PyObject*>nothing, <PyObject*>error)
+        acquire(&self.lock)
+        self.has_timer = False
+        release(&self.lock)
 
     cdef int serve_timer(self) except -1:
         cdef int64_t deadline

@@ -375,6 +375,8 @@ cdef class WorkerLoop:
         cdef PyObject* result = NULL
         self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False, True)
         if given_up:
+            # seq_cst: as set_alive. What it was to try next goes to the others, which retire() wakes.
+            self.state.alive.store(False, memory_order_seq_cst)
             self.clean_up()
             self.report_error(<PyObject*>self.crash)
             if self.pool_run.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with _close
