@@ -48,7 +48,12 @@ class RingmillError(Exception):
             given, names = self.__getnewargs_ex__()
         elif hasattr(self, "__getnewargs__"):
             given = self.__getnewargs__()
-        return _made_again, (type(self), arguments, given, names), self.__getstate__()
+        fields: dict[str, Any] = {}  # what a built-in base keeps outside of `args` and `__dict__`: an ImportError's name
+        if len(standard) > 2 and isinstance(standard[2], dict):
+            for name, value in standard[2].items():
+                if name not in self.__dict__:
+                    fields[name] = value
+        return _made_again, (type(self), arguments, given, names, fields), self.__getstate__()
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) == 2:  # of a subclass with slots
@@ -59,12 +64,18 @@ class RingmillError(Exception):
 
 
 def _made_again(
-    cls: type[BaseException], arguments: tuple[Any, ...], given: tuple[Any, ...], names: dict[str, Any]
+    cls: type[BaseException],
+    arguments: tuple[Any, ...],
+    given: tuple[Any, ...],
+    names: dict[str, Any],
+    fields: dict[str, Any],
 ) -> BaseException:
     """An exception as it was when it was pickled, but for its state. The interpreter's own `__init__` sets `args`."""
     error: BaseException = cls.__new__(cls, *given, **names)
     builtin: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     builtin.__init__(error, *arguments)
+    for name, value in fields.items():
+        object.__setattr__(error, name, value)
     return error
 
 

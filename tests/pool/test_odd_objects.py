@@ -7,7 +7,9 @@ method that their class, or its metaclass, may have replaced.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 import threading
 from abc import ABCMeta
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ringmill import Closed, Operation, Outcome, PoolExecutor, Retry, Worker, WorkerPool
+from ringmill import Closed, Operation, Outcome, PoolExecutor, Retry, RingmillError, Worker, WorkerPool
 from ringmill.arguments import count, describe, seconds
 
 LONG = 30.0  # seconds; reached only by a test that fails
@@ -327,3 +329,20 @@ def test_a_backoff_that_raises_the_error_itself_makes_no_cycle() -> None:
         assert Operation.wait(op, LONG)
         assert op.error is error
         assert error.__cause__ is None
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# copies
+
+
+class NotThere(RingmillError, ImportError):
+    pass
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_a_copy_keeps_what_import_error_holds_outside_of_its_arguments(again: Callable[[Any], Any]) -> None:
+    error = NotThere("no such module", name="spam", path="/eggs")
+    error.extra = 1  # type: ignore[attr-defined]
+    copied = again(error)
+    assert type(copied) is NotThere
+    assert (copied.args, copied.name, copied.path, copied.extra) == (error.args, "spam", "/eggs", 1)
