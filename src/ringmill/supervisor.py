@@ -37,7 +37,7 @@ from .arguments import seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
 from .stacks import stacks_of
-from .worker import Worker, checked_retry_on
+from .worker import Worker, checked_retry_on, refuse_unstarted
 
 logger = logging.getLogger("ringmill")
 
@@ -312,13 +312,15 @@ class Supervisor:
         while True:
             try:
                 for op in worker_loop:
-                    if process(op) is not None:
-                        _warn_of_result(worker_loop.worker)
+                    result = process(op)
+                    if result is not None:
+                        _look_at_result(worker_loop.worker, result)
+                        result = None
                     del op
                 return worker_loop.is_crashed
             except BaseException as error:
                 # The traceback begins with this frame, and stays so: two workers may raise one exception at once.
-                op = None
+                op = result = None
                 if worker_loop.judge(error):
                     return True
 
@@ -483,8 +485,9 @@ def _union(mask: bytes | None, more: bytes) -> bytes:
 _warned: weakref.WeakSet[type] = weakref.WeakSet()  # classes of workers whose `process` has returned something
 
 
-def _warn_of_result(worker: Worker[Any]) -> None:
-    """Once per class: what `process` returns for an operation is dropped."""
+def _look_at_result(worker: Worker[Any], result: object) -> None:
+    """What `process` returns for an operation is dropped, of which a warning tells once per class."""
+    refuse_unstarted(worker, "process", result)
     kind = type(worker)
     if kind not in _warned:
         _warned.add(kind)

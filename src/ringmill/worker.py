@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from .errors import Reject, Retry, describe
@@ -120,6 +121,21 @@ def _returns(method: Any) -> str | None:
         if inspect.isgeneratorfunction(function):
             return "a generator function"
     return None
+
+
+def refuse_unstarted(worker: Worker[Any], name: str, result: object) -> None:
+    """TypeError for what a method returned if that is a coroutine or a generator: nothing has run yet.
+
+    A decorator may hide from `check_worker` what kind of function it wraps.
+    """
+    kind = type(result)
+    if issubclass(kind, (Coroutine, Generator, AsyncGenerator)):
+        if not issubclass(kind, AsyncGenerator):
+            result.close()  # type: ignore[attr-defined]  # or Python warns that it was never awaited
+        raise TypeError(
+            f"{type(worker).__qualname__}.{name} returned {describe(result)}, which has not run: a pool calls it on a "
+            "thread, as a plain function"
+        )
 
 
 def checked_retry_on(worker: Worker[Any]) -> tuple[type[Exception], ...]:

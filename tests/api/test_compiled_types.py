@@ -14,6 +14,7 @@ import ringmill, ringmill._core
 from ringmill._core.pool.run import PoolRun
 from ringmill._core.pool.worker_loop import WorkerLoop, new_run
 from ringmill._core.pool.work_source import WorkSource
+from ringmill._core.pool.retry_queue import RetryEntry, RetryQueue
 from ringmill._core.pool.stream import Stream, draw_on_thread
 
 faulthandler.enable()
@@ -88,6 +89,7 @@ def made():
     yield WorkSource(ring)
     op = ringmill.Task(len, "")
     yield op
+    yield RetryQueue()
     yield Stream(core, WorkSource(ring, ringmill.RingBuffer(1)))
     yield ringmill.Hub()
     yield ringmill.Hub().subscribe()

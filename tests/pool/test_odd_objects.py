@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import logging
 import pickle
 import threading
@@ -346,3 +347,46 @@ def test_a_copy_keeps_what_import_error_holds_outside_of_its_arguments(again: Ca
     copied = again(error)
     assert type(copied) is NotThere
     assert (copied.args, copied.name, copied.path, copied.extra) == (error.args, "spam", "/eggs", 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# a process that has not run
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that hides what kind of function it wraps."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+class Coroutines(Worker[Any]):
+    @plain
+    async def process(self, op: Job) -> None:
+        raise AssertionError
+
+
+class Generators(Worker[Any]):
+    @plain
+    def process(self, op: Job) -> Iterator[None]:
+        yield
+
+
+class AsyncGenerators(Worker[Any]):
+    @plain
+    async def process(self, op: Job) -> AsyncIterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("worker", [Coroutines, Generators, AsyncGenerators])
+def test_a_decorated_process_that_does_not_run_fails_its_operations(worker: type[Worker[Any]]) -> None:
+    with WorkerPool([worker()]) as pool:
+        op = pool.do(Job())
+        assert Operation.wait(op, LONG)
+        assert op.outcome is Outcome.FAILED
+        assert isinstance(op.error, TypeError)
+        assert f"{worker.__name__}.process returned" in str(op.error)
+        assert pool.stats().restarts == 0

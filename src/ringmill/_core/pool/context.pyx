@@ -100,9 +100,9 @@ cdef class InContext:
 
     def __call__(self, *args):
         cdef OperationBase op
-        if not args or not isinstance(args[len(args) - 1], OperationBase):
+        if not args or not isinstance(args[len(args) - 1], OperationBase) or self.own is None:
             raise TypeError("the last argument must be an operation")
-        op = <OperationBase>args[len(args) - 1]
+        op = args[len(args) - 1]
         context = PyContext_Copy(op.context)
         PyContext_Enter(context)
         try:
