@@ -51,7 +51,7 @@ def count(name: str, value: Any, least: int | None, most: int | None = None, *, 
     try:
         if hasattr(type(value), "__index__") and not _is_bool(value):
             number = operator.index(value)
-    except MemoryError:
+    except (MemoryError, RecursionError):  # no fault of the argument's
         raise
     except Exception as error:  # of an array of numpy's that is no scalar, or of what the user has written
         problem = error
@@ -84,7 +84,7 @@ def seconds(name: str, value: Any, *, optional: bool = False, negative: bool = F
                 number = float(value)
             except OverflowError:
                 number = math.inf if value > 0 else -math.inf
-    except MemoryError:
+    except (MemoryError, RecursionError):  # no fault of the argument's
         raise
     except ValueError as error:  # a Decimal's signalling NaN, for instance
         problem = error

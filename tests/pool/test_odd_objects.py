@@ -297,6 +297,21 @@ def test_a_number_that_raises_is_a_bad_argument(value: Any) -> None:
         count("size", value, 1)
 
 
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_what_is_no_fault_of_an_argument_is_raised_as_it_is(error: type[Exception]) -> None:
+    class Short:
+        def __float__(self) -> float:
+            raise error
+
+        def __index__(self) -> int:
+            raise error
+
+    with pytest.raises(error):
+        seconds("limit", Short())
+    with pytest.raises(error):
+        count("size", Short(), 1)
+
+
 @pytest.mark.parametrize("value", [Number(), Described(), OddFloat(1.0), Overflowing()])
 @pytest.mark.parametrize("how", ["delay", "backoff"])
 def test_a_delay_that_raises_fails_its_operation(value: Any, how: str) -> None:
