@@ -345,7 +345,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
         reader at a time: each read draws one for the one that it takes, and more while nothing is ready. With
         `drawn_by="thread"` a thread of its own draws it, for sources that block. A RingBuffer is drawn by the workers as
         items arrive. The stream closes when the source is exhausted, or closed, and all its operations are done; an
-        exception in the source is raised once, by one reader, after what was accepted before it. `ordered=True`: in the
+        exception in the source is raised once, by one reader, after what was accepted before it; the source is closed then
+        (its `close()` or `aclose()` is called, if it has one). `ordered=True`: in the
         order of the source. `reset=True`: each operation that succeeded is reset as it is drawn, so that pools can be
         chained; one that failed or was cancelled before is not accepted, and comes out in its place as it is.
 

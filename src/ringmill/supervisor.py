@@ -279,6 +279,8 @@ class Supervisor:
         begins = not worker_loop.has_reported
         if begins:
             error = worker_loop.take_crash() if crashed else worker_loop.call_init()
+            if self.core.is_inherited:
+                return  # the child of a fork that `init` made: the worker is the parent's
             worker_loop.set_alive(error is None)  # before the report: the first retry may come at once after the start
             worker_loop.report(error)
             error = None
@@ -296,7 +298,7 @@ class Supervisor:
                     return  # the child of a fork that an operation made: the worker is the parent's
             worker_loop.set_alive(False)
             worker_loop.call_cleanup()
-            if not crashed or not self._restart(worker_loop):
+            if not crashed or self.core.is_inherited or not self._restart(worker_loop):
                 return
             crashed = False
             worker_loop.set_alive(True)
@@ -352,6 +354,8 @@ class Supervisor:
                 return False
             worker_loop.count_restart()
             crash = worker_loop.call_init()
+            if self.core.is_inherited:
+                return False
             if crash is None:
                 crashes.begun = clock.now()
                 return True
@@ -417,6 +421,8 @@ class Supervisor:
         if True not in [other.is_alive and not tried_by[other.index] and not (rejected_by and rejected_by[other.index])
                         for other in self.core.worker_loops]:
             tried_by = self._equal_to(worker_loop)  # all have had it: it starts over
+        if self.core.is_inherited:
+            return None  # the child of a fork that one of the hooks made
         if delay > 0 and not self.core.timer_runs and not self.core.cancels_delayed:
             self._start_timer()
         worker_loop.put_back(tried_by, rejected_by, delay)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, PoolExecutor, Retry, RingBuffer, Task, TaskWorker, Worker, WorkerPool
+from ringmill._core.pool.context import InContext
 from tests.loops import BACKENDS, run_loop, together
 from tests.threads import run_threads
 
@@ -578,3 +579,12 @@ def test_asyncio_to_thread_submits_its_own_context(context: bool) -> None:
 
     with PoolExecutor(2, context=context) as executor:
         assert asyncio.run(main(executor)) == (["ann", "bob"] if context else ["nobody", "nobody"])
+
+
+@pytest.mark.parametrize("arguments", [(), (None,), (1,), (Task(len, ""),), (Task(len, ""), None)])
+def test_in_context_refuses_what_carries_none(arguments: tuple[Any, ...]) -> None:
+    """It is reachable from Python, and its last argument is looked at as an operation."""
+    with pytest.raises(TypeError):
+        InContext(print)(*arguments)
+    with pytest.raises(TypeError):
+        InContext.__new__(InContext)(*arguments)

@@ -319,7 +319,7 @@ class Gone(logging.Handler):
         self.struck = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.word in record.getMessage() and "never looked at" not in record.msg:  # that comes from a finalizer
+        if self.word in record.getMessage() and "never read" not in record.msg:  # that comes from a finalizer
             self.struck += 1
             raise RuntimeError("the log is gone")
 

@@ -101,8 +101,10 @@ cdef class InContext:
     def __call__(self, *args):
         cdef OperationBase op
         if not args or not isinstance(args[len(args) - 1], OperationBase) or self.own is None:
-            raise TypeError("the last argument must be an operation")
+            raise TypeError("the last argument must be an operation that carries a context")
         op = args[len(args) - 1]
+        if op.context is None:
+            raise TypeError("the last argument must be an operation that carries a context")
         context = PyContext_Copy(op.context)
         PyContext_Enter(context)
         try:

@@ -636,6 +636,8 @@ cdef class PoolRun(OwnerPool):
             if wait_for(&self.timer_wakes, timer_attempt, timer_attempt, <void*>self, NULL, 0, deadline) == STOPPED:
                 return 0
             self.release_due(now_ns())
+            if self.epoch != epoch_now:
+                return 0  # as in release_due: the thread is the parent's
 
     def stop_timer(self):
         """Ends the timer's thread, if there is one. Idempotent."""

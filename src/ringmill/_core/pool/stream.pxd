@@ -33,6 +33,7 @@ cdef class Stream:
     cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline)
     cdef bint try_turn(self, uint64_t me) except -1
     cdef int give_turn(self) except -1
+    cdef int drop_source(self) except -1
     cdef object not_here(self)
     cdef bint draw(self) except -1
     cdef bint draw_here(self) except -1

@@ -44,6 +44,7 @@ from ringmill._core.pool.operation cimport (
     OperationBase,
     PyTypeObject,
     accept,
+    hook_raised,
     is_operation,
     own_error,
     renew,
@@ -86,6 +87,7 @@ from ringmill.errors import Closed, OperationReused, PoolNotRunning
 cdef object Empty = queue.Empty
 cdef object allocate_lock = _thread.allocate_lock
 cdef double LIFECYCLE_SLICE_S = 1.0
+cdef str CLOSING_RAISED = "the source of a stream, a %s, raised while it was closed"
 
 cdef extern from *:
     """
@@ -280,6 +282,8 @@ cdef class Stream:
                 result = try_get(self.source.ready.ring, op, NULL)
             if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
                 return result
+            if self.core.epoch != epoch_now:
+                raise self.core.stopped_error()  # the source forked, and this is the child
             entered = self.core.enter_wait(None, self.source, False, False, deadline != NEVER)
             try:
                 result = wait_for(&self.source.ready.not_empty, read_attempt, read_more, &reading, NULL, 0, deadline)
@@ -320,6 +324,18 @@ cdef class Stream:
     cdef int give_turn(self) except -1:
         self.reader.store(0, memory_order_relaxed)  # relaxed: as try_turn
         put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: before the look at the waiters; publishes what we wrote
+        notify(&self.turn)
+        notify(&self.source.ready.not_empty)
+        # seq_cst: after the release, pairs with close_quietly: it gets the turn, or we see that the reader is gone
+        if not self.awaits and self.closed_by_reader.load(memory_order_seq_cst) and turn_attempt(<void*>self):
+            self.drop_source()
+        return 0
+
+    cdef int drop_source(self) except -1:
+        # With the turn, which it gives back. The reader is gone: a source that nobody else refers to goes, too.
+        iterator = self.iterator
+        self.iterator = None
+        put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: as give_turn
         notify(&self.turn)
         notify(&self.source.ready.not_empty)
         return 0
@@ -364,8 +380,14 @@ cdef class Stream:
         return True if error is None else self.end_source(error)
 
     cdef bint end_source(self, object error) except -1:
+        # An error of the source's ends it early, so it is closed; an async one by `_draw`.
+        iterator = self.iterator
         self.iterator = None
-        self.source.end_source(error)
+        try:
+            if error is not None and not self.async_iterator and not self.source.ended():
+                close_iterator(iterator)
+        finally:
+            self.source.end_source(error)
         return False
 
     cdef bint iterator_raised(self, object error) except -1:
@@ -411,6 +433,7 @@ cdef class Stream:
             self.end_source(None)
         except Exception as raised:
             self.iterator_raised(raised)
+            await _close_failed_source(iterator)
         except BaseException as raised:
             # Most likely a cancelled await. An async generator is over then; any other source may go on.
             if getattr(iterator, "ag_frame", iterator) is None:
@@ -420,7 +443,7 @@ cdef class Stream:
             raise
         else:
             if not self.drawn(op):
-                await _close_iterator(iterator)
+                await _close_failed_source(iterator)
 
     async def _read(self):
         # As read, and gives the operation; None at the end.
@@ -462,6 +485,8 @@ cdef class Stream:
                     result = try_get(self.source.ready.ring, &op, NULL)
                 if result != NOT_NOW:
                     break
+                if self.core.epoch != epoch_now:
+                    raise self.core.stopped_error()  # as in read_drawn
                 entered = self.core.enter_wait(None, self.source, False, True, False)
                 try:
                     result = await await_for(&self.source.ready.not_empty, read_attempt, read_more, &reading, self)
@@ -613,13 +638,15 @@ cdef class Stream:
     cdef int close_quietly(self) except -1:
         if self.core.epoch != epoch_now:
             return 0
-        self.closed_by_reader.store(1, memory_order_release)  # release: pairs with finish
+        self.closed_by_reader.store(1, memory_order_seq_cst)  # seq_cst: pairs with finish, and with give_turn
         self.source.end(None)
         self.source.ready.close_ring()
         self.core.end_unbegun(self.source, CANCELLED, None)
         self.core.remove(self.source)
         notify(&self.core.idle)
         self.source.ready.shutdown(immediate=True)
+        if self.draws and not self.awaits and turn_attempt(<void*>self):
+            self.drop_source()
         return 0
 
     async def aclose(self):
@@ -706,6 +733,29 @@ async def _close_iterator(iterator):
         await aclose()
 
 
+async def _close_failed_source(iterator):
+    # The reader is to be told the error that the stream ends with, and not what closing raises.
+    try:
+        await _close_iterator(iterator)
+    except Exception as error:
+        hook_raised(error, CLOSING_RAISED, source_name(iterator))
+
+
+cdef int close_iterator(object iterator) except -1:
+    # As above, for an iterable.
+    try:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+    except Exception as error:
+        hook_raised(error, CLOSING_RAISED, source_name(iterator))
+    return 0
+
+
+cdef object source_name(object iterator):
+    return type(iterator).__qualname__
+
+
 def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, bint resets):
     """Draws a source on the calling thread, one ticket each, until it is exhausted or the feed has ended."""
     cdef PyObject* raw
@@ -721,6 +771,8 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
                 error = None
                 break
             op = steal(raw)
+            if core.epoch != epoch_now:
+                return  # the source forked, and this is the child
             error = accept_drawn(core, source, op, resets)
             if error is not None:
                 break
@@ -728,7 +780,11 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
             op = None
     except BaseException as raised:
         error = raised
-    source.end_source(error)
+    try:
+        if error is not None and not source.ended():
+            close_iterator(iterator)
+    finally:
+        source.end_source(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------

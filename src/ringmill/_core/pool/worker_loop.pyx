@@ -275,7 +275,7 @@ cdef class WorkerLoop:
             found = self.take_again()
             if found == NOTHING:
                 found = self.take(False)
-            if found == NOTHING:
+            if found == NOTHING and self.pool_run.epoch == epoch_now:
                 found = wait_for(
                     &self.pool_run.idle, take_attempt, take_more, <void*>self, <void*>self.state,
                     self.since_wait(), NEVER,
@@ -312,6 +312,8 @@ cdef class WorkerLoop:
         if self.record is not None:
             self.record = None
         end(<OperationBase>raw, SUCCEEDED, self.overridden)
+        if self.overridden and self.pool_run.epoch != epoch_now:
+            return False  # its done() forked, and this is the child
         emit(<WorkSource><PyObject*>self.current_source, raw, self.position)  # the cast: no reference is counted
         return True
 
@@ -538,8 +540,8 @@ cdef class WorkerLoop:
         cdef PyObject* raw = self.state.op
         cdef PyObject* error_record
         cdef PyObject* handled
-        if raw == NULL:
-            return
+        if raw == NULL or self.pool_run.epoch != epoch_now:
+            return  # in the child of a fork, made by the worker's own hook, the operation is the parent's
         error_record = <PyObject*>(<OperationBase>raw).error_record
         if error_record != <PyObject*>None and <PyObject*>(<ErrorRecord>error_record).error == error:  # a Task has recorded it
             if seen:
@@ -579,6 +581,8 @@ cdef class WorkerLoop:
         cdef int64_t due = deadline_of(delay) if delay else 0
         cdef bint kept = False, delayed = False, undelayed = False
         self.check_current()
+        if run.epoch != epoch_now:
+            return  # as in end_failed
         if self.record is None:
             entry = new_entry(raw, <PyObject*>self.current_source, self.position)
             if entry == NULL:
