@@ -181,7 +181,7 @@ class PoolFuture(Future[R]):
     came.
     """
 
-    _giving_up = False  # _give_up was begun, and has not told all yet
+    _giving_up = False  # _finish or _give_up was begun, and has not told all yet
     _caller: int | None = None  # the thread that calls the callbacks; guarded by the lock
     _called = 0  # how many it has begun to call
 
@@ -254,6 +254,7 @@ class PoolFuture(Future[R]):
         with self._condition:
             if self._state not in (PENDING, RUNNING):
                 raise InvalidStateError(f"{self._state}: {self!r}")
+            self._giving_up = True  # if this is left for want of memory, `done` goes on with it
             self._result = result
             self._exception = error
             self._state = FINISHED
@@ -262,6 +263,7 @@ class PoolFuture(Future[R]):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
+            self._giving_up = False
 
     def _give_up(self, error: BaseException | None) -> None:
         """The call will not be made, or its end was lost: failed with the error, or cancelled if there is none."""
@@ -278,7 +280,9 @@ class PoolFuture(Future[R]):
             for waiter in self._waiters:
                 if self in waiter.finished_futures:
                     continue  # told before an interrupt
-                if self._state == FINISHED:
+                if self._state == FINISHED and self._exception is None:
+                    waiter.add_result(self)
+                elif self._state == FINISHED:
                     waiter.add_exception(self)
                 else:
                     waiter.add_cancelled(self)

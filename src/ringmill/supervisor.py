@@ -442,17 +442,20 @@ class Supervisor:
 
         Workers that do this at the same moment start several, of which all but one end at once.
         """
+        timer: threading.Thread | None = None
         try:
             begun = OperationBase()
             timer = threading.Thread(
                 target=self.core.run_timer, args=(begun,), name=f"{self.name}-timer", daemon=True
             )
+            self.timers.append(timer)  # before it starts, since join waits for each that has started
             Context().run(timer.start)
-            self.timers.append(timer)
             while not begun.wait(BEGINNING):
                 if not timer.is_alive():  # an exception came before its first step
                     raise RuntimeError(f"the thread {timer.name} ended before it began")
         except BaseException as error:
+            if timer in self.timers and isinstance(error, RuntimeError):  # it has not started
+                self.timers.remove(timer)
             self.core.give_up_timer()
             log_event(
                 logging.ERROR, "%r cannot start a thread for the delays of retries, which are not delayed", (self,), error

@@ -1,4 +1,4 @@
-"""Runs one case: see the package."""
+"""Runs one case, or `--long`, all of them: see the package."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import gc
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
-from types import CodeType, FunctionType
+from concurrent.futures import ThreadPoolExecutor
+from types import CodeType
 from typing import Any
 
 from tests.tools.out_of_memory import ALONE, CASES, FORKS
+from tests.tools.out_of_memory.paths import PATHS
+from tests.tools.out_of_memory.sweep import DIED, LENGTHS, died, keep_codes
 from tests.tools.out_of_memory.trial import NONE, SPELL, Trial
 
 WATCHDOG = 20.0  # seconds without a new case
 FORKED = 2.0  # seconds that a forked case gets before its stacks are looked at
-LOST = 1000  # references to one code that CPython may lose
 excused: list[str] = []  # hangs of CPython's
 kept: list[CodeType] = []  # while the process lives
 
@@ -34,18 +37,6 @@ def one(name: str, start: int, stop: int) -> bool:
         left = [ref() for ref in refs if ref() is not None]
         assert not left, f"{len(left)} things are left"
     return failed
-
-
-DIED = "a thread died in threading.py"
-
-
-def died(hooked: Any) -> None:
-    trace = hooked.exc_traceback
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_code.co_filename.endswith("threading.py"):
-        print(DIED, file=sys.stderr)
-    sys.excepthook(hooked.exc_type, hooked.exc_value, hooked.exc_traceback)
 
 
 def one_forked(name: str, start: int, stop: int) -> bool:
@@ -86,21 +77,7 @@ def one_forked(name: str, start: int, stop: int) -> bool:
     return status == 11
 
 
-def keep_codes() -> list[CodeType]:
-    """More references to the code of inner functions than get lost: 3.12 and 3.13 drop one too many where there is no
-    memory to make the function, and the code would be freed while it is used (faults.py: function)."""
-    if not (3, 12) <= sys.version_info < (3, 14):
-        return []
-    codes = [thing.__code__ for thing in gc.get_objects() if isinstance(thing, FunctionType)]
-    inner: set[int] = set()
-    for code in codes:  # grows meanwhile
-        found = [const for const in code.co_consts if isinstance(const, CodeType) and id(const) not in inner]
-        inner.update(map(id, found))
-        codes += found
-    return [code for code in codes if id(code) in inner for _ in range(LOST)]
-
-
-def main(name: str, limit: int) -> None:
+def main(name: str, limit: int, lengths: tuple[int, ...] = (1, SPELL)) -> None:
     _testcapi.set_nomemory(*NONE)  # puts the hooks in, before there is another thread
     logging.getLogger("ringmill").addHandler(logging.NullHandler())
     logging.getLogger("ringmill").propagate = False
@@ -122,7 +99,8 @@ def main(name: str, limit: int) -> None:
     run = one_forked if name in FORKS else one
     cases = failed = 0
     for start in range(limit):
-        for stop in (start + 1,) if name in ALONE else (start + 1, start + SPELL):
+        for length in (1,) if name in ALONE else lengths:
+            stop = start + length
             faulthandler.dump_traceback_later(WATCHDOG, exit=True)
             try:
                 failed += run(name, start, stop)
@@ -136,5 +114,31 @@ def main(name: str, limit: int) -> None:
     print(json.dumps(figures | {"strange": strange}))
 
 
+def everything(names: list[str]) -> int:
+    """Each case with all lengths, each path whole: of all, or of those names; as many processes as processors."""
+    jobs = [[name, "200", "long"] for name in CASES] + [[name] for name in PATHS]
+    jobs = [job for job in jobs if not names or job[0] in names]
+
+    def runs(job: list[str]) -> subprocess.CompletedProcess[str]:
+        module = "tests.tools.out_of_memory.sweep" if len(job) == 1 else "tests.tools.out_of_memory"
+        return subprocess.run(
+            [sys.executable, "-m", module, *job],
+            env=os.environ | {"PYTHONMALLOC": "default"}, capture_output=True, text=True,
+        )
+
+    wrong = 0
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for job, done in zip(jobs, executor.map(runs, jobs), strict=True):
+            strange = len(job) > 1 and done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["strange"]
+            wrong += bool(done.returncode or strange)
+            print(done.stdout.strip() if len(job) == 1 else f"{job[0]}: {done.stdout.strip()}", flush=True)
+            if done.returncode:
+                print(f"{job[0]}: status {done.returncode}\n{done.stderr}", flush=True)
+    print(f"{len(jobs)} of them, {wrong} went wrong")
+    return bool(wrong)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1:2] == ["--long"]:
+        sys.exit(everything(sys.argv[2:]))
+    main(sys.argv[1], int(sys.argv[2]), LENGTHS if sys.argv[3:] else (1, SPELL))

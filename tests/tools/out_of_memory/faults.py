@@ -11,10 +11,12 @@ CPython 3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
 | hooks | a thread that frees without the GIL while `_testcapi` swaps the allocators crashes | CPython 3.11.7 |
 | start | Thread.start waits for ever: its thread died before it said that it runs | all |
 | keywords | an object of a Python subclass of an extension type, made with keywords, crashes | Cython 3.3.1 |
+| raised | a function that raises loses the exception where there is no memory for a frame object | 3.12.1, 3.13.0 |
+| future | asyncio's Future.set_result finds no memory: it is done, and its callback is not called | 3.12.1, 3.13.0 |
 | variable | ContextVar.set crashes where two allocations in a row fail: its token's, and the next | 3.11.7 to 3.13.0 |
 
 `start` is excused, and `function` made harmless (__main__.py); the hooks are put in once (trial.py). The others are
-avoided: copies are made by hand, lists stand for generators, setup.py turns that code of Cython's off, and allocations
+avoided: compiled code has an exception where one was lost (primitives.pxd), copies are made by hand, lists stand for generators, setup.py turns that code of Cython's off, and allocations
 fail one by one only where a variable is set (trial.alone). For `keywords`, compile `cdef class Base: pass` as
 faults_base.pyx.
 """
@@ -22,6 +24,7 @@ faults_base.pyx.
 from __future__ import annotations
 
 import _testcapi
+import asyncio
 import faulthandler
 import gc
 import os
@@ -127,6 +130,35 @@ def keywords(k: int) -> bool:
     return False
 
 
+def raised(k: int) -> bool:
+    def raises() -> None:
+        raise ValueError
+
+    gc.collect()
+    _testcapi.set_nomemory(k, k + 1)
+    try:
+        raises()
+    except SystemError as error:
+        return str(error) == "error return without exception set"
+    except (MemoryError, ValueError):
+        pass
+    finally:
+        _testcapi.remove_mem_hooks()
+    return False
+
+
+def future(k: int) -> bool:
+    loop = asyncio.new_event_loop()
+    made = loop.create_future()
+    called: list[object] = []
+    made.add_done_callback(called.append)
+    fails(k, made.set_result, None)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    return made.done() and not called
+
+
 VARIABLE = """
 import _testcapi, contextvars
 variable, value = contextvars.ContextVar("variable"), object()
@@ -145,7 +177,7 @@ def variable(k: int) -> bool:
 if __name__ == "__main__":
     shows = {
         "spread": spread, "generator": generator, "function": function, "hooks": hooks, "start": start,
-        "keywords": keywords, "variable": variable,
+        "keywords": keywords, "variable": variable, "raised": raised, "future": future,
     }[sys.argv[1]]
     for _ in range(2):
         shows(1 << 20)  # what is made once, is made

@@ -8,6 +8,7 @@ cdef extern from *:
     """
     #ifndef RINGMILL_MACHINE
     #define RINGMILL_MACHINE
+    #include <frameobject.h>
     #include <chrono>
     #include <cstdint>
     #include <thread>
@@ -46,15 +47,61 @@ cdef extern from *:
         *place = value;
         return old;
     }
-    /* A function in Python that raises, and whose frame object finds no memory, returns NULL with no exception set (CPython
-       3.12 and 3.13). Cython's code would add a traceback to none, and crash: in its place comes a MemoryError. */
+    /* Where memory lacks, Cython's code that adds a traceback leaves an exception without one, or none at all: CPython 3.12 and
+       3.13 lose the exception where they find no memory for a frame object, so that a function in Python that raises
+       returns NULL with none set. Cython's `except` and `finally` crash then. So these stand in the place of what Cython
+       calls: an exception stays, or is a MemoryError, and has a traceback, if need be one that was made beforehand. */
+    static inline PyObject* ringmill_make_traceback(void) {
+        PyObject *type = NULL, *value = NULL, *trace = NULL;
+        PyObject* globals = PyDict_New();
+        PyCodeObject* code = PyCode_NewEmpty("ringmill", "(no memory for a traceback)", 1);
+        PyFrameObject* frame = globals && code ? PyFrame_New(PyThreadState_Get(), code, globals, NULL) : NULL;
+        if (frame != NULL) {
+            PyErr_SetNone(PyExc_MemoryError);
+            PyTraceBack_Here(frame);
+        }
+        PyErr_Fetch(&type, &value, &trace);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(frame);
+        Py_XDECREF(code);
+        Py_XDECREF(globals);
+        return trace;
+    }
+    [[maybe_unused]] static PyObject* const ringmill_spare_traceback = ringmill_make_traceback();  // when the module is loaded
     [[maybe_unused]] static inline void ringmill_have_raised(void) {
         if (PyErr_Occurred() == NULL) PyErr_NoMemory();
     }
+    [[maybe_unused]] static inline void ringmill_have_traceback(void) {
+        PyObject *type, *value, *trace;
+        ringmill_have_raised();
+        PyErr_Fetch(&type, &value, &trace);
+        if (trace == NULL) Py_XINCREF(trace = ringmill_spare_traceback);
+        PyErr_Restore(type, value, trace);
+    }
     [[maybe_unused]] static inline int ringmill_add_traceback(PyFrameObject* frame) {
         ringmill_have_raised();
-        return PyTraceBack_Here(frame);
+        int status = PyTraceBack_Here(frame);
+        ringmill_have_traceback();
+        return status;
     }
+    [[maybe_unused]] static inline PyFrameObject* ringmill_new_frame(
+        PyThreadState* state, PyCodeObject* code, PyObject* globals, PyObject* locals
+    ) {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyFrameObject* frame = PyFrame_New(state, code, globals, locals);
+        if (type != NULL) PyErr_Restore(type, value, trace);  // and drops what PyFrame_New has raised
+        if (frame == NULL) ringmill_have_traceback();
+        return frame;
+    }
+    [[maybe_unused]] static inline PyCodeObject* ringmill_new_code(const char* file, const char* function, int line) {
+        PyCodeObject* code = PyCode_NewEmpty(file, function, line);
+        if (code == NULL) ringmill_have_traceback();
+        return code;
+    }
+    #define PyFrame_New(state, code, globals, locals) ringmill_new_frame(state, code, globals, locals)
+    #define PyCode_NewEmpty(file, function, line) ringmill_new_code(file, function, line)
     #define PyTraceBack_Here(frame) ringmill_add_traceback(frame)
     #endif
     """

@@ -69,6 +69,7 @@ cdef class OperationBase:
     cdef bint try_cancel(self, uint32_t owner) noexcept nogil
     cdef int end_overridden(self, uint32_t phase) except -1
     cdef int announce_done(self, uint32_t phase, bint overridden) except -1
+    cdef bint call_done(self, int left) noexcept
     cdef int release(self, uint32_t phase) except -1
     cdef bint cancel_quietly(self) except -1
     cdef int park(self, int64_t deadline) except -1

@@ -83,6 +83,10 @@ cdef extern from "Python.h":
     PyObject* pack_log "Py_BuildValue"(const char* format, ...) noexcept
     PyObject* PyErr_Occurred()
     void PyErr_Clear()
+    PyObject* get_raw "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
+    bint matches_error "PyErr_GivenExceptionMatches"(PyObject* error, PyObject* kinds) noexcept
+    ctypedef struct PyListObject:
+        PyObject** ob_item
 
 # C globals, which outlive the module's dictionary: a Note may go while the interpreter ends.
 cdef object logger = logging.getLogger("ringmill")
@@ -105,6 +109,7 @@ cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object subject)
 
 cdef enum:
+    REPEATS = 200               # of a done() of ringmill's own that finds no memory
     BUCKETS = 256               # a power of two
     HEAPTYPE = 1 << 9           # Py_TPFLAGS_HEAPTYPE
 
@@ -113,6 +118,7 @@ cdef object owners = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
 cdef unsigned long main_thread = threading.main_thread().ident
 cdef object kept_interrupt = None  # the main thread's: see the head
+cdef str done_name = "done"
 cdef list repeated = []  # done() methods that are called again: see repeatable
 
 cdef inline SpinLock* _bucket(OperationBase op) noexcept nogil:
@@ -225,20 +231,24 @@ cdef class OperationBase:
 
     cdef int announce_done(self, uint32_t phase, bint overridden) except -1:
         # The outcome is set: calls done(), if that is overridden, and releases the waiters whatever it does.
+        cdef int left = REPEATS
         if self.context is not None:
             self.set_context(None)
-        cdef bint again = overridden
-        try:
-            while again:
-                again = False
-                try:
-                    call_verb(self, "done")
-                except BaseException as error:
-                    again = hook_raised(error, "done() raised in %s", name_of(type(self)))
-                    again = again and is_repeated(self)
-        finally:
-            self.release(phase)
+        while overridden and self.call_done(left):
+            left -= 1
+        self.release(phase)
         return 0
+
+    cdef bint call_done(self, int left) noexcept:
+        # Whether it is to be called again, see repeatable: `left` times at most, where memory is lacking.
+        cdef bint again = False
+        try:
+            call_verb(self, "done")
+        except BaseException as error:
+            again = is_repeated(<PyObject*>Py_TYPE(<PyObject*>self))
+            if not again or not left or not matches_error(<PyObject*>error, <PyObject*>memory_errors):
+                again = hook_raised(error, "done() raised in %s", name_of(type(self))) and again
+        return again
 
     cdef int release(self, uint32_t phase) except -1:
         # Sets RELEASED and wakes the waiters; unless the operation has left that phase, and begun another life.
@@ -564,12 +574,6 @@ cdef bint overrides_done(PyObject* kind) noexcept:
     return overridden
 
 
-cdef bint is_repeated(OperationBase op) except -1:
-    # Whether its done() is one of ringmill's own, which are called again: see repeatable.
-    cdef object own = type(op).done
-    return True in [done is own for done in repeated]
-
-
 async def _until_done(OperationBase op):
     cdef LoopSleeper sleeper = None
     cdef uint32_t expected_generation
@@ -863,13 +867,34 @@ def report_hook(error, str what, subject):
 
 
 def repeatable(done):
-    """Marks a `done` of ringmill's own: left by a KeyboardInterrupt on the main thread, it is called again, to go on."""
+    """Marks a `done` of ringmill's own, which is called again, to go on, where it was left by a KeyboardInterrupt on the main
+    thread, or for want of memory.
+    """
     repeated.append(done)
     return done
 
 
+# SystemError: what Python code makes of an exception that CPython has lost where it had no memory, see primitives.pxd.
+cdef tuple memory_errors = (MemoryError, SystemError)
+
+
+cdef bint is_repeated(PyObject* kind) noexcept:
+    # Whether that class's `done` is marked so. Takes no memory.
+    cdef PyObject* done = get_raw(kind, <PyObject*>done_name)
+    cdef Py_ssize_t k
+    cdef bint found = False
+    if done == NULL:
+        PyErr_Clear()
+        return False
+    for k in range(len(repeated)):
+        found = found or (<PyListObject*>repeated).ob_item[k] == done
+    Py_DECREF(<object>done)
+    return found
+
+
 def complete(step, int interrupts):
-    """Calls `step(interrupts)` until it returns; each time that it raises, reports that and adds one to `interrupts`.
+    """Calls `step(interrupts)` until it returns; each time that it raises, reports that and adds one to `interrupts`, unless
+    it was for want of memory.
 
     For the end of the interpreter, where a KeyboardInterrupt must not get out, however often it comes: a signal handler
     runs between two bytecodes of Python code, so no Python function can promise that.
@@ -881,7 +906,8 @@ def complete(step, int interrupts):
             step(interrupts)
             return
         except BaseException as error:
-            interrupts += 1
+            if not matches_error(<PyObject*>error, <PyObject*>memory_errors):
+                interrupts += 1
             report_unraisable(error, step)
 
 

@@ -70,7 +70,7 @@ cdef enum:
     ASKED = 1
     GONE = 2                    # the loop is closed for good
     FAILED = 3
-    PATIENCE = 8                # how often it is tried on the spot: each signal fails one
+    PATIENCE = 100              # how often it is tried on the spot: each signal, each lack of memory fails one
 
 cdef dict modules = sys.modules
 cdef object mailboxes = threading.local()  # .current: a weak reference to the LoopMailbox that was used last on this thread
