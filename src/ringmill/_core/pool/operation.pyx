@@ -118,7 +118,6 @@ cdef object owners = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
 cdef unsigned long main_thread = threading.main_thread().ident
 cdef object kept_interrupt = None  # the main thread's: see the head
-cdef str done_name = "done"
 cdef list repeated = []  # done() methods that are called again: see repeatable
 
 cdef inline SpinLock* _bucket(OperationBase op) noexcept nogil:

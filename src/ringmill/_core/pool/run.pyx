@@ -49,12 +49,14 @@ from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
     RELEASED,
+    SUCCEEDED,
     OperationBase,
     PyTypeObject,
     accept,
     begin,
     end,
     is_operation,
+    log_error,
     new_error_record,
     overrides_done,
     unaccept,
@@ -114,6 +116,9 @@ cdef enum:
     STOPPED = 1
     DUE = 2
     EARLIER = 3
+
+
+cdef tuple nothing = ()         # the arguments of a log line
 
 
 cdef class PoolRun(OwnerPool):
