@@ -1,1 +1,1 @@
-"""Atomics, a spin lock's instructions, the clock, bounded spinning, and facts of the build. Uses nothing of ringmill."""
+"""Atomics, the clock, bounded spinning, and the facts of the build. Uses nothing of ringmill."""

@@ -1,5 +1,4 @@
-# What the core was built from and with: the project's version, the compiler, and its flags. ringmill_build.h is written
-# by setup.py, where the flags are known.
+# The facts of this build: the project's version, the compiler and its flags. setup.py writes ringmill_build.h.
 
 cdef extern from *:
     """

@@ -1,9 +1,9 @@
-# Read-modify-writes by attached threads, which is what all of the core's are (rule 1).
+# Read-modify-writes for attached threads; all of the core's are done by attached threads (rule 1).
 #
-# On a free-threaded build they are the atomic operations of their names. On a GIL build who is attached has the GIL:
-# nobody else is between the load and the store, and a locked instruction (6 ns on x86) would buy nothing. There they
-# are a load and a store; the store releases, for the few words that detached threads read (a waiter's hint, an
-# operation's state). What orders one attached thread's accesses after another's is then the GIL.
+# On a free-threaded build these are the atomic operations of their names. On a GIL build an attached thread holds the
+# GIL, so no other attached thread runs between the load and the store, and a locked instruction (6 ns on x86) would
+# gain nothing: there they are a load and a store. The store is a release, for the few words that detached threads read
+# (a waiter's hint, an operation's state). The accesses of attached threads are ordered by the GIL.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport atomic, memory_order
@@ -65,7 +65,7 @@ cdef extern from *:
     uint32_t exchange32 "ringmill::exchange"(atomic[uint32_t]& word, uint32_t wanted, memory_order) noexcept nogil
     uint64_t exchange64 "ringmill::exchange"(atomic[uint64_t]& word, uint64_t wanted, memory_order) noexcept nogil
     uint64_t fetch_or64 "ringmill::fetch_or"(atomic[uint64_t]& word, uint64_t bits, memory_order) noexcept nogil
-    # Weak compare-exchange: where it fails, `seen` is what the word was.
+    # Weak compare-exchange: if it fails, `seen` receives the word's value.
     bint swap64 "ringmill::swap"(
         atomic[uint64_t]& word, uint64_t& seen, uint64_t wanted, memory_order, memory_order failed
     ) noexcept nogil

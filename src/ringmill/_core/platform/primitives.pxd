@@ -1,5 +1,5 @@
-# What Cython cannot say: a pause instruction, a yield, a short sleep, the steady clock (PyTime_Monotonic is new in 3.13),
-# and which build this is. All may be called detached.
+# What Cython has no words for: a pause instruction, a yield, a short sleep, the steady clock (PyTime_Monotonic is new
+# in 3.13), and whether this is a free-threaded build. All may be called detached.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
@@ -39,9 +39,9 @@ cdef extern from *:
     #else
     #define RINGMILL_FREE_THREADED 0
     #endif
-    /* Hands an owned reference to Cython, which takes it over: no INCREF and DECREF on the way. */
+    /* Converts an owned pointer to an object that Cython owns, without an INCREF and a DECREF. */
     [[maybe_unused]] static inline PyObject* ringmill_steal(PyObject* owned) { return owned; }
-    /* A field of an object, for which Cython would count references: replaced, without counting any. */
+    /* Replaces an object field without the reference counting that Cython would add. */
     [[maybe_unused]] static inline PyObject* ringmill_exchange(PyObject** place, PyObject* value) {
         PyObject* old = *place;
         *place = value;
@@ -114,7 +114,7 @@ cdef extern from *:
 
 
 cdef inline void relax(int* spins) noexcept nogil:
-    # Waits for a thread that is a few instructions from what we wait for.
+    # One step of waiting for a thread that has only a few instructions left to execute.
     spins[0] += 1
     if spins[0] < 64:
         pause()

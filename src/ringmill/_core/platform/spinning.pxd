@@ -1,22 +1,22 @@
-# How long a thread looks for something, awake, before it sleeps; and how it goes back to the GIL. See spinning.pyx.
+# Bounded spinning before a thread sleeps, napping, and how a thread reacquires the GIL. See spinning.pyx.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
-cdef struct Spin:               # what has been worth it of late: guesses, by whoever has just spun, or napped
+cdef struct Spin:               # what has paid recently; hints, updated by threads that spin or nap
     atomic[int64_t] span_ns     # how long to spin
-    atomic[uint32_t] count      # of spins in vain
-    atomic[uint32_t] nap_skips  # after a nap that did not pay, so many are left out,
-    atomic[uint32_t] nap_left   # of which so many are left
+    atomic[uint32_t] count      # short spins, to find the next long one
+    atomic[uint32_t] nap_skips  # how many naps are skipped after one that did not pay
+    atomic[uint32_t] nap_left   # how many of them are still to be skipped
 
 cdef enum:
-    LONG_EVERY = 16             # one of so many spins is a long one, where short ones have been in vain
+    LONG_EVERY = 16             # when short spins find nothing, one in this many is a long one
 
-cdef enum SearchResult:               # how one has looked for something
-    FOUND_HINT = 1              # spun, and saw a bit
-    FOUND_NOTHING = 2                 # spun, and saw none
-    NOT_AT_ALL = 3              # may not spin: enough others do
-    NAPPED = 4
+cdef enum SearchResult:
+    FOUND_HINT = 1              # the thread spun and saw a bit
+    FOUND_NOTHING = 2           # it spun and saw none
+    NOT_AT_ALL = 3              # it may not spin: enough other threads do
+    NAPPED = 4                  # it napped
 
 cdef void init_spin(Spin* spin) noexcept nogil
 cdef bint may_spin() noexcept nogil
@@ -24,7 +24,7 @@ cdef bint spin_detached(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64
 cdef SearchResult spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept
 cdef SearchResult nap(Spin* spin, int64_t deadline) noexcept
 cdef void learn_nap(Spin* spin, bint paid) noexcept
-cdef void forget_lookers() noexcept  # in the child of a fork, which has none
+cdef void reset_search_count() noexcept  # for the child of a fork, where no other thread searches
 
 cdef void released_gil() noexcept nogil
 cdef void reacquire_gil() noexcept nogil

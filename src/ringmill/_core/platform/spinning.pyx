@@ -1,30 +1,36 @@
-# How long a thread looks for something, awake, before it sleeps; and how it goes back to the GIL.
+# Bounded spinning before a thread sleeps, napping, and how a thread reacquires the GIL.
 #
-# A wake-up costs some 20 microseconds on another processor, a look a hundredth of one. So who waits spins first: detached,
-# for at most 50 microseconds, and for as long as has been worth it of late (Spin): the span doubles when the spin found
-# what it was for and is halved when not, so that on a busy machine next to nothing is left of it. Nothing here matters
-# for correctness: whoever is told that he found nothing looks again, and sleeps by the protocol of wait_queue.pyx.
+# May use primitives.pxd only. Nothing here matters for correctness: a thread that is told that nothing was found checks
+# again, and sleeps by the protocol of wait_queue.pyx. All shared words are hints, accessed relaxed.
 #
-# Exploring. Two threads that hand work to and fro and both sleep find each other asleep, however often they spin for a
-# short time. One spin of LONG_EVERY is therefore as long as the other needs to wake up.
+# Spinning. Waking a thread on another processor takes about 20 microseconds, a look at a word a hundredth of one. So a
+# waiting thread spins first: detached, for at most 50 microseconds, and for as long as it has paid recently (Spin): the
+# span doubles when the spin found something and is halved when not, so that on a busy machine almost nothing of it is
+# left.
 #
-# Yielding. The thread that we wait for may be waiting for our processor. A yield gives it to that thread, but on a
-# crowded machine to anybody, for milliseconds; each such yield doubles the number of those that are left out next.
+# Long spins. Two threads that hand work back and forth and both sleep find each other asleep, however often they spin
+# for a short time. So one spin in LONG_EVERY is as long as the other thread needs to wake up.
 #
-# Lingering. Where items come one by one, two threads in step fight for each cache line. A spin that has found something may
-# go on for a while, to let some gather; wait_queue.pyx knows when that pays. On a GIL build it does by itself, see next.
+# Yielding. The awaited thread may be waiting for this processor. A yield gives the processor to that thread, but on a
+# crowded machine to any thread, for milliseconds; after such a yield twice as many yields are skipped as after the one
+# before.
 #
-# Napping. Where more threads look than there are processors, spinning only keeps those from running that would publish
-# something; and if all of them slept, a publisher would pay for a wake-up with each item. So on a free-threaded build no
-# more spin than there are processors, and who comes on top naps, still a searcher, so that nobody need wake him: once,
-# for the longer the more do so, that the clock may not wake more than the processors can run. A nap has paid if more than
-# one item has gathered by the end of the wait; if not, naps are left out for a while, since whoever sends one item at a
-# time waits for the answer. On a GIL build items gather while the GIL is elsewhere.
+# Lingering. If items come one at a time, two threads in step contend for each cache line. A spin that has found
+# something may go on for a while, to let items gather; wait_queue.pyx knows when that pays. On a GIL build items gather
+# by themselves, see the next paragraph.
 #
-# Taking the GIL. Who asks for the GIL while another has it sleeps in the kernel, even if the holder is just about to let
-# go. So who has found what it spun for spins on until the holder has detached (to search, or to park, most likely):
-# `attached` says whether the thread of ringmill's that passed here last went in or out. Who is misled by it, because
-# the holder detached elsewhere, loses the rest of a spin.
+# Napping. If more threads search than there are processors, spinning only keeps the threads from running that would
+# publish something; and if all of them slept, a publisher would pay for a wake-up with each item. So on a free-threaded
+# build no more threads spin than there are processors. A thread beyond that number naps once, still as a searcher, so
+# that no publisher has to wake it; the more threads search, the longer it naps, so that the clock does not wake more
+# threads than the processors can run. A nap has paid if more than one item has gathered by the end of the wait. If not,
+# naps are skipped for a while, since a publisher that sends one item at a time waits for the answer. On a GIL build
+# items gather while another thread has the GIL.
+#
+# Reacquiring the GIL. A thread that requests the GIL while another holds it sleeps in the kernel, even if the holder is
+# about to release it. So a thread that has found what it spun for goes on spinning until the holder has detached (most
+# likely to search or to park). `attached` is 1 if the last thread of ringmill's that passed here was attaching, 0 if it
+# was detaching. If it is wrong, because the holder detached elsewhere, the thread loses the rest of a spin.
 
 import os
 
@@ -39,25 +45,25 @@ cdef int64_t MAX_SPIN_NS = 20_000
 cdef int64_t MIN_SPIN_NS = 500
 cdef int64_t LONG_SPIN_NS = 40_000  # longer than it takes to wake a thread on another processor
 cdef int64_t YIELD_AFTER_NS = 1_000
-cdef int64_t CROWDED_NS = 50_000  # a yield that took so long gave the processor to somebody else
-cdef int64_t NAP_NS = 50_000        # and about as much again that Linux's timers take, if not told otherwise
-cdef int64_t NAP_FOR_EACH_NS = 25_000  # of the others that look
+cdef int64_t CROWDED_NS = 50_000  # a yield that took longer gave the processor to an unrelated thread
+cdef int64_t NAP_NS = 50_000       # Linux's timers add about as much by default
+cdef int64_t NAP_FOR_EACH_NS = 25_000  # added for each other thread that searches
 cdef int64_t MAX_NAP_NS = 800_000
 cdef enum:
-    MAX_CROWD = 4096
+    MAX_YIELD_SKIPS = 4096
     FIRST_SKIPS = 16
     MAX_SKIPS = 1024
 
-# relaxed, all of these, wherever they are read and written: guesses, on which nothing depends
-cdef atomic[uint32_t] attached  # 1: a thread of ringmill's took the GIL last; 0: one gave it up last
-cdef Spin patience              # of those who wait for the GIL
-cdef atomic[uint32_t] crowd_left  # so many yields are left out yet,
-cdef atomic[uint32_t] crowd_size  # of so many
-cdef atomic[uint32_t] looking   # threads that spin or nap; free-threaded builds only
+# relaxed, every access to these: hints, on which no correctness depends
+cdef atomic[uint32_t] attached  # 1: a thread of ringmill's acquired the GIL last; 0: one released it last
+cdef Spin gil_spin              # how long threads spin for the GIL
+cdef atomic[uint32_t] yields_to_skip  # how many yields are still to be skipped,
+cdef atomic[uint32_t] yield_skips  # of this number
+cdef atomic[uint32_t] searching  # threads that spin or nap; free-threaded builds only
 
 
 cdef bint may_spin() noexcept nogil:
-    # Not where there is one processor only.
+    # False on a machine with one processor.
     return MAY_SPIN
 
 
@@ -86,17 +92,17 @@ cdef void _learn(Spin* spin, int64_t span, bint found) noexcept nogil:
     )
 
 
-init_spin(&patience)
+init_spin(&gil_spin)
 
 
-cdef struct SpinRound:              # one spin; on the spinner's stack
+cdef struct SpinRound:          # one spin; on the spinning thread's stack
     int64_t limit
     int64_t yield_at
-    int64_t yield_every         # doubles
+    int64_t yield_every         # doubles with each yield
     int rounds
 
 cdef inline void _begin(SpinRound* spin_round, int64_t span, int64_t deadline) noexcept nogil:
-    # A deadline below 0 is none.
+    # A negative deadline is none.
     cdef int64_t now = now_ns()
     spin_round.limit = now + span
     if 0 <= deadline < spin_round.limit:
@@ -106,13 +112,13 @@ cdef inline void _begin(SpinRound* spin_round, int64_t span, int64_t deadline) n
     spin_round.rounds = 0
 
 cdef inline bint _goes_on(SpinRound* spin_round) noexcept nogil:
-    # One round. False: that was long enough.
+    # One round. False: the spin is over.
     pause()
     spin_round.rounds += 1
-    return True if spin_round.rounds & 15 else _look_up(spin_round)
+    return True if spin_round.rounds & 15 else _check_time(spin_round)
 
-cdef bint _look_up(SpinRound* spin_round) noexcept nogil:
-    # Now and then: the time; and whoever we wait for may be waiting for this very processor.
+cdef bint _check_time(SpinRound* spin_round) noexcept nogil:
+    # Every 16 rounds: checks the time, and yields now and then (see the head).
     cdef int64_t now = now_ns(), back
     cdef uint32_t left
     if now >= spin_round.limit:
@@ -121,60 +127,60 @@ cdef bint _look_up(SpinRound* spin_round) noexcept nogil:
         return True
     spin_round.yield_every *= 2
     spin_round.yield_at = now + spin_round.yield_every
-    left = crowd_left.load(memory_order_relaxed)
+    left = yields_to_skip.load(memory_order_relaxed)
     if left:
-        crowd_left.store(left - 1, memory_order_relaxed)
+        yields_to_skip.store(left - 1, memory_order_relaxed)
         return True
     yield_processor()
     back = now_ns()
     if back - now < CROWDED_NS:
-        crowd_size.store(0, memory_order_relaxed)
+        yield_skips.store(0, memory_order_relaxed)
     else:
-        left = min(MAX_CROWD, 2 * crowd_size.load(memory_order_relaxed) + 16)
-        crowd_size.store(left, memory_order_relaxed)
-        crowd_left.store(left, memory_order_relaxed)
+        left = min(MAX_YIELD_SKIPS, 2 * yield_skips.load(memory_order_relaxed) + 16)
+        yield_skips.store(left, memory_order_relaxed)
+        yields_to_skip.store(left, memory_order_relaxed)
     return True
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# in and out
+# releasing and reacquiring the GIL
 
 cdef void released_gil() noexcept nogil:
-    # Just detached.
+    # Called just after the thread has detached.
     if not FREE_THREADED:
         attached.store(0, memory_order_relaxed)
 
 cdef void reacquire_gil() noexcept nogil:
-    # About to attach: waits for the holder of the GIL to let go, if it looks as if it would.
+    # Called before the thread attaches: waits for the holder of the GIL to release it, if that seems likely.
     cdef int64_t span
     cdef SpinRound spin_round
     if FREE_THREADED or not MAY_SPIN or not attached.load(memory_order_relaxed):
         return
-    span = _span(&patience)
+    span = _span(&gil_spin)
     _begin(&spin_round, span, -1)
     while attached.load(memory_order_relaxed):
         if not _goes_on(&spin_round):
-            _learn(&patience, span, False)
+            _learn(&gil_spin, span, False)
             return
-    _learn(&patience, span, True)
+    _learn(&gil_spin, span, True)
 
 cdef void reacquired_gil() noexcept nogil:
-    # Just attached.
+    # Called just after the thread has attached.
     if not FREE_THREADED:
         attached.store(1, memory_order_relaxed)
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# looking
+# searching
 
 cdef bint spin_detached(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t deadline) noexcept nogil:
-    # Spins until the word has one of the bits: True. Or until the deadline, or for as long as has been worth it.
+    # Spins until the word has one of the bits: True; or until the deadline, or for as long as has paid recently: False.
     cdef int64_t span = _span(spin)
     cdef SpinRound spin_round
     cdef bint found
     _begin(&spin_round, span, deadline)
     while True:
-        found = word.load(memory_order_acquire) & bits != 0  # acquire: what was written before the bit
+        found = word.load(memory_order_acquire) & bits != 0  # acquire: pairs with the release that set the bit
         if found or not _goes_on(&spin_round):
             break
     _learn(spin, span, found)
@@ -182,31 +188,32 @@ cdef bint spin_detached(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64
 
 
 cdef SearchResult spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept:
-    # Called attached. The same, detached meanwhile, and then for `linger` nanoseconds more.
+    # Called attached. The same, detached meanwhile; then goes on for `linger` nanoseconds if it found something.
     cdef SpinRound spin_round
     cdef bint found
     if not MAY_SPIN:
         return NOT_AT_ALL
-    if FREE_THREADED and looking.fetch_add(1, memory_order_relaxed) >= PROCESSORS:
-        looking.fetch_sub(1, memory_order_relaxed)
+    if FREE_THREADED and searching.fetch_add(1, memory_order_relaxed) >= PROCESSORS:
+        searching.fetch_sub(1, memory_order_relaxed)
         return NOT_AT_ALL
     with nogil:  # waits for another thread to set a bit
         released_gil()
         found = spin_detached(word, bits, spin, deadline)
         if found and linger:
             _begin(&spin_round, linger, deadline)
-            spin_round.yield_at = spin_round.limit  # whoever publishes is at it, on another processor
+            spin_round.yield_at = spin_round.limit  # no yield: the publisher runs, on another processor
             while _goes_on(&spin_round):
                 pass
         reacquire_gil()
     reacquired_gil()
     if FREE_THREADED:
-        looking.fetch_sub(1, memory_order_relaxed)
+        searching.fetch_sub(1, memory_order_relaxed)
     return FOUND_HINT if found else FOUND_NOTHING
 
 
 cdef SearchResult nap(Spin* spin, int64_t deadline) noexcept:
-    # Called attached. Sleeps for a moment, detached, unless that has not paid of late. NAPPED: learn_nap must follow.
+    # Called attached. Sleeps briefly, detached, unless that has not paid recently. After NAPPED, learn_nap must be
+    # called.
     cdef uint32_t left = spin.nap_left.load(memory_order_relaxed)
     cdef int64_t span
     if not FREE_THREADED:
@@ -214,19 +221,19 @@ cdef SearchResult nap(Spin* spin, int64_t deadline) noexcept:
     if left:
         spin.nap_left.store(left - 1, memory_order_relaxed)
         return NOT_AT_ALL
-    span = NAP_NS + NAP_FOR_EACH_NS * <int64_t>looking.fetch_add(1, memory_order_relaxed)
+    span = NAP_NS + NAP_FOR_EACH_NS * <int64_t>searching.fetch_add(1, memory_order_relaxed)
     span = min(span, MAX_NAP_NS)
     if deadline >= 0:
         span = min(span, deadline - now_ns())
     if span > 0:
         with nogil:  # waits for more to be published
             sleep_ns(span)
-    looking.fetch_sub(1, memory_order_relaxed)
+    searching.fetch_sub(1, memory_order_relaxed)
     return NAPPED
 
 
 cdef void learn_nap(Spin* spin, bint paid) noexcept:
-    # Whether more than one had gathered.
+    # `paid`: whether more than one item had gathered.
     cdef uint32_t skips = 0
     if not paid:
         skips = min(MAX_SKIPS, FIRST_SKIPS + 2 * spin.nap_skips.load(memory_order_relaxed))
@@ -234,5 +241,5 @@ cdef void learn_nap(Spin* spin, bint paid) noexcept:
     spin.nap_left.store(skips, memory_order_relaxed)
 
 
-cdef void forget_lookers() noexcept:
-    looking.store(0, memory_order_relaxed)
+cdef void reset_search_count() noexcept:
+    searching.store(0, memory_order_relaxed)

@@ -1,6 +1,6 @@
 from typing_extensions import disjoint_base
 
-from .waiter import Sleeper
+from .wait_queue import Sleeper
 
 @disjoint_base
 class LoopMailbox:

@@ -1,36 +1,40 @@
-# How a task of an event loop sleeps and is woken: asyncio (any of its loops) and trio.
+# How tasks of event loops sleep and are woken: asyncio (with any of its loops) and trio.
 #
-# The task's side is wait_for's (wait_queue.pyx): attempt; begin_sleep; attempt once more; sleep; and so on. It sleeps in an
-# await instead of on a lock, so a LoopSleeper stands in the queue. Whoever grants it calls wake() from any thread:
+# May use wait_queue.pyx and `platform`. Imports neither asyncio nor trio: it asks those that the program has imported.
 #
-#   same thread, in a task of the same loop   asyncio: the future is resolved at once, which costs no system call
-#   anywhere else                             the sleeper is appended to its LoopMailbox's chain; who finds the chain unscheduled
-#                                             asks the loop, by its thread-safe call, to run land(); others have nothing to do
+# The task's side is that of wait_for (wait_queue.pyx): attempt; begin_sleep; attempt again; sleep; and so on. The task
+# sleeps in an await instead of on a lock, so a LoopSleeper is in the queue. The waker may be any thread:
 #
-# land() runs on the loop and resumes all that have come by then: wake-ups of one loop coalesce into one write to its
-# wake-up pipe.
+#   same thread, in a task of the same loop   asyncio: the future is resolved at once, without a system call
+#   anywhere else                             the sleeper is appended to its LoopMailbox's chain; the thread that finds the
+#                                             chain unscheduled asks the loop, by its thread-safe call, to call the mailbox
 #
-# A cancelled await takes nothing: items are taken by the task itself, when it runs, and from there to the caller nothing
-# suspends. One that was granted and leaves without taking owes a look, and passes the wake-up on if there is something
-# (run's finally). That also holds for a task that is destroyed: its coroutine is closed, and runs that finally.
+# The mailbox (LoopMailbox.__call__) runs on the loop and resumes all tasks whose sleepers have arrived by then: the
+# wake-ups of one loop are combined into one write to its wake-up pipe.
 #
-# A loop may be busy for long, blocked, stopped, or stopped and run again later. Nothing waits for it: whoever wakes one of
-# its tasks wakes a thread and a task of each other loop as well (wait_queue.pyx), so a task that is told owns nothing by that.
-# It looks when its loop runs again; finds something, or returns to its place in line.
+# A cancelled await takes nothing: a task takes its item itself, when it runs, and from there to the caller nothing
+# suspends. A task that was granted and leaves without an item has the duty to check, and passes the wake-up on if there
+# is an item (the `finally` of LoopWait.run). That also holds for a task that is destroyed: its coroutine is closed,
+# which runs that `finally`.
 #
-# A loop that is closed refuses the call: then the landing is dead, wake() says so, and the waker wakes the next of that
-# loop's tasks, until none is left in line. Tasks that had been told by then and never ran pass the wake-up on.
+# A loop may be busy for long, blocked, stopped, or stopped and run again later. Nothing waits for it: a waker that
+# wakes one of its tasks also wakes a thread and a task of each other loop (wait_queue.pyx), so a wake-up gives a task
+# no claim on an item. The task checks when its loop runs again; it takes an item, or returns to its place in its lane.
 #
-# The chain holds its own reference to each sleeper in it, taken before the lock and dropped after it. Under the lock
-# pointers are moved, and no reference is counted (rule 7): on a free-threaded build the DECREF of what another thread
-# made, or of None at the wrong moment, may detach. Hence raw pointers, which the landing shows to the collector (rule 11).
+# A loop that is closed refuses the call. Then the mailbox is dead, wake() returns False, and the waker wakes the next
+# of that loop's tasks, until none is left in the lane. Tasks that were woken by then and never ran pass the wake-up on.
 #
-# The call is Python code, so it may fail otherwise: a signal handler raises in it, the waker stands at the end of its
-# recursion, memory lacks. Those that were told rely on it, so it is asked again, at the latest by the interpreter when the
-# main thread is out of what it does. What a signal handler raised is not ours to keep: the thread gets it later.
+# The chain holds its own reference to each sleeper in it, taken before the lock is acquired and dropped after its
+# release. Under the lock only pointers are moved (rule 7): on a free-threaded build, the DECREF of an object that
+# another thread made, or of None at the wrong moment, may detach. Hence raw pointers, which the mailbox shows to the
+# collector (rule 11).
 #
-# Why not a library for this (aiologic, sniffio): the core depends on nothing at run time, and what is needed of one is
-# this file. Whether asyncio or trio runs is asked of those two, if the program has imported them.
+# The call to the loop is Python code, so it can also fail for other reasons: a signal handler raises in it, the waker
+# is at its recursion limit, memory is short. The woken tasks rely on it, so the loop is asked again, in the end by a
+# pending call of the interpreter on the main thread. What a signal handler raised is not for this code to keep: the
+# thread gets it later.
+#
+# Why not a library (aiologic, sniffio): the core depends on nothing at run time, and this file is all that is needed.
 
 import _thread
 import signal
@@ -66,14 +70,14 @@ cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long thread, object error) except -1
 
 cdef enum:
-    # what became of the call to a loop
+    # the results of LoopMailbox.ask
     ASKED = 1
     GONE = 2                    # the loop is closed for good
     FAILED = 3
-    PATIENCE = 100              # how often it is tried on the spot: each signal, each lack of memory fails one
+    ATTEMPTS = 100              # how often it is tried at once: each signal, or lack of memory, makes one attempt fail
 
 cdef dict modules = sys.modules
-cdef object mailboxes = threading.local()  # .current: a weak reference to the LoopMailbox that was used last on this thread
+cdef object mailboxes = threading.local()  # .current: a weak reference to this thread's latest LoopMailbox
 cdef object ref = weakref.ref
 
 
@@ -86,12 +90,12 @@ cdef class LoopMailbox:
         raise NotImplementedError
 
     cdef bint is_gone(self, error) except -1:
-        # Asked when it has refused the call, with that error.
+        # Whether the loop is closed for good, after it has refused the call with that error.
         raise NotImplementedError
 
     cdef int ask(self) noexcept:
-        # Has the loop call land().
-        cdef int left = PATIENCE
+        # Asks the loop to call this object.
+        cdef int left = ATTEMPTS
         cdef int result = FAILED
         later = None
         while left and result == FAILED:
@@ -112,22 +116,22 @@ cdef class LoopMailbox:
         return result
 
     cdef bint abandon_loop(self, LoopSleeper sleeper) noexcept:
-        # The loop is gone. False, for post().
+        # The loop is closed: its tasks that are in the chain pass their wake-ups on. Returns False, for post().
         cdef PyObject* raw = self.take_all(True)
         cdef LoopSleeper stranded
         while raw:
-            stranded = <LoopSleeper>steal(raw)  # the chain's reference is ours
+            stranded = <LoopSleeper>steal(raw)  # owns the chain's reference now
             raw = stranded.following
             if stranded is not sleeper:
                 stranded.pass_wakeup_on()
         return False
 
     cdef bint post(self, LoopSleeper sleeper) noexcept:
-        # From any thread. False: the loop is gone.
+        # Called from any thread. False: the loop is closed.
         cdef bint scheduled
         cdef int result
         cdef bint dead
-        sleeper.following = NULL  # nobody else knows of it: it was granted to us
+        sleeper.following = NULL  # only this thread has it: the waker that granted it
         Py_INCREF(sleeper)  # the chain's
         acquire(&self.lock)
         dead = self.dead
@@ -141,7 +145,7 @@ cdef class LoopMailbox:
             self.scheduled = True
         release(&self.lock)
         if dead:
-            Py_DECREF(sleeper)  # it did not get there
+            Py_DECREF(sleeper)  # the chain's, which did not take it
             return False
         if scheduled:
             return True
@@ -151,18 +155,19 @@ cdef class LoopMailbox:
         if result == FAILED:
             Py_INCREF(self)  # the pending call's
             if Py_AddPendingCall(ask_again, <void*>self):
-                Py_DECREF(self)  # there is none
+                Py_DECREF(self)  # the pending call's, which was not added
                 self.give_up()
                 return False
         return True
 
     cdef void give_up(self) noexcept:
-        # Whoever comes next asks again. That somebody does: those that were told count as pending no more.
+        # Leaves the sleepers in the chain, unscheduled, so that the next post() asks the loop again. They no longer
+        # count as pending in their lanes, so that there will be a next post().
         cdef PyObject* first = self.take_all(False)
         cdef PyObject* last = NULL
         cdef PyObject* raw = first
-        while raw:  # ours, until it is put back
-            (<LoopSleeper>raw).count_no_more()
+        while raw:  # this thread owns the chain until it is put back
+            (<LoopSleeper>raw).end_wakeup()
             last = raw
             raw = (<LoopSleeper>raw).following
         if first == NULL:
@@ -175,7 +180,7 @@ cdef class LoopMailbox:
         release(&self.lock)
 
     cdef PyObject* take_all(self, bint for_good) noexcept:
-        # The chain, and its references, are the caller's then. `for_good`: and nobody may post any more.
+        # Empties the chain; the caller owns it and its references. `for_good`: no thread may post any more.
         cdef PyObject* first
         acquire(&self.lock)
         first = self.first
@@ -187,21 +192,21 @@ cdef class LoopMailbox:
         return first
 
     def __call__(self):
-        """On the loop: resumes those that were told."""
+        """Called by the loop: resumes the tasks whose sleepers are in the chain."""
         cdef PyObject* raw = self.take_all(False)
         cdef LoopSleeper sleeper
         interrupt = None
         while raw:
-            sleeper = <LoopSleeper>steal(raw)  # the chain's reference is ours
-            raw = sleeper.following  # before it is resumed: it may be told again from then on
+            sleeper = <LoopSleeper>steal(raw)  # owns the chain's reference now
+            raw = sleeper.following  # before it is resumed: after that it may be woken again
             try:
                 sleeper.resume()
             except BaseException as error:
-                sleeper.pass_wakeup_on()  # its loop is being torn down
+                sleeper.pass_wakeup_on()  # the loop is being torn down
                 if not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
                     interrupt = error
         if interrupt is not None:
-            raise interrupt  # Ctrl-C goes through the loop, as it does where a callback of its own is interrupted
+            raise interrupt  # Ctrl-C goes through the loop, as from any interrupted callback of the loop
 
     def __dealloc__(self):
         drop_chain(self.take_all(True))
@@ -215,7 +220,7 @@ cdef void drop_chain(PyObject* raw) noexcept:
         raw = following
 
 
-# The garbage collector: Cython knows nothing of the chain. No thread is between two steps under a lock.
+# Garbage collection: Cython does not traverse the chain. No thread is inside a section under a lock meanwhile.
 cdef traverseproc base_traverse = (<PyTypeObject*>LoopMailbox).tp_traverse
 cdef inquiry base_clear = (<PyTypeObject*>LoopMailbox).tp_clear
 
@@ -234,13 +239,13 @@ cdef int mailbox_clear(PyObject* self) noexcept:
     return base_clear(self)
 
 
-cdef void show_chain(PyTypeObject* kind) noexcept:
+cdef void install_traverse(PyTypeObject* kind) noexcept:
     kind.tp_traverse = mailbox_traverse
     kind.tp_clear = mailbox_clear
 
 
 cdef int ask_again(void* raw) noexcept:
-    # A pending call, on the main thread.
+    # A pending call of the interpreter, on the main thread.
     cdef LoopMailbox mailbox = <LoopMailbox>steal(<PyObject*>raw)
     cdef int result = mailbox.ask()
     if result == GONE:
@@ -251,14 +256,14 @@ cdef int ask_again(void* raw) noexcept:
 
 
 cdef int raise_later(object error) noexcept:
-    # The thread that runs gets it once it is out of what it does.
+    # Raises the error in the calling thread, after it has left this code.
     try:
         if (
             PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_KeyboardInterrupt)
             and threading.get_ident() == threading.main_thread().ident
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            _thread.interrupt_main()  # which a thread that waits sees as well
+            _thread.interrupt_main()  # which also ends a wait
         else:
             PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), type(error))
     except BaseException:
@@ -282,13 +287,13 @@ cdef class TrioMailbox(LoopMailbox):
         return isinstance(error, modules["trio"].RunFinishedError)
 
 
-show_chain(<PyTypeObject*>LoopMailbox)
-show_chain(<PyTypeObject*>AsyncioMailbox)  # which have no references of their own
-show_chain(<PyTypeObject*>TrioMailbox)
+install_traverse(<PyTypeObject*>LoopMailbox)
+install_traverse(<PyTypeObject*>AsyncioMailbox)  # the subclasses add no references
+install_traverse(<PyTypeObject*>TrioMailbox)
 
 
 cdef object _asyncio_loop():
-    # asyncio's loop that runs on this thread, or None.
+    # The asyncio loop that runs on this thread, or None.
     events = modules.get("asyncio.events")
     return events._get_running_loop() if events is not None else None
 
@@ -300,30 +305,30 @@ cpdef bint in_trio() except -1:
         return False
     try:
         lowlevel.current_task()
-    except (AttributeError, RuntimeError):  # half imported, or not within a run
+    except (AttributeError, RuntimeError):  # partly imported, or not in a run
         return False
     return True
 
 
 cdef object _asyncio_task():
-    # asyncio's task that runs on this thread, or None; where no loop runs, an error.
+    # The asyncio task that runs on this thread, or None; RuntimeError if no loop runs.
     return modules["asyncio"].current_task()
 
 
 cdef int bind_to_task(LoopSleeper sleeper) except -1:
     cdef LoopMailbox mailbox = None
     cdef bint trio = in_trio()  # before asyncio: trio may run as its guest
-    home = modules["trio.lowlevel"].current_trio_token() if trio else _asyncio_loop()
-    if home is None:
+    loop = modules["trio.lowlevel"].current_trio_token() if trio else _asyncio_loop()
+    if loop is None:
         raise RuntimeError("no asyncio or trio event loop is running on this thread")
     last = getattr(mailboxes, "current", None)
     if last is not None:
         mailbox = last()
-    if mailbox is None or mailbox.loop is not home:
-        mailbox = TrioMailbox(home) if trio else AsyncioMailbox(home)
+    if mailbox is None or mailbox.loop is not loop:
+        mailbox = TrioMailbox(loop) if trio else AsyncioMailbox(loop)
         mailboxes.current = ref(mailbox)
     sleeper.mailbox = mailbox
-    sleeper.node.owner = <void*>home  # the landing, which the sleeper keeps, keeps it
+    sleeper.node.owner = <void*>loop  # kept alive by the mailbox, which the sleeper refers to
     if trio:
         sleeper.task = modules["trio.lowlevel"].current_task()
     return 0
@@ -348,29 +353,30 @@ cdef class LoopSleeper(Sleeper):
         cdef LoopMailbox mailbox = self.mailbox
         cdef bint here
         if self.future is not None and mailbox.thread == PyThread_get_thread_ident():
-            # Outside of a task (in a signal handler, say) the loop may be in its select, and must be woken from it.
+            # Outside of a task (in a signal handler, for example) the loop may be in its select and must be woken from
+            # it.
             try:
                 here = _asyncio_loop() is mailbox.loop and _asyncio_task() is not None
                 if here:
                     self.resume()
                     return True
-            except BaseException as error:  # the long way
+            except BaseException as error:  # falls back to post()
                 if not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
                     raise_later(error)
         return mailbox.post(self)
 
     cdef int arm(self) except -1:
-        # Before begin_sleep: may be told from then on.
+        # Called before begin_sleep, after which it may be woken.
         if self.task is None:
             self.future = self.mailbox.loop.create_future()
         return 0
 
     cdef object suspend(self):
-        # What to await until told.
+        # Returns what to await until it is woken.
         return self.future if self.task is None else _suspend_in_trio(self)
 
     cdef int resume(self) except -1:
-        # On the loop: the task goes on, unless it has left meanwhile.
+        # Called on the loop: the task goes on, unless it has left meanwhile.
         if self.task is None:
             if not self.future.done():
                 self.future.set_result(None)
@@ -380,49 +386,49 @@ cdef class LoopSleeper(Sleeper):
         return 0
 
     def _abort(self, raise_cancel):
-        # For trio: the task is cancelled, and sleeps no more.
+        # Called by trio: the task is cancelled and no longer sleeps.
         self.asleep = False
         return modules["trio.lowlevel"].Abort.SUCCEEDED
 
     cdef void pass_wakeup_on(self) noexcept:
-        # From any thread: it was told, and will never run.
+        # Called from any thread: the task was woken and will never run.
         pass
 
-    cdef void count_no_more(self) noexcept:
-        # From any thread: it was told, and its loop could not be.
+    cdef void end_wakeup(self) noexcept:
+        # Called from any thread: the task was woken, and its loop could not be asked to run it.
         pass
 
 
 async def _suspend_in_trio(LoopSleeper sleeper):
-    # Resumed by land() only, which runs while no task does: so not before the task is asleep.
+    # Only the mailbox resumes the task, and it runs while no task does: so not before the task is asleep.
     sleeper.asleep = True
-    await modules["trio.lowlevel"].wait_task_rescheduled(sleeper._abort)  # no closure: it would keep itself alive
+    await modules["trio.lowlevel"].wait_task_rescheduled(sleeper._abort)  # not a closure, which would keep itself alive
 
 
 cdef class LoopWait(LoopSleeper):
     cdef bint wake(self) noexcept:
         if LoopSleeper.wake(self):
             return True
-        end_pending(self.queue, &self.node)  # the next of the lane may be reached, or not either
+        end_pending(self.queue, &self.node)  # so that the next of the lane can be granted
         return False
 
     cdef int resume(self) except -1:
-        end_pending(self.queue, &self.node)  # before the task looks
+        end_pending(self.queue, &self.node)  # before the task checks
         return LoopSleeper.resume(self)
 
     cdef void pass_wakeup_on(self) noexcept:
         end_pending(self.queue, &self.node)
         notify(self.queue)
 
-    cdef void count_no_more(self) noexcept:
+    cdef void end_wakeup(self) noexcept:
         end_pending(self.queue, &self.node)
 
     async def run(self):
         cdef int result
         cdef bint queued = False
-        cdef bint owes = False  # granted, and has not looked yet
+        cdef bint owes = False  # granted, and has not checked yet
         if self.attempt == NULL:
-            raise TypeError("a LoopWait is made by what waits, and by that alone")
+            raise TypeError("this LoopWait waits for nothing: only the core makes LoopWaits")
         try:
             while True:
                 result = self.attempt(self.context)
@@ -432,7 +438,7 @@ cdef class LoopWait(LoopSleeper):
                 begin_sleep(self.queue, &self.node, False)
                 queued = True
                 owes = False
-                result = self.attempt(self.context)  # the last look
+                result = self.attempt(self.context)  # the last check
                 if result:
                     return result
                 await self.suspend()

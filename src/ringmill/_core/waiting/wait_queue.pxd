@@ -1,4 +1,4 @@
-# How a thread, an event loop or a select sleeps and is woken. The protocol is at the head of wait_queue.pyx.
+# WaitQueue: how threads and tasks of event loops sleep and are woken. The protocol is at the head of wait_queue.pyx.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -27,12 +27,12 @@ cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
 
 
-# A deadline is a point of the steady clock in nanoseconds; NEVER waits without limit.
+# A deadline is a time of the steady clock in nanoseconds; NEVER means no limit.
 cdef enum:
     NEVER = -1
 
 
-# A lock for a handful of instructions: no user code, no Python API that may run any, no detaching under it.
+# A lock for a few instructions. Under it: no user code, no Python API that may run user code, no detaching.
 cdef struct SpinLock:
     atomic[uint32_t] held  # 0 or 1
 
@@ -49,7 +49,7 @@ cdef extern from *:
 
 cdef inline void acquire(SpinLock* lock) noexcept nogil:
     cdef int spins = 0
-    # acquire: pairs with the release in release(), so that the holder sees what the last one wrote
+    # acquire: pairs with the store in release(), so that the holder sees what the last holder wrote
     while exchange32(lock.held, 1, memory_order_acquire):
         # relaxed: only to wait without writing to the line; the exchange above decides
         while lock.held.load(memory_order_relaxed):
@@ -62,44 +62,44 @@ cdef inline void release(SpinLock* lock) noexcept nogil:
 
 
 cdef struct WaitNode:
-    WaitNode* prev              # guarded by the queue's lock while queued. Of threads: a list; of a lane's Sleepers: circular
+    WaitNode* prev              # of the list of threads, or of the circular list of a lane; guarded by the queue's lock
     WaitNode* next              # once granted: the waker's chain
-    WaitNode* above             # the first of a lane: the first of the lanes beside it; guarded by the queue's lock
-    WaitNode* below
+    WaitNode* above             # of the first node of a lane: the first nodes of the neighbouring lanes; guarded by the
+    WaitNode* below             # queue's lock
     bint heads                  # it is the first of a lane; guarded by the queue's lock
-    void* pending               # the first of a lane: a granted one of the lane that is not resumed yet; never read through
-    bint pends                  # granted: the lane had others; they are not granted before it has been resumed
+    void* pending               # of the first of a lane: a granted Sleeper of it that is not resumed yet; only compared
+    bint pends                  # a granted Sleeper whose lane had others, which are not granted before it is resumed
     uint64_t since              # when it was queued last, by the queue's clock
-    uint64_t place              # of a Sleeper: when it was queued first; 0: it was not yet
-    PyThread_type_lock lock     # a thread parks on it; locked at rest, released by the one grant
+    uint64_t place              # of a Sleeper: when it was queued first; 0: not yet
+    PyThread_type_lock lock     # a thread parks on it; locked at rest, released by a grant
     PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see begin_sleep)
     uint32_t epoch              # the fork epoch in which it was queued
-    bint queued                 # guarded by the queue's lock: in the list, not granted
-    void* owner                 # of a thread: who it is, for wake-ups by name. Of a Sleeper: its event loop; never read through
-    atomic[uint64_t] granted_flag       # 1: granted; for one that spins. GIL builds only, as the next
-    atomic[uint32_t] spins      # 1: it spins
+    bint queued                 # in the list and not granted; guarded by the queue's lock
+    void* owner                 # of a thread: for notify_owner; of a Sleeper: its event loop. Only compared
+    atomic[uint64_t] granted_flag  # 1: granted; read by a spinner. GIL builds only, as the next
+    atomic[uint32_t] spins      # 1: the thread spins
 
 cdef struct WaitQueue:
     atomic[uint64_t] word       # sleepers << 32 | searchers; written under the lock, read without
-    atomic[uint64_t] hint       # 1: something was published since the spinning searcher looked
+    atomic[uint64_t] hint       # 1: something was published since the spinning searcher last checked
     atomic[uint32_t] epoch      # the fork epoch it belongs to
     SpinLock lock
     WaitNode* first             # threads; guarded by the lock, like all below but `spin`
     WaitNode* last
-    WaitNode* lanes             # Sleepers: the first of each lane, one lane for each owner
+    WaitNode* lanes             # Sleepers: the first of each lane; one lane for each owner
     WaitNode* last_lane
-    uint64_t clock              # how many have been queued
-    WaitNode* spinner           # one in the list that spins, or did; guarded by the lock; GIL builds only
-    Spin spin                   # of those who wait here
-    int64_t linger_ns           # how long the next search goes on when it has been hinted; guarded by the lock, adapts
-    uint32_t linger_count            # guarded by the lock
+    uint64_t clock              # how many nodes have been queued
+    WaitNode* spinner           # a node in the list whose thread spins, or has spun; GIL builds only
+    Spin spin                   # how long the waiters here spin; atomics
+    int64_t linger_ns           # how long the next search goes on after it has seen the hint; adapts
+    uint32_t linger_count
 
 
 cdef class Sleeper:
-    # Somebody who sleeps otherwise than on a lock: an event loop's future, a pool that reads a ring.
+    # A waiter that does not block a thread: a task of an event loop, or a pool that reads a ring.
     cdef WaitNode node
-    # Called attached, without locks, once it is granted; may run Python code. Others that could take the same item have
-    # been granted too. False: it cannot be reached, so the next of its lane is granted as well.
+    # Called attached, without locks, once it is granted; may run Python code. Other waiters that could take the same
+    # item have been granted too. False: it cannot be reached, so the next of its lane is granted as well.
     cdef bint wake(self) noexcept
 
 
@@ -116,11 +116,12 @@ cdef void end_search(WaitQueue* q) noexcept
 cdef void end_pending(WaitQueue* q, WaitNode* node) noexcept
 cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept
 
-# What a waiter waits for. An attempt that is over (done, or in vain for good) returns non-zero; it is also the last
-# look before sleep. `more` tells whether another waiter of the same queue would find something.
+# What a waiter waits for. An attempt returns non-zero when it is over (successful, or hopeless for good); it is also
+# the last check before sleep. `more` returns whether another waiter of the same queue would find something.
 ctypedef int (*Attempt)(void* context) noexcept
 
-# `owner`: who may be woken by name; or NULL. `moved`: how many items have been since the last wait, or 0.
+# `owner`: the identity for notify_owner, or NULL. `moved`: how many items the caller has moved since its last wait, or
+# 0.
 cdef int wait_for(
     WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved, int64_t deadline
 ) except -1
@@ -130,7 +131,7 @@ cdef bint notify_owner(WaitQueue* q, void* owner) noexcept
 cdef void notify_all(WaitQueue* q) noexcept
 
 cdef inline void notify(WaitQueue* q) noexcept:
-    # seq_cst: the last of the waker's two accesses; pairs with the store in begin_sleep and the sleeper's last look
+    # seq_cst: the second of the waker's two accesses; pairs with the store in begin_sleep and the waiter's last check
     cdef uint64_t word = q.word.load(memory_order_seq_cst)
     if word:
         notify_slow(q, word)
@@ -138,8 +139,8 @@ cdef inline void notify(WaitQueue* q) noexcept:
 cdef int64_t deadline_of(object timeout) except? -2
 
 ctypedef int (*visitproc)(PyObject*, void*) noexcept
-# For the garbage collector, as tp_traverse: the Sleepers in a queue.
+# As tp_traverse, for the Sleepers in a queue.
 cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept
 
-# How many forks lie between this process and the one that imported ringmill first, from 1. Only to be read.
+# The fork epoch: 1 in the process that imported ringmill, one more in each child of a fork. Read-only.
 cdef uint32_t epoch_now

@@ -1,77 +1,83 @@
-# How a thread, an event loop or a select sleeps until something is published, and who wakes it.
+# WaitQueue: how threads, and tasks of event loops, sleep until something is published, and how they are woken.
 #
-# One WaitQueue stands beside each predicate that can be waited for ("an item is there", "there is room"). Its user
-# owns the predicate; the queue knows only who waits. Everything here is called attached (rule 1 of the core);
-# `with nogil:` surrounds waiting only.
+# May use `platform`. event_loop.pyx adds the waiters of event loops; the ring and the pools own the queues.
 #
-# The word holds two numbers: sleepers (nodes in the list) and searchers (threads that were woken, or spin, and have
-# not said yet what they found). It is written under the lock, and read without it by wakers.
+# There is one WaitQueue for each predicate that can be waited for ("an item is there", "there is room"). Its user owns
+# the predicate; the queue knows only the waiters. Everything here is called attached (rule 1 of the core); `with
+# nogil:` surrounds waiting only.
 #
-#   sleeper                                      waker
-#   1  looks: nothing                            1  publishes (seq_cst read-modify-write of the ring's tail or head)
+# The word holds two numbers: sleepers (nodes in the list) and searchers (threads that were woken, or that spin, and
+# have not reported yet what they found). It is written under the lock, and read without it by wakers.
+#
+#   waiter                                       waker
+#   1  checks: nothing                           1  publishes (seq_cst read-modify-write of the ring's tail or head)
 #   2  begin_sleep: word.sleepers + 1 (seq_cst)  2  reads the word (seq_cst)
-#   3  looks again: nothing (seq_cst load)       3  sleepers and no searcher: grants the first node, searchers + 1
+#   3  checks again: nothing (seq_cst load)      3  sleepers and no searcher: grants the first node, searchers + 1
 #   4  parks                                     4  releases the node's lock: its last touch of the node
 #
-# No lost wake-up: all four accesses (publish, read of the word; write of the word, last look) are sequentially
-# consistent, so either the sleeper's last look sees the publication, or the waker reads a word with the sleeper in
-# it. A waker that meets a searcher wakes nobody, so the searcher owes a look: after its search has ended (end_search, or
-# begin_sleep), and for more than it takes itself. Where the look after begin_sleep finds nothing, that was it. Where
-# any look finds something, the searcher takes one and looks whether there is more; if so, it wakes the next. That look
-# sees whatever the waker had published, because the waker read the word before the search ended. The debt outlives the
-# search: one that goes back to sleep, finds something on its last look and cancels is no searcher any more, and owes.
-# (tests/models/test_model_park_wake.py searches all interleavings; without that last rule it finds a lost wake-up.)
+# No lost wake-up. All four accesses (publish, read of the word; write of the word, last check) are sequentially
+# consistent, so either the waiter's last check sees the publication, or the waker reads a word that counts the waiter.
+# A waker that finds a searcher wakes no thread, so the searcher has a duty: it must check after its search has ended
+# (end_search, or begin_sleep), and it must check for more than it takes itself. If the check after begin_sleep finds
+# nothing, the duty is done. If any check finds something, the searcher takes one item and checks whether there is more;
+# if so, it wakes the next waiter. That check sees whatever the waker had published, because the waker read the word
+# before the search ended. The duty outlives the search: a thread that goes back to sleep, finds something on its last
+# check and cancels is no searcher any more, but still has the duty. (tests/models/test_model_park_wake.py searches all
+# interleavings; without that last rule it finds a lost wake-up.)
 #
-# A granted node is out of the list. Whoever leaves without having parked to the end (timeout, interrupt, an item found
-# on the last look) calls cancel_sleep; where that says "granted", the lock's release has been consumed, and the
-# leaver is a searcher with the duty above: so the baton is passed on.
+# A granted node is out of the list. A thread that leaves without having parked to the end (timeout, interrupt, an item
+# found on the last check) calls cancel_sleep. If that returns "granted", the release of the node's lock has been
+# consumed, and the thread is a searcher with the duty above: so the wake-up is passed on.
 #
-# Spinning (spinning.pyx), free-threaded, is a search that was not preceded by sleep: at most one thread per queue; a waker
-# that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the look after the
-# search. A nap (spinning.pyx) is a spin that does not look at the hint.
+# Spinning (spinning.pyx) on a free-threaded build is a search that no sleep preceded: at most one thread per queue. A
+# waker that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the check
+# after the search. A nap (spinning.pyx) is a spin that does not look at the hint.
 #
-# With a GIL, such a search would give it up to look, and take it to learn that it has to be given up again, to sleep. So
-# there a thread spins when it is a sleeper already, detached, on its own node (`told`), before it blocks on the node's
-# lock: at most one per queue, the `spinner`. A waker grants that one before those who are first in the list, while it is
-# `awake`: from the moment before it detaches, since what park does earlier may run a handler or a finalizer, for long.
-# Only time depends on these three: all in the list are owed the same, whoever is granted, and who was told takes
-# the lock like any other. But the spinner must be in the list; so whoever takes a node out of it forgets that it spun.
+# On a GIL build, such a thread would have to reacquire the GIL after the spin only to release it again and sleep. So
+# there a thread registers as a sleeper first, then spins, detached, on its own node (`granted_flag`) before it blocks
+# on the node's lock: at most one per queue, the `spinner`. A waker grants the spinner before those that are first in
+# the list, as long as `spins` is set; that is set before the thread detaches, after everything in park that may run a
+# signal handler or a finalizer, which could take long. Only time depends on these three fields: all waiters in the list
+# have the same claim, whichever is granted, and a thread that saw granted_flag acquires the lock like any other. But
+# the spinner must be in the list, so every function that takes it out of the list resets q.spinner.
 #
-# Event loops. A Sleeper is a waiter that does not block a thread: a task of an event loop, or the bell of a pool that reads
-# a ring. Whether and when it acts on a wake-up is not known: its loop may be busy, blocked, stopped, or never run again.
-# So no wake-up depends on a Sleeper: it is granted without becoming a searcher, and never instead of a waiter that could
-# take the same item. The Sleepers of one owner (one event loop) form a lane, in the order in which they began to wait;
-# threads are in a list of their own. A waker that meets no searcher grants, under one hold of the lock,
+# Event loops. A Sleeper is a waiter that does not block a thread: a task of an event loop, or the RingWatcher of a pool
+# that reads a ring. It is unknown whether and when it acts on a wake-up: its loop may be busy, blocked, stopped, or
+# never run again. So no wake-up depends on a Sleeper: it is granted without becoming a searcher, and never instead of a
+# waiter that could take the same item. The Sleepers of one owner (one event loop) form a lane, in the order in which
+# they began to wait. Threads are in a list of their own. A waker that finds no searcher grants, in one section under
+# the lock,
 #
 #   the first thread, which becomes the searcher, and
-#   the first Sleeper of each lane: of every lane, where no thread waits; else of those lanes whose first Sleeper was
-#   queued before that thread.
+#   the first Sleeper of each lane: of every lane if no thread waits; else of those lanes whose first Sleeper was queued
+#   before that thread.
 #
-# A lane that is passed over loses nothing: the thread was granted, and takes one and notifies if there is more, or finds
-# that there is nothing, or leaves and notifies. A waker that meets a searcher passes over all lanes for the same reason.
-# Where no thread waits and none searches, each publication is announced in every lane; whatever one loop does about it,
-# the others have been told themselves.
+# A lane that is passed over loses nothing: the thread was granted; it takes an item and notifies if there is more, or
+# finds that there is nothing, or leaves and notifies. A waker that finds a searcher passes over all lanes for the same
+# reason. If no thread waits and none searches, each publication is announced in every lane; whatever one loop does
+# about it, the others have been notified themselves.
 #
-# Within a lane, a granted Sleeper is what a searcher is among threads: until its loop resumes it (`pending`) no other of
-# the lane is granted, so that a busy loop is woken once and not with each publication, and one loop does not find what
-# several were woken for taken. It looks after `pending` has ended (end_pending, or cancel_sleep), and for more than it
-# takes itself; so it sees whatever was published until then, and notifies if there is more. If its loop never resumes it,
-# its lane is not granted any more: that is the loop which does not run. Where the tasks of one loop are all that wait,
-# nothing is found taken, and each publication grants the next, so that they run side by side. (The model has loops that
-# stop; where a waker stops at the first Sleeper, or where a task looks for more before `pending` ends, it finds the lost
-# wake-up.)
+# Within a lane, a granted Sleeper corresponds to a searcher among threads. Until its loop resumes it (`pending`), no
+# other Sleeper of the lane is granted; so a busy loop is woken once rather than with each publication, and one loop
+# does not wake several tasks for one item. The Sleeper checks after `pending` has ended (end_pending, or cancel_sleep),
+# and checks for more than it takes itself. So it sees whatever was published until then, and notifies if there is more.
+# If its loop never resumes it, its lane is not granted any more: that is the loop which does not run. If all waiters
+# are tasks of one loop, no other waiter can take an item first, and each publication grants the next task, so that they
+# run concurrently. (The model includes loops that stop. With a waker that stops at the first Sleeper, or a task that
+# checks for more before `pending` ends, it finds the lost wake-up.)
 #
-# So a Sleeper may be granted in vain: a thread, or a task of another loop, was faster. It returns to the place that it
-# had in its lane (`place`), not to the end, but behind the threads that wait by then (`since`): it is granted again after
-# as many wake-ups at the latest, if it is the first of its lane; so none is passed over for ever, and threads that are
-# always faster than a loop do not wake it with each item. A thread that was granted in vain goes to the end of the
-# threads' list; those before it become fewer with each wake-up, so it is first again after as many.
+# So a granted Sleeper may find nothing, because a thread or a task of another loop was faster. It returns to its former
+# place in its lane (`place`), not to the end, but behind the threads that wait by then (`since`). If it is the first of
+# its lane, it is granted again after at most as many wake-ups; so no Sleeper starves, and threads that are always
+# faster than a loop do not wake that loop with each item. A thread that was granted and found nothing goes to the end
+# of the list of threads; those before it become fewer with each wake-up, so it is first again after as many.
 #
-# A walk over the lanes, under the lock, is as long as the number of event loops that wait in one queue. Sleeper.wake says
-# whether the Sleeper can be reached at all; if not (its loop is closed), the next of its lane is granted in its place.
+# A walk over the lanes, under the lock, takes time in proportion to the number of event loops that wait in one queue.
+# Sleeper.wake returns whether the Sleeper can be reached at all; if not (its loop is closed), the next of its lane is
+# granted.
 #
-# After a fork the child's queues hold nodes of threads that are gone, maybe in mid-change: each queue knows the
-# epoch it belongs to, and the first to touch it in the child empties it.
+# After a fork the child's queues hold nodes of threads that no longer exist, perhaps half changed. Each queue knows the
+# fork epoch that it belongs to, and the first thread of the child that touches it empties it.
 
 import _thread
 import os
@@ -93,7 +99,7 @@ from ringmill._core.platform.spinning cimport (
     SearchResult,
     reacquired_gil,
     reacquire_gil,
-    forget_lookers,
+    reset_search_count,
     init_spin,
     learn_nap,
     may_spin,
@@ -108,16 +114,16 @@ from ringmill.arguments import seconds as check_seconds
 cdef extern from *:
     """
     #if defined(__linux__)
-    #define RINGMILL_SLICE_NS 1000000000  /* a signal ends a wait on a semaphore; but not one that is about to begin */
+    #define RINGMILL_SLICE_NS 1000000000  /* a signal ends a wait on a semaphore, unless the wait has not begun yet */
     #else
-    #define RINGMILL_SLICE_NS 50000000    /* elsewhere the main thread looks for signals twenty times a second */
+    #define RINGMILL_SLICE_NS 50000000    /* elsewhere the main thread checks for signals twenty times a second */
     #endif
     """
     const int64_t SLICE_NS "RINGMILL_SLICE_NS"
 
-# A function of the interpreter's, not of ours: calling it lets the interpreter do what is due on this thread.
+# A Python function: calling it makes the interpreter run this thread's pending work.
 cdef object run_pending = eval("lambda: None")
-cdef int64_t SETTLE_NS = 20_000_000
+cdef int64_t PENDING_WORK_NS = 20_000_000
 cdef int64_t FIRST_SLICE_NS = 10_000_000
 
 cdef enum:
@@ -129,7 +135,7 @@ cdef uint64_t SEARCHERS = SLEEPER - 1
 
 cdef int64_t MIN_LINGER_NS = 500
 cdef int64_t MAX_LINGER_NS = 20_000
-cdef int64_t LINGER_ITEM_NS = 250  # lingering pays if an item comes in so short a time
+cdef int64_t LINGER_ITEM_NS = 250  # lingering pays if items come at most this far apart
 cdef int64_t LINGER_ITEMS = 4
 cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
 
@@ -141,27 +147,27 @@ cdef unsigned long main_thread = threading.main_thread().ident
 cdef extern from "Python.h":
     PyObject* PyDict_GetItem(PyObject* dict, PyObject* key) noexcept
 
-# What gevent and eventlet replace when they make greenlets of threads. All greenlets of a thread stand still while one of
-# them sleeps in the core, those that would wake it included, so such a wait is refused.
+# gevent and eventlet replace these names to turn threads into greenlets. All greenlets of a thread stand still while
+# one of them sleeps in the core, including those that would wake it, so such a wait is refused.
 cdef dict thread_module = _thread.__dict__
 cdef str start_name = "start_new_thread"
 cdef dict modules = sys.modules
 cdef str gevent_name = "gevent.monkey"
 cdef str eventlet_name = "eventlet.patcher"
-# The addresses of the start_new_thread that was found to start threads, and of those two modules then; only compared.
-# relaxed, all: a thread that reads an older one looks again.
+# The addresses of the start_new_thread that was found to start real threads, and of those two modules at that time;
+# they are only compared. relaxed, all: a thread that reads an older address checks again.
 cdef atomic[uint64_t] native_start
-cdef atomic[uint64_t] gevent_then
-cdef atomic[uint64_t] eventlet_then
+cdef atomic[uint64_t] gevent_seen
+cdef atomic[uint64_t] eventlet_seen
 
 
 cdef void _after_fork_in_child() noexcept:
     global epoch_now, free_nodes, main_thread
     epoch_now += 1
-    free_lock.held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
-    free_nodes = NULL                              # maybe torn; leaked, a few bytes for each fork
+    free_lock.held.store(0, memory_order_relaxed)  # relaxed: the child has only one thread now
+    free_nodes = NULL                              # perhaps half changed; leaks a few bytes for each fork
     main_thread = PyThread_get_thread_ident()
-    forget_lookers()
+    reset_search_count()
 
 
 def _forked():
@@ -195,7 +201,7 @@ cdef void init_queue(WaitQueue* q) noexcept:
 cdef void _lock(WaitQueue* q) noexcept:
     cdef uint32_t seen = q.epoch.load(memory_order_acquire)  # acquire: pairs with the release below
     while seen != epoch_now:
-        # acq_rel by default order: one thread of the child claims the reset
+        # seq_cst, by default: exactly one thread of the child claims the reset
         if seen != RESETTING and q.epoch.compare_exchange_strong(seen, RESETTING):
             q.word.store(0, memory_order_seq_cst)
             q.hint.store(0, memory_order_relaxed)  # relaxed: a hint
@@ -213,16 +219,16 @@ cdef void _lock(WaitQueue* q) noexcept:
 
 
 cdef inline uint64_t _word(WaitQueue* q) noexcept:
-    return q.word.load(memory_order_relaxed)  # relaxed: under the lock, only its holder writes it
+    return q.word.load(memory_order_relaxed)  # relaxed: under the lock, which every writer holds
 
 
 cdef inline void _set_word(WaitQueue* q, uint64_t word) noexcept:
-    # seq_cst: the sleeper's write before its last look; pairs with the load in notify
+    # seq_cst: the waiter's write before its last check; pairs with the load in notify
     put64(q.word, word, memory_order_seq_cst)
 
 
 cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
-    # A thread, at the end of the list of threads.
+    # Adds a thread at the end of the list of threads.
     q.clock += 1
     node.since = q.clock
     node.prev = q.last
@@ -235,8 +241,7 @@ cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
 
 
 cdef void _set_lane(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* below) noexcept:
-    # The node is the first of its lane, between those two lanes.
-    # Its `pending` is the caller's matter.
+    # Makes the node the first of its lane, between those two lanes. The caller sets its `pending`.
     node.heads = True
     node.above = above
     node.below = below
@@ -251,7 +256,8 @@ cdef void _set_lane(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* bel
 
 
 cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
-    # A Sleeper, in the lane of its owner: at the end, or at the place that it has had already. A lane is a circular list.
+    # Adds a Sleeper to the lane of its owner: at the end, or at the place that it had before. A lane is a circular
+    # list.
     cdef WaitNode* head = q.lanes
     cdef WaitNode* at
     q.clock += 1
@@ -268,9 +274,10 @@ cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
         node.pending = NULL
         _set_lane(q, node, q.last_lane, NULL)
         return
-    at = head  # it goes before that one; before the first is behind the last
+    at = head  # it is inserted before `at`; before the first is the end of the lane
     if head.prev.place > node.place:
-        while at.place < node.place:  # passes those only that were granted in vain as it was, and have returned before it
+        # passes only Sleepers that were granted, found nothing, and have returned before this one
+        while at.place < node.place:
             at = at.next
     node.next = at
     node.prev = at.prev
@@ -320,12 +327,13 @@ cdef inline void _unlink(WaitQueue* q, WaitNode* node) noexcept:
 
 
 cdef inline bint _spins(WaitNode* node) noexcept:
-    return node != NULL and node.spins.load(memory_order_relaxed) != 0  # relaxed: a hint, as all of `awake` and `told`
+    return node != NULL and node.spins.load(memory_order_relaxed) != 0  # relaxed: a hint, like `granted_flag`
 
 
 cdef inline bint _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
-    # With a GIL, and without the lock: whoever has that is attached, and we are. Not where another spins, who would only
-    # be in the way of those who run, nor where it is granted already.
+    # GIL builds. The lock is not needed: only attached threads hold it, and this thread is the one that is attached.
+    # Not if another thread spins (two would only take processors from running threads), nor if the node is granted
+    # already.
     if FREE_THREADED or not may_spin() or not node.queued or _spins(q.spinner):
         return False
     node.spins.store(1, memory_order_relaxed)
@@ -334,9 +342,9 @@ cdef inline bint _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
 
 
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
-    # The caller, a searcher or not, is a sleeper from here on; it must look once more before it parks.
+    # Makes the caller, searcher or not, a sleeper. It must check once more before it parks.
     if node.sleeper:
-        Py_INCREF(<object>node.sleeper)  # owned by the lane, then by whoever grants or cancels
+        Py_INCREF(<object>node.sleeper)  # owned by the lane, then by the thread that grants or cancels
     _lock(q)
     node.epoch = epoch_now
     node.queued = True
@@ -345,7 +353,7 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
     else:
         node.granted_flag.store(0, memory_order_relaxed)
         _append(q, node)
-    # after a fork the search was forgotten with the rest of the word
+    # after a fork, the count of searchers was reset with the rest of the word
     _set_word(q, _word(q) + SLEEPER - (SEARCHER if searching and _word(q) & SEARCHERS else 0))
     release(&q.lock)
 
@@ -362,7 +370,7 @@ cdef inline void _end_pending(WaitQueue* q, WaitNode* node) noexcept:
 
 
 cdef void end_pending(WaitQueue* q, WaitNode* node) noexcept:
-    # A Sleeper that was granted is resumed, or will not be; it must look after this, or notify.
+    # A granted Sleeper is resumed, or never will be. It must check after this, or notify.
     if not node.pends:  # written before it was woken
         return
     _lock(q)
@@ -372,16 +380,16 @@ cdef void end_pending(WaitQueue* q, WaitNode* node) noexcept:
 
 
 cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
-    # Leaves the queue. True: a wake-up had been granted and is consumed, and the caller is a searcher now; or, for a
-    # Sleeper, which never is one, owes a look all the same.
+    # Leaves the queue. True: a wake-up had been granted and is consumed. A thread is a searcher then; a Sleeper never
+    # is one, but has the duty to check all the same.
     cdef bint granted
     _lock(q)
-    if node.epoch != epoch_now:  # a signal handler forked while we slept: the list went with the parent
+    if node.epoch != epoch_now:  # a signal handler forked while this thread slept: the list was the parent's
         release(&q.lock)
         return False
     granted = not node.queued
     if granted:
-        _end_pending(q, node)  # before the look that it owes
+        _end_pending(q, node)  # before the check that is its duty
     else:
         _unlink(q, node)
         _set_word(q, _word(q) - SLEEPER)
@@ -390,43 +398,45 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
         if not granted:
             Py_DECREF(<object>node.sleeper)  # the lane's; the granter drops its own
     elif granted:
-        # The granter is between the unlock and its release of the lock: a few instructions.
+        # The waker is between its unlock and its release of the node: a few instructions.
         PyThread_acquire_lock(node.lock, 1)
     return granted
 
 
 cdef void end_search(WaitQueue* q) noexcept:
-    # The caller is a searcher no more; it must look once more, and grant the next if there is more.
+    # The caller is no searcher any more. It must check once more, and notify if there is more.
     _lock(q)
-    if _word(q) & SEARCHERS:  # not after a fork
+    if _word(q) & SEARCHERS:  # it may be 0 after a fork
         _set_word(q, _word(q) - SEARCHER)
     release(&q.lock)
 
 
 cdef bint wake_node(WaitNode* node) noexcept:
-    # The node is granted: out of the list, and nobody's but ours until the release, our last touch of it. As Sleeper.wake.
+    # The node is granted: it is out of the list and belongs to this thread until the release, which is the last touch
+    # of it. Returns as Sleeper.wake.
     cdef PyObject* sleeper = node.sleeper
-    cdef bint answers = True
+    cdef bint reachable = True
     if sleeper:
-        answers = (<Sleeper>sleeper).wake()
-        Py_DECREF(<object>sleeper)  # the lane's reference, ours since the grant
+        reachable = (<Sleeper>sleeper).wake()
+        Py_DECREF(<object>sleeper)  # the lane's reference, which passed to this thread with the grant
     else:
         if not FREE_THREADED:
             node.granted_flag.store(1, memory_order_relaxed)
         PyThread_release_lock(node.lock)
-    return answers
+    return reachable
 
 
 cdef WaitNode* _grant(WaitQueue* q) noexcept:
-    # Under the lock, where nobody searches. Those that are to be woken, out of their lists and chained by `next`: the
-    # first thread, then the first of each lane, unless it was queued after that thread or another of it is pending.
+    # Called under the lock, when no thread searches. Takes the waiters that are to be woken out of their lists and
+    # returns them chained by `next`: the first thread, then the first Sleeper of each lane, unless it was queued after
+    # that thread or another of its lane is pending.
     cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first
     cdef WaitNode* head = q.lanes
     cdef WaitNode* below
     cdef WaitNode* granted = NULL
     cdef WaitNode* last = NULL
     cdef uint64_t word = _word(q)
-    cdef bint shared = thread != NULL or head != q.last_lane  # with others than one event loop
+    cdef bint shared = thread != NULL or head != q.last_lane  # the waiters are not all of one event loop
     if thread:
         _unlink(q, thread)
         word += SEARCHER - SLEEPER
@@ -435,7 +445,7 @@ cdef WaitNode* _grant(WaitQueue* q) noexcept:
         below = head.below
         if head.pending == NULL and (thread == NULL or head.since < thread.since):
             if shared and head.next != head:
-                head.pending = <void*>head  # goes to the next one, which is the first then
+                head.pending = <void*>head  # _unlink_from_lane passes it on to the next one, which is the first then
                 head.pends = True
             _unlink_from_lane(q, head)
             word -= SLEEPER
@@ -452,13 +462,14 @@ cdef WaitNode* _grant(WaitQueue* q) noexcept:
 
 
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
-    # Wakes a thread if one sleeps and none searches, and one task of each event loop. `word` was read after the publication.
+    # Wakes a thread if one sleeps and none searches, and one task of each event loop. `word` was read after the
+    # publication.
     cdef WaitNode* node
     cdef WaitNode* following
     cdef bint reached
     if word & SEARCHERS:
-        if not q.hint.load(memory_order_relaxed):  # relaxed: who reads 1 leaves the line where it is
-            # release: what was published before it; pairs with the load in spin_until
+        if not q.hint.load(memory_order_relaxed):  # relaxed: if it is 1 already, the cache line stays where it is
+            # release: publishes what came before it; pairs with the load in spin_until
             q.hint.store(1, memory_order_release)
         if q.epoch.load(memory_order_acquire) == epoch_now:  # acquire: pairs with the reset after a fork
             return
@@ -476,13 +487,13 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
             node = following
         if reached:
             return
-        # a loop is closed: the next of its lane, if it has one that can be reached
+        # a loop is closed: try the next Sleeper of its lane
 
 
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
-    # Wakes the sleeper of that name, searchers or not: nobody else can take what is there.
+    # Wakes the thread with that owner, whether or not there are searchers: no other thread can take what is there.
     cdef WaitNode* node
-    q.hint.store(1, memory_order_release)  # release: as in notify_slow; it may be the one that spins
+    q.hint.store(1, memory_order_release)  # release: as in notify_slow; the thread may be spinning
     if q.word.load(memory_order_seq_cst) < SLEEPER:  # seq_cst: as in notify
         return False
     _lock(q)
@@ -499,14 +510,15 @@ cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
 
 
 cdef void notify_all(WaitQueue* q) noexcept:
-    # Wakes everybody: the predicate became true for good (closed). The chain is ours once it is out of the queue.
+    # Wakes all waiters: the predicate has become true for good (closed). This thread owns the chain once it is out of
+    # the queue.
     cdef WaitNode* node
     cdef WaitNode* following
     cdef WaitNode* head
     cdef WaitNode* last
     cdef uint64_t searchers
     _lock(q)
-    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
+    # Threads first: one of them may wait for its release while attached, and a Sleeper's wake runs Python code.
     node = q.first
     last = q.last
     head = q.lanes
@@ -545,8 +557,8 @@ cdef void notify_all(WaitQueue* q) noexcept:
 # waiting
 
 cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
-    # How long to wait yet once something has been published. Letting some gather paid the last time, if the
-    # caller has moved so many since.
+    # How long a search goes on after something has been published, so that items gather. It paid the last time if the
+    # caller has moved enough items since.
     cdef int64_t linger = q.linger_ns
     if moved >= <uint64_t>max(LINGER_ITEMS, linger // LINGER_ITEM_NS):
         linger = min(MAX_LINGER_NS, 2 * linger)
@@ -562,8 +574,8 @@ cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
 
 
 cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
-    # Free-threaded: spins, or naps, detached, if nobody searches yet. Unless that is NOT_AT_ALL, the caller is a searcher
-    # now, and must look; whether or not it finds anything, begin_sleep or end_search follow.
+    # Free-threaded builds: spins or naps, detached, if no thread searches yet. Unless it returns NOT_AT_ALL, the caller
+    # is a searcher now and must check; whether or not it finds anything, it must call begin_sleep or end_search.
     cdef int64_t linger
     cdef SearchResult looked
     if not FREE_THREADED or not may_spin() or _word(q) & SEARCHERS:
@@ -583,15 +595,15 @@ cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcep
 
 
 cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1:
-    # Sleeps until granted: 1; or until the deadline: 0. Raises what a signal handler raises. After 0 or a raise the
-    # caller must cancel_sleep. Uses no CPU, beyond the spin of a queue's spinner, and does not hold the GIL. `q`: in which
-    # it may spin; or NULL.
+    # Sleeps until granted: 1; or until the deadline: 0. Raises what a signal handler raises. After 0 or an exception
+    # the caller must call cancel_sleep. Uses no CPU beyond the spin of a queue's spinner, and does not hold the GIL.
+    # `q`: the queue whose spinner it may become, or NULL.
     cdef int64_t now, span
     cdef PyLockStatus status
     cdef bint sliced = PyThread_get_thread_ident() == main_thread
     cdef bint first = True, spins
     while True:
-        PyErr_CheckSignals()  # one may have come while it spun
+        PyErr_CheckSignals()  # a signal may have arrived during the spin
         if node.epoch != epoch_now:
             return 0  # as in cancel_sleep
         span = MAX_PARK_NS
@@ -601,7 +613,8 @@ cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1:
                 return 0
             span = min(span, deadline - now)
         if sliced:
-            # A signal that comes before the lock waits ends no wait; giving the GIL up may take a while, and so may a spin.
+            # A signal that arrives before the lock's wait begins does not end it, and releasing the GIL or spinning
+            # takes time.
             span = min(span, FIRST_SLICE_NS if first else SLICE_NS)
         spins = first and q != NULL and _make_spinner(q, node)
         first = False
@@ -612,7 +625,7 @@ cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1:
                 node.spins.store(0, memory_order_relaxed)
                 if deadline != NEVER:
                     span = min(span, max(0, deadline - now_ns()))
-            # in microseconds, rounded up; the flag: a signal ends the wait
+            # microseconds, rounded up; the flag: a signal ends the wait
             status = PyThread_acquire_lock_timed(node.lock, (span + 999) // 1000, 1)
             reacquire_gil()
         reacquired_gil()
@@ -622,15 +635,15 @@ cdef int park(WaitNode* node, WaitQueue* q, int64_t deadline) except -1:
 
 cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved,
                   int64_t deadline) except -1:
-    # The whole of the sleeper's side. Returns what the attempt returned, or 0 when the deadline passed. Raises what a
+    # The waiter's side of the protocol. Returns what the attempt returned, or 0 when the deadline passed. Raises what a
     # signal handler raises, and MemoryError; nothing was taken then.
     cdef int result = 0
     cdef SearchResult looked = search(q, moved, deadline)
     cdef bint searching = looked != NOT_AT_ALL
-    cdef bint owes = searching  # a waker may have counted on us since we last looked and found nothing
+    cdef bint owes = searching  # the duty to check (see the head): a waker may have relied on this thread
     cdef bint rest
     cdef WaitNode* node = NULL
-    cdef bint settles = FREE_THREADED and owner != NULL
+    cdef bint runs_pending = FREE_THREADED and owner != NULL
     cdef int64_t until
     try:
         node = take_node()
@@ -639,7 +652,7 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
             result = attempt(context)
             if result or (deadline != NEVER and now_ns() >= deadline):
                 return result
-            if owner == NULL:  # a worker's own thread is one, whatever was patched since it started
+            if owner == NULL:  # a worker's own thread is a real one, whatever was patched since it started
                 refuse_greenlets()
             begin_sleep(q, node, searching)
             searching = False
@@ -647,12 +660,13 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
             if result:
                 searching = cancel_sleep(q, node)
                 return result
-            owes = False  # nobody can have counted on us before that look and published after it
+            owes = False  # no waker can have relied on this thread before that check and published after it
             try:
-                if settles:
-                    # What others drop of what this thread made is freed when it attaches again (rule 14): once, soon.
-                    settles = False
-                    until = now_ns() + SETTLE_NS
+                if runs_pending:
+                    # Objects of this thread that other threads drop are freed when it attaches again (rule 14): so it
+                    # does, once, soon after it began to sleep.
+                    runs_pending = False
+                    until = now_ns() + PENDING_WORK_NS
                     searching = park(node, q, until if deadline == NEVER or until < deadline else deadline)
                     if not searching:
                         run_pending()
@@ -681,27 +695,27 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
 # greenlets
 
 cdef int refuse_greenlets() except -1:
-    # Before a thread sleeps. Where nothing has changed since the last time, it costs a look into two dicts.
+    # Called before a thread sleeps. Costs a look into two dicts if nothing has changed since the last time.
     cdef PyObject* start = PyDict_GetItem(<PyObject*>thread_module, <PyObject*>start_name)
     cdef PyObject* gevent = PyDict_GetItem(<PyObject*>modules, <PyObject*>gevent_name)
     cdef PyObject* eventlet = PyDict_GetItem(<PyObject*>modules, <PyObject*>eventlet_name)
     if (
         native_start.load(memory_order_relaxed) == <uint64_t>start
-        and gevent_then.load(memory_order_relaxed) == <uint64_t>gevent
-        and eventlet_then.load(memory_order_relaxed) == <uint64_t>eventlet
+        and gevent_seen.load(memory_order_relaxed) == <uint64_t>gevent
+        and eventlet_seen.load(memory_order_relaxed) == <uint64_t>eventlet
     ):
         return 0
-    if start == NULL or start == <PyObject*>None:  # the interpreter ends, and has let go of it
+    if start == NULL or start == <PyObject*>None:  # the interpreter is ending, and has cleared the module
         return 0
     check_threads()
     native_start.store(<uint64_t>start, memory_order_relaxed)
-    gevent_then.store(<uint64_t>gevent, memory_order_relaxed)
-    eventlet_then.store(<uint64_t>eventlet, memory_order_relaxed)
+    gevent_seen.store(<uint64_t>gevent, memory_order_relaxed)
+    eventlet_seen.store(<uint64_t>eventlet, memory_order_relaxed)
     return 0
 
 
 def check_threads():
-    """RuntimeError if gevent or eventlet has replaced threads by greenlets."""
+    """Raises RuntimeError if gevent or eventlet has replaced threads by greenlets."""
     library = patched_by()
     if library is not None:
         raise RuntimeError(
@@ -711,7 +725,7 @@ def check_threads():
 
 
 cdef str patched_by():
-    # Another tool, a debugger for instance, may replace the function too, by one that starts a thread.
+    # Another tool, a debugger for example, may also replace the function, by one that starts a real thread.
     for library, module, function, names in (
         ("gevent", gevent_name, "is_module_patched", ("threading", "_thread", "thread")),
         ("eventlet", eventlet_name, "is_monkey_patched", ("thread", "threading", "_thread")),
@@ -725,7 +739,7 @@ cdef str patched_by():
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# nodes: a lock each, kept for reuse, never freed (a granter may still be inside the release of one)
+# nodes: each has a lock; they are kept for reuse and never freed (a waker may still be inside the release of one)
 
 cdef WaitNode* take_node() except NULL:
     global free_nodes
@@ -759,11 +773,11 @@ cdef void give_node(WaitNode* node) noexcept:
 
 
 cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
-    # No thread is between two steps under a lock: the collector stops them where they may be stopped.
+    # No thread is inside a section under a lock: the collector stops threads only where they may be stopped.
     cdef WaitNode* head = q.lanes
     cdef WaitNode* node
     cdef int status = 0
-    if q.epoch.load(memory_order_relaxed) != epoch_now:  # relaxed: as all the rest here
+    if q.epoch.load(memory_order_relaxed) != epoch_now:  # relaxed: no other thread runs
         return 0
     while head and not status:
         node = head
@@ -779,7 +793,7 @@ cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
 cdef class Sleeper:
     def __cinit__(self):
         self.node.sleeper = <PyObject*>self
-        self.node.owner = <void*>self  # a lane of its own, unless whoever makes it says otherwise
+        self.node.owner = <void*>self  # a lane of its own, unless its maker sets another owner
 
     cdef bint wake(self) noexcept:
         return False
@@ -789,7 +803,7 @@ cdef class Sleeper:
 # timeouts
 
 cdef int64_t deadline_of(object timeout) except? -2:
-    """The deadline that is `timeout` seconds from now; None is NEVER. TypeError, ValueError on anything else."""
+    """Returns the deadline `timeout` seconds from now; NEVER for None. TypeError or ValueError for anything else."""
     cdef double seconds
     if timeout is None:
         return NEVER
@@ -803,7 +817,7 @@ cdef int64_t deadline_of(object timeout) except? -2:
     else:
         seconds = -1.0
     if not seconds >= 0.0:
-        seconds = check_seconds("timeout", timeout, optional=True)  # of another type, not a number, negative, or huge
+        seconds = check_seconds("timeout", timeout, optional=True)  # another type, not a number, negative, or huge
     if seconds > 1e9:  # thirty years
         return NEVER
     return now_ns() + <int64_t>(seconds * 1e9)
