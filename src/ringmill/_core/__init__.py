@@ -1,1 +1,1 @@
-"""The compiled core. Private: import from `ringmill`."""
+"""The compiled core, one folder a concern. Private: import from `ringmill`."""

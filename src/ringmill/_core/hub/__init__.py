@@ -1,1 +1,1 @@
-"""The subscription ring, and what every published item goes through. Uses `ring`, `waiting` and `platform`."""
+"""The subscription ring, and the delivery of published items. Uses `ring`, `waiting` and `platform`."""

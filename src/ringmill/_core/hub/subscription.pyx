@@ -1,37 +1,41 @@
-# What every published item goes through: the publisher's loops, and what a full buffer does.
+# Subscriptions and the publisher's side of a hub: how an item is delivered, and what a full buffer does.
 #
-#   Hub --> SubscriptionRing --> Mailbox (a RingBuffer and a policy) <-- Subscription
-#                                   weak reference ---------------------->
+#   Hub --> SubscriptionRing --> Mailbox (a RingBuffer and an overflow policy) <-- Subscription
+#                                   weak reference ------------------------------>
 #
-# A publisher offers the item to the mailboxes that have room without waiting, and delivers to the others by their policy; it
-# walks the subscription ring's snapshot, and holds no lock at any time, so a slow subscriber delays nobody but the publisher
-# that waits for it.
+# May use `ring`, `waiting` and `platform`. hub.py adds argument checks and the public classes.
 #
-# drop_oldest: put, or take one off and count it as dropped, until the put succeeds. Puts and takes are the ring buffer's
-# own, so each published item is exactly one of dropped, read and left, whoever publishes or reads meanwhile; a publisher's
-# items stay in order, since they go in in order and leave from the front only. latest is drop_oldest with one slot.
+# Delivery. A publisher first offers the item, without waiting, to the mailboxes that have room, then delivers to the
+# others by their overflow policy. It walks a snapshot of the subscription ring and holds no lock, so a slow subscriber
+# delays only the publisher that waits for it.
 #
-# Unsubscribing removes the mailbox from the hub's ring and closes its ring buffer: what is in it stays readable; a put that
-# comes later, or waits, is told so, and counts for nothing (broadcast) or goes to the next subscriber (signal).
+# drop_oldest: put; if the buffer is full, take one item, count it as dropped, and put again until it succeeds. Puts and
+# takes are the ring buffer's own, so each published item is exactly one of dropped, read, or still in the buffer,
+# whatever other threads do meanwhile. A publisher's items stay in order, because they enter in order and leave only
+# from the front. latest is drop_oldest with one slot.
 #
-# A subscription that is dropped ends likewise, in its tp_dealloc, which runs no Python code of ours and cannot be prevented
-# by a subclass's __del__; when that has run and has not brought the object back, tp_dealloc follows. At that point the
-# reference count is 0, so no weak reference gives the object out any more; a Cython __dealloc__ or __del__ would raise the
-# count for the time of the call. signal makes a counted reference of the weak one before the item is put, so what it
-# delivers and names is alive; while it waits for room it has none, so that the subscription can end meanwhile.
+# Unsubscribing removes the mailbox from the hub's ring and closes its ring buffer. What is in it stays readable. A put
+# that comes later, or is waiting, fails; broadcast does not count it, signal goes on to the next subscriber.
 #
-# The collector. A hub must not keep a subscription alive that is reachable only from its own items (an item that refers to
-# the subscription). So Mailbox's traverse answers for the hub's references to it, as if they were the mailbox's own: those
-# of the ring, of snapshots and of waiting publishers (Pin), which are counted. Such a mailbox then depends on its
-# subscription alone. That holds unless a thread or task waits in the mailbox for items: then the ring's reference is shown,
-# since a task that waits is often referred to only by what will wake it. A mailbox is never cleared by the collector, so
-# those that still have it after the subscription is gone find a ring buffer that is closed. The counts err on the side of
-# too few: they are raised after a reference is taken and lowered before it is dropped, by attached threads, which the
-# collector does not stop in between.
+# A subscription that is dropped ends in the same way, in its tp_dealloc. That runs no Python code of ringmill's, and a
+# subclass's __del__ cannot prevent it (when __del__ has run and has not resurrected the object, tp_dealloc follows). At
+# that point the reference count is 0, so no weak reference gives the object out any more; a Cython __dealloc__ or
+# __del__ would raise the count during the call. signal turns the weak reference into a counted one before it puts the
+# item, so the subscription that it returns is alive. While signal waits for room it holds no counted reference, so the
+# subscription can end meanwhile.
 #
-# Free-threaded, an object that another thread drops lives until its maker attaches again (rule 14): the subscription, or
-# what held it (a tuple of arguments, a closure). Often the maker is the very publisher that waits for room in it; so that
-# one lets the interpreter do what is due from time to time, a few times a second.
+# Garbage collection. A hub must not keep a subscription alive that is reachable only from its own items (an item that
+# refers to the subscription). So the traverse of Mailbox visits the mailbox itself once for each reference that a hub
+# holds to it, as if these references were its own: those of the ring (`links`), of snapshots and of waiting publishers
+# (`hidden`). To the collector the mailbox then depends on its subscription alone. Exception: while a thread or task
+# waits in the mailbox for items, the ring's reference is shown as the hub's, since a waiting task is often referred to
+# only by what will wake it. The collector never clears a mailbox, so code that still has one after its subscription is
+# gone finds a closed ring buffer. The counts may be too low and never too high: they are raised after a reference is
+# taken and lowered before it is dropped, by attached threads, which the collector does not stop in between.
+#
+# Free-threaded builds: an object dropped by another thread lives until the thread that made it attaches again (rule
+# 14). Often that thread is the very publisher that waits for room in the dropped subscription, so a waiting publisher
+# lets the interpreter run its pending work a few times a second (run_pending).
 
 import queue
 
@@ -53,7 +57,7 @@ from ringmill.errors import Closed, describe
 
 cdef extern from *:
     """
-    /* What a weak reference refers to, owned; or NULL. */
+    /* The object that a weak reference refers to, as an owned reference; or NULL. */
     [[maybe_unused]] static inline PyObject* ringmill_referent(PyObject* reference) {
         PyObject* found = NULL;
     #if PY_VERSION_HEX >= 0x030D0000
@@ -80,7 +84,7 @@ cdef extern from "Python.h":
         destructor tp_dealloc
 
 cdef atomic[uint64_t] last_id
-# A function of the interpreter's, not of ours: calling it lets the interpreter do what is due on this thread.
+# A Python function: calling it makes the interpreter run this thread's pending work.
 cdef object run_pending = eval("lambda: None")
 cdef int64_t FIRST_PENDING_NS = 20_000_000
 cdef int64_t LAST_PENDING_NS = 320_000_000
@@ -99,7 +103,7 @@ cdef int number_of(overflow) except -1:
 
 
 def policy(overflow):
-    """The name of an overflow policy, as a plain string. TypeError, ValueError for anything else."""
+    """Returns an overflow policy's name as a plain string; TypeError or ValueError for anything else."""
     return POLICIES[number_of(overflow)]
 
 
@@ -113,18 +117,19 @@ cdef class Mailbox:
         self.buffer = RingBuffer(1 if self.overflow == LATEST else buffer)
 
     cdef int offer(self, PyObject* item) noexcept:
-        # Delivers if there is room: DONE. Borrows the item.
+        # Puts the item if there is room: DONE. Borrows the item.
         cdef int result
         Py_INCREF(<object>item)  # the ring buffer's, if it gets there
         result = try_put(self.buffer.ring, item, NULL)
         if result == DONE:
             notify(&self.buffer.not_empty)
         else:
-            Py_DECREF(<object>item)  # not the last: the caller has one
+            Py_DECREF(<object>item)  # never the last reference: the caller has one
         return result
 
     cdef int deliver_now(self, PyObject* item) noexcept:
-        # By a policy that does not wait. DONE; NOT_NOW: dropped, or no room; SHUT.
+        # Delivers by a policy that does not wait. DONE; NOT_NOW: the item was dropped, or there is no room; SHUT:
+        # closed.
         cdef PyObject* oldest = NULL
         cdef int result = self.offer(item)
         if result != NOT_NOW or self.overflow == RAISE:
@@ -141,8 +146,8 @@ cdef class Mailbox:
 
 
 cdef bint is_waited_in(PyObject* mailbox) noexcept:
-    # Whether a thread or task waits in it for an item. For the collector: nobody changes it meanwhile.
-    # relaxed, both: see above; after a fork the queue's waiters are the parent's
+    # Whether a thread or task waits in the mailbox for an item. Called by the collector only, while no thread changes
+    # it. relaxed, both: see above. After a fork the waiters in the queue are the parent's and do not count.
     return (
         (<Mailbox>mailbox).buffer.not_empty.epoch.load(memory_order_relaxed) == epoch_now
         and (<Mailbox>mailbox).buffer.not_empty.word.load(memory_order_relaxed) >> 32 != 0
@@ -150,7 +155,7 @@ cdef bint is_waited_in(PyObject* mailbox) noexcept:
 
 
 cdef void hide(PyObject* mailbox) noexcept:
-    # A reference that has just been taken. relaxed, like all of these two counts: only the collector reads them.
+    # Counts a reference just taken. relaxed, as every access to `hidden` and `links`: only the collector reads them.
     (<Mailbox>mailbox).hidden.fetch_add(1, memory_order_relaxed)
 
 
@@ -159,16 +164,16 @@ cdef void drop_hidden(PyObject* mailbox) noexcept:
     Py_DECREF(<object>mailbox)  # was the caller's
 
 
-cdef void forsake(PyObject* mailbox) noexcept:
+cdef void uncount_link(PyObject* mailbox) noexcept:
     # The ring's reference is the caller's now.
     (<Mailbox>mailbox).links.fetch_sub(1, memory_order_relaxed)
 
 
 cdef bint end_mailbox(SubscriptionRing ring, PyObject* mailbox) noexcept:
-    # Ends its subscription. Whether it was in the ring. The caller keeps the mailbox.
+    # Ends the mailbox's subscription. Returns whether it was in the ring. The caller keeps its own reference.
     cdef bint linked = ring is not None and ring.take_out(mailbox)
     if linked:
-        forsake(mailbox)
+        uncount_link(mailbox)
         Py_DECREF(<object>mailbox)  # was the ring's; not the last
     (<Mailbox>mailbox).buffer.close_ring()
     return linked
@@ -184,13 +189,13 @@ cdef class Recipients(Snapshot):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# delivering to one that has no room
+# delivery to a mailbox that has no room
 
 cdef struct Delivery:
     PyObject* mailbox           # borrowed, like the next
     PyObject* item
-    bint named                  # signal: the one that takes it is to be named
-    PyObject* taker             # then, once it is taken: the subscription, owned
+    bint named                  # the caller wants the subscription (signal)
+    PyObject* taker             # if `named`, after the delivery: the subscription, owned
 
 cdef int delivery_attempt(void* context) noexcept:
     cdef Delivery* delivery = <Delivery*>context
@@ -204,7 +209,7 @@ cdef int delivery_attempt(void* context) noexcept:
     if result == DONE:
         delivery.taker = taker
     elif taker:
-        Py_DECREF(<object>taker)  # may be the last, which ends the subscription: the next attempt is told so
+        Py_DECREF(<object>taker)  # may be the last, which ends the subscription: the next attempt returns SHUT
     return result
 
 cdef int delivery_more(void* context) noexcept:
@@ -217,8 +222,8 @@ cdef class Pin:
             drop_hidden(self.mailbox)
 
     cdef int deliver(self, object item, int64_t deadline, PyObject** taker) except -1:
-        # By the policy, waiting if that says so. DONE; NOT_NOW: dropped, or no room in time; SHUT. `taker`, unless NULL,
-        # gets the subscription if DONE, owned.
+        # Delivers by the overflow policy, waiting if that is "block". DONE; NOT_NOW: dropped, or no room in time; SHUT:
+        # closed. If DONE and `taker` is not NULL, it receives the subscription, owned.
         cdef PyObject* found = NULL
         cdef int result
         if (<Mailbox>self.mailbox).overflow == BLOCK:
@@ -236,12 +241,12 @@ cdef class Pin:
         return result
 
     cdef int wait_for_room(self, object item, int64_t deadline, PyObject** taker) except -1:
-        # No counted reference to the mailbox but the pin's: not even in a local variable.
+        # Holds no counted reference to the mailbox but the pin's, not even in a local variable.
         cdef Delivery delivery
         cdef int result
-        cdef int64_t until = deadline, breath = FIRST_PENDING_NS
+        cdef int64_t until = deadline, pending_interval = FIRST_PENDING_NS
         cdef uint64_t count = put_count((<Mailbox>self.mailbox).buffer.ring)
-        # relaxed, both: a guess at whether lingering pays, as RingBuffer's own
+        # relaxed, both: a hint for the linger time, as in RingBuffer
         cdef uint64_t moved = count - (<Mailbox>self.mailbox).buffer.putters_mark.load(memory_order_relaxed)
         (<Mailbox>self.mailbox).buffer.putters_mark.store(count, memory_order_relaxed)
         delivery.mailbox = self.mailbox
@@ -250,7 +255,7 @@ cdef class Pin:
         delivery.taker = NULL
         while True:
             if FREE_THREADED:
-                until = now_ns() + breath
+                until = now_ns() + pending_interval
                 if deadline != NEVER and deadline < until:
                     until = deadline
             result = wait_for(
@@ -259,19 +264,19 @@ cdef class Pin:
             if result or until == deadline:
                 break
             run_pending()
-            breath = min(2 * breath, LAST_PENDING_NS)
+            pending_interval = min(2 * pending_interval, LAST_PENDING_NS)
             moved = 0
         if result == DONE and taker:
             taker[0] = delivery.taker
         return result
 
     async def _deliver(self, item, bint named):
-        # As deliver, without a deadline. `named`: gives the subscription if DONE.
+        # `deliver` for a task, without a deadline. With `named`, returns the subscription if DONE.
         cdef Delivery delivery
         cdef PyObject* taker = NULL
         cdef int result
         if self.mailbox == NULL:
-            raise TypeError("made by a hub only")
+            raise TypeError("this Pin has no mailbox: only a hub makes Pins")
         if (<Mailbox>self.mailbox).overflow != BLOCK:
             result = self.deliver(item, NEVER, &taker if named else NULL)
             return steal(taker) if taker else result
@@ -294,16 +299,16 @@ cdef Pin pin_of(PyObject* mailbox):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the subscriber's end
+# the subscriber's side
 
 @cython.no_gc_clear
 cdef class SubscriptionBase:
-    def __cinit__(self, buffer, overflow, hub):  # no *args: what Cython makes of them crashes without memory
+    def __cinit__(self, buffer, overflow, hub):  # no *args: Cython's code for them crashes without memory
         if not isinstance(hub, HubBase):
             raise TypeError(f"hub must be a Hub, not {describe(hub)}: Hub.subscribe makes subscriptions")
         cdef Mailbox mailbox = Mailbox(buffer, overflow)
         mailbox.reference = PyWeakref_NewRef(self, NULL)
-        self.id = last_id.fetch_add(1, memory_order_relaxed) + 1  # relaxed: only unique
+        self.number = last_id.fetch_add(1, memory_order_relaxed) + 1  # relaxed: only has to be unique
         self.ring = (<HubBase>hub).subscriptions
         self.mailbox = mailbox
 
@@ -312,70 +317,124 @@ cdef class SubscriptionBase:
             raise Closed("the subscription could not be made")
         return self.mailbox.buffer
 
-    def get(self, timeout=None):
-        """Takes the oldest item, waiting up to `timeout` seconds for one (None: without limit).
+    @property
+    def id(self):
+        """The subscription's number, from 1; never used again in this process."""
+        return self.number
 
-        Raises `queue.Empty` when none came in time, `Closed` when the subscription has ended and all was read. Safe
-        from any thread; several share the items.
+    def get(self, timeout=None):
+        """Takes the oldest item, waiting for one.
+
+        Blocks while no item is there. May be called from any thread; each item goes to one caller.
+
+        Args:
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            The item.
+
+        Raises:
+            queue.Empty: No item came in time.
+            Closed: The subscription has ended and all its items have been read.
         """
         return self.reader().get(True, timeout)
 
     def get_nowait(self):
-        """Takes the oldest item, or raises `queue.Empty` or `Closed`. Never blocks."""
+        """Takes the oldest item without waiting.
+
+        Never blocks; re-entrant; may be called from any thread.
+
+        Returns:
+            The item.
+
+        Raises:
+            queue.Empty: There is no item.
+            Closed: The subscription has ended and all its items have been read.
+        """
         return self.reader().get_nowait()
 
     def get_many(self, max=None, timeout=None):
-        """Waits for the first item, then takes what is there, up to `max`, as a list. Raises as `get`."""
+        """Waits for the first item, then takes all that are there, up to `max`.
+
+        Blocks while no item is there. May be called from any thread; each item goes to one caller.
+
+        Args:
+            max: The largest number of items to take, from 1; None takes all.
+            timeout: Seconds to wait for the first item; None waits without limit.
+
+        Returns:
+            A list of at least one item, in order.
+
+        Raises:
+            queue.Empty: No item came in time.
+            Closed: The subscription has ended and all its items have been read.
+        """
         return self.reader().get_many(max, timeout)
 
     async def aget(self):
-        """Takes the oldest item, awaiting one: `get` for a task of asyncio or trio. A cancelled await has taken none."""
+        """Takes the oldest item, awaiting one: `get` for a task of asyncio or trio.
+
+        A cancelled await has taken nothing, so no item is lost.
+
+        Returns:
+            The item.
+
+        Raises:
+            Closed: The subscription has ended and all its items have been read.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
+        """
         return await self.reader().aget()
 
     def __iter__(self):
+        """Returns the subscription itself: a loop takes items until it has ended and all have been read."""
         return self
 
     def __next__(self):
+        """Waits for the oldest item and takes it; StopIteration when the subscription has ended and all were read."""
         if self.mailbox is None:  # as in reader
             raise StopIteration
         return self.mailbox.buffer.__next__()
 
     def __aiter__(self):
+        """Returns the subscription itself: `async for` takes items until it has ended and all have been read."""
         return self
 
     async def __anext__(self):
+        """Awaits and takes the oldest item; StopAsyncIteration when the subscription has ended and all were read."""
         if self.mailbox is None:  # as in reader
             raise StopAsyncIteration
         return await self.mailbox.buffer.__anext__()
 
     def __contains__(self, item):
+        """Not supported: a search would consume items."""
         raise TypeError(f"`in` is not supported by {type(self).__name__}: it would take items")
 
     def __len__(self):
-        """How many items are ready to be read; a snapshot."""
+        """The number of items that can be read now; a snapshot."""
         return 0 if self.mailbox is None else size(self.mailbox.buffer.ring)
 
     def __bool__(self):
+        """Always True, also without items."""
         return True
 
     @property
     def buffer(self):
-        """How many items the subscription holds: what `Hub.subscribe` was told; 1 with "latest"."""
-        return 0 if self.mailbox is None else self.mailbox.buffer.capacity
+        """The number of items that the subscription can hold: the `buffer` of `Hub.subscribe`; 1 with "latest"."""
+        return 0 if self.mailbox is None else self.mailbox.buffer.ring.capacity
 
     @property
     def overflow(self):
-        """The overflow policy."""
+        """The overflow policy: "block", "drop_oldest", "drop_incoming", "latest" or "raise"."""
         return POLICIES[BLOCK if self.mailbox is None else <int>self.mailbox.overflow]
 
     @property
     def closed(self):
-        """Whether the subscription has ended. What was delivered before can be read."""
+        """Whether the subscription has ended. Items delivered before can still be read."""
         return self.mailbox is None or is_shut(self.mailbox.buffer.ring)
 
     @property
     def dropped(self):
-        """How many items the overflow policy has dropped; a snapshot that only grows."""
+        """The number of items that the overflow policy has dropped; a snapshot that only grows."""
         # relaxed: a count
         return 0 if self.mailbox is None else self.mailbox.drops.load(memory_order_relaxed)
 
@@ -385,34 +444,34 @@ cdef class SubscriptionBase:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the publisher's end
+# the publisher's side
 
 @cython.no_gc_clear
 cdef class HubBase:
-    def __cinit__(self):  # whatever Hub is given: what Cython makes of *args crashes without memory
+    def __cinit__(self):  # ignores Hub's arguments; no *args: Cython's code for them crashes without memory
         cdef SubscriptionRing ring
-        # relaxed, both: the hub is not published yet. Closed, unless all that follows succeeds.
+        # relaxed, both: the hub is not published yet. It counts as closed unless all that follows succeeds.
         self.shut.store(1, memory_order_relaxed)
         ring = SubscriptionRing()
-        ring.shown = is_waited_in
-        ring.forsaken = forsake
+        ring.is_shown = is_waited_in
+        ring.before_drop = uncount_link
         self.subscriptions = ring
         self.shut.store(0, memory_order_relaxed)
 
     def __del__(self):
-        # A hub that is collected together with what waits for it. All others end in hub_dealloc.
+        # For a hub that is collected together with its waiting readers; every other hub ends in hub_dealloc.
         self.end_all()
 
     cdef void end_all(self) noexcept:
-        # Nobody can publish any more: readers must not wait for it. No Python names: the interpreter may be ending.
+        # No publisher is left, so readers must not wait. Looks up no Python name: the interpreter may be ending.
         cdef PyObject* mailbox
-        # seq_cst: before the walk over the subscriptions; a subscribe that adds after that sees it
+        # seq_cst: set before the walk over the subscriptions, so that a subscribe that adds one after the walk sees it
         self.shut.store(1, memory_order_seq_cst)
         while self.subscriptions is not None:  # None: __cinit__ failed
             mailbox = self.subscriptions.take_first()
             if mailbox == NULL:
                 return
-            forsake(mailbox)
+            uncount_link(mailbox)
             (<Mailbox>mailbox).buffer.close_ring()
             Py_DECREF(<object>mailbox)  # was the ring's
 
@@ -425,12 +484,12 @@ cdef class HubBase:
         self.check_open()
 
     def _add(self, SubscriptionBase subscription not None):
-        # Once; again, it does nothing.
+        # Adds a subscription; a second call does nothing.
         cdef PyObject* mailbox = <PyObject*>subscription.mailbox
         self.check_open()
         if subscription.mailbox is None or subscription.ring is not self.subscriptions:
-            raise ValueError(f"subscription must be one of this hub, not {describe(subscription)}")
-        # seq_cst: one of several calls adds it
+            raise ValueError(f"subscription must be one of this hub's, got {describe(subscription)}")
+        # seq_cst: only one of several calls adds it
         if subscription.added.exchange(1, memory_order_seq_cst):
             return
         try:
@@ -440,7 +499,7 @@ cdef class HubBase:
             raise
         (<Mailbox>mailbox).links.fetch_add(1, memory_order_relaxed)  # relaxed: as hide
         if self.shut.load(memory_order_seq_cst) or is_shut(subscription.mailbox.buffer.ring):
-            # Closed meanwhile, perhaps before close could see it. seq_cst: as in check_open
+            # The hub was closed meanwhile, perhaps before its walk could see this one. seq_cst: as in check_open
             end_mailbox(self.subscriptions, mailbox)
             self.check_open()
 
@@ -453,24 +512,25 @@ cdef class HubBase:
         self.end_all()
 
     def __len__(self):
-        """How many subscriptions there are; a snapshot."""
+        """The number of subscriptions; a snapshot."""
         # relaxed: a snapshot
         return 0 if self.subscriptions is None else self.subscriptions.count.load(memory_order_relaxed)
 
     def __bool__(self):
+        """Always True, also without subscriptions."""
         return True
 
     @property
     def closed(self):
-        """Whether the hub is closed."""
+        """Whether the hub is closed. Once True, it stays True."""
         return bool(self.shut.load(memory_order_seq_cst))  # seq_cst: as check_open
 
     cdef Recipients recipients(self):
-        # The subscriptions as they are now.
+        # A snapshot of the subscriptions.
         cdef Recipients made = <Recipients>self.subscriptions.cached_snapshot()
         cdef Py_ssize_t count, k
         while made is None:
-            count = self.subscriptions.count.load(memory_order_relaxed)  # relaxed: looked at again in record
+            count = self.subscriptions.count.load(memory_order_relaxed)  # relaxed: record checks it again
             made = Recipients()
             made.mailboxes = <PyObject**>PyMem_RawCalloc(count + 1, sizeof(PyObject*))
             if made.mailboxes == NULL:
@@ -484,7 +544,7 @@ cdef class HubBase:
         return made
 
     cdef PyObject* offer_to(self, PyObject* mailbox, PyObject* item) noexcept:
-        # Delivers if there is room. Returns the subscription, owned; or NULL.
+        # Delivers if there is room. Returns the subscription, owned; NULL if it did not take the item.
         cdef PyObject* taker = referent(<PyObject*>(<Mailbox>mailbox).reference)
         cdef int result = SHUT
         if taker:
@@ -492,17 +552,17 @@ cdef class HubBase:
             if result == DONE:
                 return taker
             Py_DECREF(<object>taker)  # may be the last
-        if result == SHUT:  # it has ended, or is about to
+        if result == SHUT:  # the subscription has ended, or is about to
             end_mailbox(self.subscriptions, mailbox)
         return NULL
 
-    cdef PyObject* pass_round(self, PyObject* item) except? NULL:
-        # Offers it to each in turn. The subscription that took it, owned; or NULL.
+    cdef PyObject* offer_in_turn(self, PyObject* item) except? NULL:
+        # Offers the item to each subscription in turn. Returns the one that took it, owned; or NULL.
         cdef Recipients recipients
         cdef PyObject* mailbox
         cdef PyObject* taker = NULL
         cdef Py_ssize_t left, k, start = -1
-        # relaxed: a hint; each turn below is exact
+        # relaxed: a hint; each step below is exact
         left = self.subscriptions.count.load(memory_order_relaxed)
         while left > 0 and taker == NULL:
             mailbox = self.subscriptions.step(True)
@@ -510,12 +570,13 @@ cdef class HubBase:
                 break
             left -= 1
             taker = self.offer_to(mailbox, item)
-            Py_DECREF(<object>mailbox)  # was ours
+            Py_DECREF(<object>mailbox)  # the reference that step() returned
         if taker == NULL:
-            # Others moved the turn meanwhile, so those rounds may have left one out: ask each once.
+            # Other publishers moved the position meanwhile, so the loop above may have missed a subscription: offer to
+            # each one of a snapshot.
             while start < 0:
                 recipients = self.recipients()
-                start = self.subscriptions.place_of_current(recipients)
+                start = self.subscriptions.index_of_current(recipients)
             for k in range(recipients.count):
                 taker = self.offer_to(recipients.mailboxes[(start + k) % recipients.count], item)
                 if taker:
@@ -523,25 +584,36 @@ cdef class HubBase:
         return taker
 
     cdef Pin next_in_turn(self):
-        # None: there is none.
+        # Pins the mailbox of the next subscription; None if there is none.
         cdef PyObject* mailbox = self.subscriptions.step(True)
         if mailbox == NULL:
             return None
         held = steal(mailbox)
         return pin_of(mailbox)
 
-    cdef object not_taken(self, Pin pin):
-        # Its policy had the last word.
+    cdef object signal_result(self, Pin pin):
+        # The result of signal when the overflow policy did not deliver the item.
         if (<Mailbox>pin.mailbox).overflow == DROP_INCOMING:
             return None
         raise queue.Full(f"no subscriber of {describe(self)} has room")
 
     def signal(self, item, timeout=None):
-        """Delivers an item to the next subscriber in turn that has room; returns its subscription.
+        """Delivers an item to the next subscription in turn that has room.
 
-        If none has room, the overflow policy of the next one decides: "block" waits up to `timeout` seconds (None:
-        without limit), then raises `queue.Full`, as "raise" does at once. None when nobody took it: no subscriber, or
-        it was dropped. `Closed` when the hub is closed. Safe from any thread; holds no lock while it waits.
+        If none has room, the overflow policy of the next one in turn decides. Blocks only if that policy is "block",
+        and holds no lock while it waits. May be called from any thread.
+
+        Args:
+            item: Any object.
+            timeout: Seconds to wait for room under the policy "block"; None waits without limit.
+
+        Returns:
+            The subscription that took the item. None if there is no subscription, or if the policy "drop_incoming"
+            dropped the item.
+
+        Raises:
+            queue.Full: The policy is "block" and there was no room in time, or it is "raise" and there is no room.
+            Closed: The hub is closed.
         """
         cdef int64_t deadline = NEVER
         cdef int result
@@ -551,22 +623,36 @@ cdef class HubBase:
             deadline = deadline_of(timeout)
         while True:
             self.check_open()
-            taker = self.pass_round(<PyObject*>item)
+            taker = self.offer_in_turn(<PyObject*>item)
             if taker:
                 return steal(taker)
             pin = self.next_in_turn()
             if pin is None:
-                self.check_open()  # nobody is there: perhaps because a close came in between
+                self.check_open()  # no subscription is left: perhaps because the hub was closed meanwhile
                 return None
             result = pin.deliver(item, deadline, &taker)
             if result == DONE:
                 return steal(taker)
             if result == NOT_NOW:
-                return self.not_taken(pin)
-            end_mailbox(self.subscriptions, pin.mailbox)  # it has ended meanwhile: the next one
+                return self.signal_result(pin)
+            end_mailbox(self.subscriptions, pin.mailbox)  # the subscription has ended meanwhile: try the next one
 
     async def asignal(self, item):
-        """`signal` for a task of asyncio or trio: "block" awaits room, without limit. A cancelled await delivered nothing."""
+        """Delivers an item to the next subscription in turn: `signal` for a task of asyncio or trio.
+
+        The policy "block" awaits room, without limit. A cancelled await has delivered nothing.
+
+        Args:
+            item: Any object.
+
+        Returns:
+            As `signal`.
+
+        Raises:
+            queue.Full: The policy of the next subscription is "raise" and none has room.
+            Closed: The hub is closed.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
+        """
         cdef PyObject* taker
         cdef Pin pin
         point = checkpoint()
@@ -574,7 +660,7 @@ cdef class HubBase:
             await point
         while True:  # as signal
             self.check_open()
-            taker = self.pass_round(<PyObject*>item)
+            taker = self.offer_in_turn(<PyObject*>item)
             if taker:
                 return steal(taker)
             pin = self.next_in_turn()
@@ -585,11 +671,11 @@ cdef class HubBase:
             if isinstance(result, SubscriptionBase):
                 return result
             if result == NOT_NOW:
-                return self.not_taken(pin)
+                return self.signal_result(pin)
             end_mailbox(self.subscriptions, pin.mailbox)
 
     cdef list offer_all(self, object item, Py_ssize_t* count):
-        # To everyone that has room. Returns the others, or None if there is none.
+        # Delivers to every subscription that has room. Returns Pins of the others, or None if there are none.
         cdef Recipients recipients
         cdef Py_ssize_t k
         cdef int result
@@ -607,18 +693,28 @@ cdef class HubBase:
                 slow.append(pin_of(recipients.mailboxes[k]))
         return slow
 
-    cdef object not_all(self, Py_ssize_t count):
-        error = queue.Full(f"not every subscriber of {describe(self)} had room: {count} took it")
+    cdef object raise_full(self, Py_ssize_t count):
+        error = queue.Full(f"not every subscriber of {describe(self)} had room: {count} took the item")
         error.count = count
         raise error
 
     def broadcast(self, item, timeout=None):
-        """Delivers an item to all that are subscribed at this instant, in ring order; returns how many took it.
+        """Delivers an item to every subscription that exists at this moment, in ring order.
 
-        First everyone that has room, without waiting, then the slow ones by their policy: "block" waits, all of them
-        together up to `timeout` seconds (None: without limit). When one with "block" had no room in time, or one
-        with "raise" had none, it raises `queue.Full` after the others got theirs, with `count`, how many took it.
-        `Closed` when the hub is closed. Safe from any thread; holds no lock.
+        It delivers first to all subscriptions that have room, without waiting, then to the others by their overflow
+        policies. Blocks only for those with "block", and holds no lock. May be called from any thread.
+
+        Args:
+            item: Any object.
+            timeout: Seconds to wait for room, for all subscriptions together; None waits without limit.
+
+        Returns:
+            The number of subscriptions that took the item.
+
+        Raises:
+            queue.Full: A subscription with "block" had no room in time, or one with "raise" had none. All others have
+                been served first; the error's `count` is the number of subscriptions that took the item.
+            Closed: The hub is closed.
         """
         cdef int64_t deadline = NEVER
         cdef Py_ssize_t count = 0
@@ -636,12 +732,24 @@ cdef class HubBase:
                 count += 1
             elif result == NOT_NOW and (<Mailbox>pin.mailbox).overflow != DROP_INCOMING:
                 full = True
-        return self.not_all(count) if full else count
+        return self.raise_full(count) if full else count
 
     async def abroadcast(self, item):
-        """`broadcast` for a task of asyncio or trio: "block" awaits room, without limit.
+        """Delivers an item to every subscription: `broadcast` for a task of asyncio or trio.
 
-        When the await is cancelled, those that took the item by then keep it.
+        The policy "block" awaits room, without limit. If the await is cancelled, the subscriptions that have taken the
+        item by then keep it.
+
+        Args:
+            item: Any object.
+
+        Returns:
+            The number of subscriptions that took the item.
+
+        Raises:
+            queue.Full: A subscription with "raise" had no room; `count` as in `broadcast`.
+            Closed: The hub is closed.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         cdef Py_ssize_t count = 0
         cdef int result
@@ -659,11 +767,11 @@ cdef class HubBase:
                 count += 1
             elif result == NOT_NOW and (<Mailbox>pin.mailbox).overflow != DROP_INCOMING:
                 full = True
-        return self.not_all(count) if full else count
+        return self.raise_full(count) if full else count
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the types' slots: what the collector is shown of a mailbox, and the end of a subscription and of a hub that are dropped
+# type slots: the traverse of Mailbox, and the dealloc of subscriptions and hubs (see the head)
 
 cdef PyTypeObject* mailbox_type = <PyTypeObject*>Mailbox
 cdef traverseproc mailbox_base_traverse = mailbox_type.tp_traverse
@@ -671,7 +779,7 @@ cdef traverseproc mailbox_base_traverse = mailbox_type.tp_traverse
 
 cdef int mailbox_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef int status = mailbox_base_traverse(self, visit, arg)
-    # relaxed, both: nobody changes them while the collector looks
+    # relaxed, both: no thread changes them while the collector runs
     cdef Py_ssize_t left = (<Mailbox>self).hidden.load(memory_order_relaxed)
     if (<Mailbox>self).buffer is not None and not is_waited_in(self):
         left += (<Mailbox>self).links.load(memory_order_relaxed)
@@ -691,7 +799,8 @@ cdef destructor hub_base_dealloc = hub_type.tp_dealloc
 
 
 cdef void subscription_dealloc(PyObject* self) noexcept:
-    # The reference count is 0: no Python API gets the object itself. Closing may run Python code, a waiting task's loop.
+    # The reference count is 0, so the object itself is passed to no Python API. Closing may run Python code: the event
+    # loop of a waiting task.
     cdef PyObject* kind = NULL
     cdef PyObject* value = NULL
     cdef PyObject* trace = NULL

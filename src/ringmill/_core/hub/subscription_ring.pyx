@@ -1,21 +1,27 @@
-# A circular list with a current position: add at the end, remove by identity, each O(1), from any thread.
+# SubscriptionRing: a circular list with a current position. Add at the end, remove by identity, step: O(1), from any
+# thread.
 #
-# The model is Go's container/ring, which one goroutine may use. Here the links are under a short lock (rule 7 of the core):
-# nothing is allocated under it, no Python code runs, and no reference is dropped; what a change gives up is dropped after
-# the release. References that are taken under it are of local variables, for which Cython adds no INCREF and DECREF.
+# May use `waiting` (its spin lock and fork epoch) and `platform`.
 #
-# Readers do not walk the links. They walk a snapshot, which is immutable and made anew on the first read after a change. It
-# carries the version of the ring that it was made of; the last one made is cached, and both are read under the lock. So a
-# reader has a list that was the ring's at one moment, whatever happens meanwhile: the snapshot owns its items.
+# The model is Go's container/ring, which only one goroutine may use. Here a spin lock guards the links (rule 7): under
+# it nothing is allocated, no Python code runs and no reference is dropped; references given up by a change are dropped
+# after the release. References taken under the lock are those of local variables, for which Cython adds no INCREF and
+# DECREF.
 #
-# remove finds an item's first occurrence in a hash table whose chains go through the links, so that only the array of
-# buckets is ever allocated: before the lock is taken, when there are more items than buckets. Where there is no memory for
-# a larger array, the ring goes on with the one that it has, and the chains get longer.
+# Readers do not walk the links. They walk an immutable snapshot, which is made on the first read after a change. It
+# carries the version of the ring that it was made from; the latest snapshot is cached, and cache and version are read
+# under the lock. So a reader has the list as it was at one moment, whatever changes meanwhile: the snapshot owns its
+# items.
 #
-# Forks. A fork never finds the lock held or the links half changed: the thread that forks is attached, and has the GIL, or,
-# free-threaded, the interpreter has stopped the other attached threads, which it does only in calls of the interpreter that
-# may block; between the acquire and the release of this lock there is none. The child makes the lock anew all the same
-# before its first use (rule 13), and there is no list or dict whose mutex it might inherit locked.
+# remove finds an item's first occurrence in a hash table whose chains go through the links, so only the array of
+# buckets is ever allocated: before the lock is taken, when there are more items than buckets. Without memory for a
+# larger array, the ring goes on with the one it has, and the chains get longer.
+#
+# Forks. A fork never finds the lock held or the links half changed: the forking thread is attached; it has the GIL, or,
+# on a free-threaded build, the interpreter has stopped all other attached threads, which happens only in interpreter
+# calls that may block, and there are none between the acquire and the release of this lock. The child initializes the
+# lock anew before its first use all the same (rule 13), and no list or dict is used whose mutex it could inherit
+# locked.
 
 from types import GenericAlias
 
@@ -55,10 +61,10 @@ cdef class Snapshot:
 # the lock
 
 cdef void renew(SubscriptionRing ring) noexcept:
-    # After a fork: one thread of the child makes the lock anew, the others wait for that.
+    # After a fork: one thread of the child initializes the lock anew, the others wait until it has.
     cdef uint32_t seen = ring.epoch.load(memory_order_acquire)  # acquire: pairs with the release below
     while seen != epoch_now:
-        # seq_cst, by default: one thread claims it
+        # seq_cst, by default: exactly one thread claims the renewal
         if seen != MAKING and ring.epoch.compare_exchange_strong(seen, MAKING):
             ring.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
             ring.epoch.store(epoch_now, memory_order_release)  # release: the lock is whole
@@ -78,10 +84,10 @@ cdef inline void unlock(SubscriptionRing ring) noexcept:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the links: all of these are called under the lock, and only move pointers
+# the links: these functions are called under the lock and only move pointers
 
-cdef inline Link** place_of(Link** buckets, int bits, PyObject* item) noexcept:
-    # Where the pointer to the item's first occurrence is, or would be.
+cdef inline Link** slot_of(Link** buckets, int bits, PyObject* item) noexcept:
+    # The address of the pointer to the item's first occurrence, or of the NULL where it would be.
     # Objects are 16 bytes apart at least; the multiplier is 2**64 divided by the golden ratio (Knuth, 6.4).
     cdef uint64_t mixed = (<uint64_t><size_t>item >> 4) * <uint64_t>0x9E3779B97F4A7C15
     cdef Link** place = &buckets[mixed >> (64 - bits)]
@@ -91,12 +97,12 @@ cdef inline Link** place_of(Link** buckets, int bits, PyObject* item) noexcept:
 
 
 cdef inline Link** find(SubscriptionRing ring, PyObject* item) noexcept:
-    # relaxed, as all that follow of bits and count: written under the lock, which the caller has
-    return place_of(ring.buckets, ring.bits.load(memory_order_relaxed), item)
+    # relaxed, as every access to `bits` and `count` below: both are written under the lock, which the caller holds
+    return slot_of(ring.buckets, ring.bits.load(memory_order_relaxed), item)
 
 
 cdef Link** rehash(SubscriptionRing ring, Link** buckets, int bits) noexcept:
-    # Moves to a larger table; returns the old one.
+    # Moves all links to a larger table; returns the old one.
     cdef Link** old = ring.buckets
     cdef Link* link
     cdef Link* following
@@ -106,7 +112,7 @@ cdef Link** rehash(SubscriptionRing ring, Link** buckets, int bits) noexcept:
         while link:
             following = link.chained
             link.chained = NULL
-            place_of(buckets, bits, link.item)[0] = link
+            slot_of(buckets, bits, link.item)[0] = link
             link = following
     ring.buckets = buckets
     ring.bits.store(bits, memory_order_relaxed)
@@ -134,7 +140,7 @@ cdef void link_up(SubscriptionRing ring, Link* link) noexcept:
 
 
 cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
-    # The link is the caller's then, with its reference; NULL: there is none.
+    # Removes the item's first occurrence. The caller owns the link and its reference; NULL if the item is not there.
     cdef Link** place = find(ring, item)
     cdef Link* link = place[0]
     cdef Link* later
@@ -162,7 +168,7 @@ cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
 
 
 cdef inline PyObject* forget_cached(SubscriptionRing ring) noexcept:
-    # The reference is the caller's then. What was removed is not kept alive by the last snapshot.
+    # Empties the cache, so that the snapshot does not keep removed items alive. The caller owns the reference.
     cdef PyObject* cached = ring.cached
     ring.cached = NULL
     return cached
@@ -170,11 +176,14 @@ cdef inline PyObject* forget_cached(SubscriptionRing ring) noexcept:
 
 @cython.trashcan(True)  # as RingBuffer
 cdef class SubscriptionRing:
-    """A circular list with a current position, for taking turns.
+    """SubscriptionRing()
+--
 
-    `add`, `remove`, `current`, `next`, `take` and `len` are O(1), under a short lock, and never block; all may be
-    called from any thread. Iteration and `do` walk an immutable snapshot, so the ring may change meanwhile. Items
-    are compared by identity and need not be hashable.
+    A circular list with a current position, for taking turns.
+
+    `add`, `remove`, `current`, `next`, `take`, `len()` and `in` are O(1), hold a lock for a few instructions and never
+    block. Iteration and `do` walk an immutable snapshot, so the ring may change meanwhile; the first walk after a
+    change is O(n). All may be called from any thread. Items are compared by identity and need not be hashable.
 
     >>> ring = SubscriptionRing()
     >>> for name in "abc":
@@ -191,14 +200,15 @@ cdef class SubscriptionRing:
         self.epoch.store(epoch_now, memory_order_relaxed)  # relaxed: as above
 
     def __init__(self):
-        pass  # takes no items: add() them
+        """See the class."""
+        pass  # refuses arguments: items are added with add()
 
     def __dealloc__(self):
         cdef Link* link = self.head
         cdef Link* following
         cdef PyObject* cached = forget_cached(self)
         cdef Py_ssize_t k
-        for k in range(self.count.load(memory_order_relaxed)):  # relaxed: nobody else has the ring any more
+        for k in range(self.count.load(memory_order_relaxed)):  # relaxed: no other thread has the ring any more
             following = link.next
             Py_DECREF(<object>link.item)  # was the ring's
             PyMem_RawFree(link)
@@ -211,18 +221,24 @@ cdef class SubscriptionRing:
     __class_getitem__ = classmethod(GenericAlias)
 
     def add(self, item):
-        """Adds an item at the end, that is before the head. It becomes current only if the ring was empty."""
+        """Adds an item at the end of the circle, which is just before its head.
+
+        The item becomes the current one only if the ring was empty. Never blocks; may be called from any thread.
+
+        Args:
+            item: Any object. It may be in the ring several times.
+        """
         self.append(<PyObject*>item)
 
     cdef int append(self, PyObject* item) except -1:
         cdef Link* link = <Link*>PyMem_RawCalloc(1, sizeof(Link))
         cdef Link** table = NULL
-        cdef int bits = self.bits.load(memory_order_relaxed)  # relaxed, like the count: a hint, looked at again below
+        cdef int bits = self.bits.load(memory_order_relaxed)  # relaxed, like `count`: a hint, checked again below
         if link == NULL:
             raise MemoryError
         if self.count.load(memory_order_relaxed) >= <Py_ssize_t>1 << bits:
             bits += 1
-            table = <Link**>PyMem_RawCalloc(<size_t>1 << bits, sizeof(Link*))  # NULL: not this time
+            table = <Link**>PyMem_RawCalloc(<size_t>1 << bits, sizeof(Link*))  # NULL: it goes on with the old table
         link.item = item
         Py_INCREF(<object>item)  # the ring's
         lock(self)
@@ -231,13 +247,20 @@ cdef class SubscriptionRing:
         link_up(self, link)
         unlock(self)
         if table != self.few:
-            PyMem_RawFree(table)  # the old one; or ours, where another thread was faster
+            PyMem_RawFree(table)  # the old table; or the new one, if another thread was faster
         return 0
 
     def remove(self, item):
-        """Removes the first occurrence of an item, by identity; returns whether there was one.
+        """Removes the first occurrence of an item, by identity.
 
-        Where that was the head or the current one, its successor is that now.
+        If it was the head or the current item, its successor takes that place. Never blocks; may be called from any
+        thread.
+
+        Args:
+            item: The object to remove.
+
+        Returns:
+            Whether the item was in the ring.
         """
         if not self.take_out(<PyObject*>item):
             return False
@@ -245,7 +268,7 @@ cdef class SubscriptionRing:
         return True
 
     cdef bint take_out(self, PyObject* item) noexcept:
-        # As remove. The ring's reference is the caller's then.
+        # As remove. The caller owns what was the ring's reference.
         cdef Link* link
         cdef PyObject* cached = NULL
         lock(self)
@@ -261,14 +284,14 @@ cdef class SubscriptionRing:
         return True
 
     cdef PyObject* take_first(self) noexcept:
-        # Removes the item at the head, whose reference is the caller's then; NULL when the ring is empty.
+        # Removes the item at the head. The caller owns its reference; NULL when the ring is empty.
         cdef Link* link = NULL
         cdef PyObject* item = NULL
         cdef PyObject* cached = NULL
         lock(self)
         if self.head:
             item = self.head.item
-            link = unlink(self, item)  # that very link: the first occurrence is counted from the head
+            link = unlink(self, item)  # this link: an item's first occurrence is the first one from the head
             cached = forget_cached(self)
         unlock(self)
         PyMem_RawFree(link)
@@ -277,7 +300,8 @@ cdef class SubscriptionRing:
         return item
 
     cdef PyObject* step(self, bint before) noexcept:
-        # Moves on; returns the current of before or after, with a reference for the caller; NULL when empty.
+        # Moves to the next position; returns the item that was current before, or that is current now. The caller owns
+        # the reference; NULL when the ring is empty.
         cdef PyObject* item = NULL
         lock(self)
         if self.at:
@@ -291,7 +315,7 @@ cdef class SubscriptionRing:
 
     @property
     def current(self):
-        """The item at the current position; None when the ring is empty."""
+        """The item at the current position; None when the ring is empty. A snapshot."""
         cdef PyObject* item = NULL
         lock(self)
         if self.at:
@@ -301,17 +325,29 @@ cdef class SubscriptionRing:
         return steal(item) if item else None
 
     def next(self):
-        """Moves on and returns the new current item; None when the ring is empty."""
+        """Moves to the next position and returns the item there.
+
+        Never blocks; may be called from any thread.
+
+        Returns:
+            The new current item; None when the ring is empty.
+        """
         cdef PyObject* item = self.step(False)
         return steal(item) if item else None
 
     def take(self):
-        """Returns the current item and moves on, in one step; None when the ring is empty."""
+        """Returns the current item and moves to the next position, in one atomic step.
+
+        Never blocks; may be called from any thread. Of several threads that take turns, each gets the next item.
+
+        Returns:
+            The item that was current; None when the ring is empty.
+        """
         cdef PyObject* item = self.step(True)
         return steal(item) if item else None
 
     cdef Snapshot cached_snapshot(self):
-        # The last one made, if it is of the ring as it is now; or None.
+        # The cached snapshot if the ring has not changed since; or None.
         cdef PyObject* cached
         lock(self)
         cached = self.cached
@@ -325,7 +361,8 @@ cdef class SubscriptionRing:
         return None
 
     cdef bint record(self, Snapshot made, PyObject** into, Py_ssize_t count) noexcept:
-        # Copies the items, with a reference each, and caches what was made of them. False: there are not `count`.
+        # Copies the items into `into`, with a reference each, and caches `made`. False: the ring does not have `count`
+        # items.
         cdef PyObject* unwanted = <PyObject*>made
         cdef PyObject* item
         cdef Link* link
@@ -337,7 +374,7 @@ cdef class SubscriptionRing:
         if whole:
             link = self.head
             for k in range(count):
-                item = link.item  # a local variable: for any other expression Cython makes a reference, and drops it again
+                item = link.item  # a local variable: for other expressions Cython takes a reference and drops it
                 Py_INCREF(<object>item)  # the snapshot's
                 into[k] = item
                 link.index = k
@@ -354,15 +391,15 @@ cdef class SubscriptionRing:
         cdef Snapshot made = self.cached_snapshot()
         cdef Py_ssize_t count
         while made is None:
-            count = self.count.load(memory_order_relaxed)  # relaxed: looked at again in record, under the lock
+            count = self.count.load(memory_order_relaxed)  # relaxed: record checks it again, under the lock
             made = Snapshot()
             made.items = PyTuple_New(count)
             if not self.record(made, (<PyTupleObject*>made.items).ob_item, count):
-                made = None  # a tuple of NULLs, which nobody has seen, goes
+                made = None  # drops a tuple of NULLs, which no other code has seen
         return made
 
-    cdef Py_ssize_t place_of_current(self, Snapshot made) noexcept:
-        # In the snapshot; -1 where the ring has changed since.
+    cdef Py_ssize_t index_of_current(self, Snapshot made) noexcept:
+        # The current item's index in the snapshot; -1 if the ring has changed since.
         cdef Py_ssize_t place = -1
         lock(self)
         if made.version == self.version:
@@ -371,33 +408,42 @@ cdef class SubscriptionRing:
         return place
 
     def _from_current(self):
-        # The items, from the current on, as they were at one moment.
+        # The items from the current one on, as they were at one moment.
         cdef Snapshot made
         cdef Py_ssize_t start = -1
         while start < 0:
             made = self.snapshot()
-            start = self.place_of_current(made)
+            start = self.index_of_current(made)
         return made.items[start:] + made.items[:start] if start else made.items
 
     def do(self, fn):
-        """Calls `fn(item)` for each item once, from the current one on. Walks a snapshot; the ring may change."""
+        """Calls a function with each item once, from the current one on.
+
+        Walks a snapshot, so the ring may change meanwhile; holds no lock during the calls. May be called from any
+        thread.
+
+        Args:
+            fn: Called as `fn(item)`. An exception that it raises ends the walk.
+        """
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {describe(fn)}")
         for item in self._from_current():
             fn(item)
 
     def __iter__(self):
+        """Iterates over a snapshot of the items, each once, from the current one on."""
         return iter(self._from_current())
 
     def __len__(self):
-        """How many items there are; a snapshot."""
+        """The number of items; a snapshot."""
         return self.count.load(memory_order_relaxed)  # relaxed: a snapshot
 
     def __bool__(self):
+        """Whether the ring has items; a snapshot."""
         return self.__len__() > 0
 
     def __contains__(self, item):
-        """Whether the item is there, by identity. O(1)."""
+        """Whether the item is in the ring, by identity. O(1); a snapshot."""
         cdef bint found
         lock(self)
         found = find(self, <PyObject*>item)[0] != NULL
@@ -412,7 +458,7 @@ cdef class SubscriptionRing:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the garbage collector: Cython knows nothing of the links and of the cached snapshot (rule 11)
+# garbage collection: Cython does not traverse the links and the cached snapshot (rule 11)
 
 cdef PyTypeObject* ring_type = <PyTypeObject*>SubscriptionRing
 cdef traverseproc base_traverse = ring_type.tp_traverse
@@ -420,14 +466,14 @@ cdef inquiry base_clear = ring_type.tp_clear
 
 
 cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
-    # The collector runs with all attached threads stopped, or with the GIL: nobody holds the lock.
+    # The collector runs with the GIL, or with all attached threads stopped: no thread holds the lock.
     cdef int status = base_traverse(self, visit, arg)
     cdef Link* link = (<SubscriptionRing>self).head
     cdef Py_ssize_t left = (<SubscriptionRing>self).count.load(memory_order_relaxed)  # relaxed: see above
     if not status and (<SubscriptionRing>self).cached:
         status = visit((<SubscriptionRing>self).cached, arg)
     while left and not status:
-        if (<SubscriptionRing>self).shown == NULL or (<SubscriptionRing>self).shown(link.item):
+        if (<SubscriptionRing>self).is_shown == NULL or (<SubscriptionRing>self).is_shown(link.item):
             status = visit(link.item, arg)
         link = link.next
         left -= 1
@@ -437,8 +483,8 @@ cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
 cdef int ring_clear(PyObject* self) noexcept:
     cdef PyObject* item = (<SubscriptionRing>self).take_first()
     while item:
-        if (<SubscriptionRing>self).forsaken:
-            (<SubscriptionRing>self).forsaken(item)
+        if (<SubscriptionRing>self).before_drop:
+            (<SubscriptionRing>self).before_drop(item)
         Py_DECREF(<object>item)  # was the ring's
         item = (<SubscriptionRing>self).take_first()
     return base_clear(self)

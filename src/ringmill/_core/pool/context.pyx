@@ -1,11 +1,12 @@
-# What a worker runs in its submitter's context: contextvars, and the decimal context, which is one of them.
+# Running a worker's methods in the context of the submitter: contextvars, and the decimal context, which is one of
+# them.
 #
-# The context is captured when an operation is submitted, and is never entered after that. Each call of `process` and of
-# `handle_error` enters a copy of it, so what a call sets is seen neither by the next try nor by another operation.
+# The context is captured when an operation is submitted, and is never entered itself. Each call of `process` and of
+# `handle_error` enters a copy of it, so the next try and other operations do not see what a call sets.
 #
-# A copy of a context shares its values. All are meant to be immutable but one: the decimal context, whose precision
-# programs change in place, and whose flags every calculation writes. So each copy made here has a copy of it: at the
-# capture, because the submitter may change its own before the operation begins, and for each call.
+# A copy of a context shares its values. All are meant to be immutable except one, the decimal context: programs change
+# its precision in place, and every calculation writes its flags. So each copy made here has its own copy of the decimal
+# context: at the capture, because the submitter may change its own before the operation begins, and for each call.
 #
 # The variables that a worker's `init` has set on its thread, and that the submitter's context lacks, are set in the
 # copy too.
@@ -28,15 +29,15 @@ cdef extern from "Python.h":
     object PyContextVar_Set(object variable, object value)
     object PySequence_GetItem(object sequence, Py_ssize_t index)
 
-# A one-item list, so that another thread may replace the three while one reads them: the module `decimal`, the variable
-# that holds a context's decimal context, and the type of that. None where there is none.
+# A one-item list, so that one thread may replace the tuple while another reads it: the module `decimal`, the variable
+# that holds a context's decimal context, and the type of that. Each is None if there is none.
 cdef tuple no_decimal = (None, None, None)
 cdef list known_decimal = [no_decimal]
 
 
 cdef tuple find_decimal():
-    # The variable is not public: it is the one that `decimal.getcontext()` sets in an empty context.
-    cdef tuple found = PySequence_GetItem(known_decimal, 0)  # of a list: one atomic step on either build
+    # The variable is not public: it is found as the one that `decimal.getcontext()` sets in an empty context.
+    cdef tuple found = PySequence_GetItem(known_decimal, 0)  # one atomic step on either build
     module = sys.modules.get("decimal")
     if module is found[0] or module is None:  # None: not loaded, or purged from sys.modules and still in use
         return found
@@ -56,7 +57,7 @@ cdef tuple find_decimal():
 
 
 cdef object copy_decimal():
-    # A copy of the decimal context of the context that the calling thread is in; None if that has none.
+    # A copy of the decimal context in the calling thread's context; None if that has none.
     cdef tuple found = find_decimal()
     cdef PyObject* value = NULL
     if found[1] is None:
@@ -67,7 +68,7 @@ cdef object copy_decimal():
 
 
 cdef object capture():
-    """A copy of the calling thread's context, which does not share its decimal context."""
+    """Returns a copy of the calling thread's context, with its own copy of the decimal context."""
     context = PyContext_CopyCurrent()
     decimal = copy_decimal()
     if decimal is not None:
@@ -80,19 +81,19 @@ cdef object capture():
 
 
 def copy_context():
-    """As `contextvars.copy_context()`, with a copy of the decimal context."""
+    """Returns `contextvars.copy_context()`, with a copy of the decimal context of its own."""
     return capture()
 
 
 @cython.final
 cdef class InContext:
-    """A worker's `process` or `handle_error`, called in a copy of the context of the operation's submitter.
+    """Calls a worker's `process` or `handle_error` in a copy of the context of the operation's submitter.
 
-    To be made on the worker's thread, after `init`; the operation is the last argument.
+    Must be made on the worker's thread, after `init`. The last argument of a call must be the operation.
     """
 
     cdef object function
-    cdef list own                   # variables and values that are set on the thread itself; usually none
+    cdef list own                   # the variables that are set on the thread itself, with their values; usually none
 
     def __init__(self, function):
         self.function = function

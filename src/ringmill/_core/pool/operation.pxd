@@ -1,4 +1,4 @@
-# The compiled base of Operation: outcome, tries and waiters. The states are at the head of operation.pyx.
+# OperationBase: outcome, tries and waiters of an operation. The protocol is at the head of operation.pyx.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -22,30 +22,29 @@ cdef enum:
     SUCCEEDED = 3
     FAILED = 4
     CANCELLED = 5
-    RESETTING = 6               # finished, and being made new
-    PHASE = 7
-    # flags above it
-    RELEASED = 8                # done() was called: nobody waits any more
-    WAITED = 16                 # somebody waits, or did
-    PLACED = 32                 # it has a place in a queue that nobody has claimed yet
+    RESETTING = 6               # ended, and being made new
+    PHASE = 7                   # the mask
+    # flags above the phase
+    RELEASED = 8                # done() was called: waiters need not wait any more
+    WAITED = 16                 # there are waiters, or were
+    PLACED = 32                 # a queue has an entry for it that no worker has claimed yet
 
 cdef class ErrorRecord:
-    # The error that ended an operation; logs itself if it goes unseen.
+    # The error that ended an operation. Logs the error when it is deallocated without having been read.
     cdef object error
     cdef object traceback
     cdef object kind            # the type of the operation that failed
-    cdef atomic[uint32_t] seen  # 1: somebody has looked at it; relaxed, since only its last owner reads that
-    cdef atomic[uint32_t] raised  # 1: somebody was given the error itself to raise, or the worker goes on to log it
+    cdef atomic[uint32_t] seen  # 1: the error was read; relaxed, since only its last owner looks at that
+    cdef atomic[uint32_t] raised  # 1: the error itself was given to a thread to raise, or a worker logs it; others get copies
 
-# For callers that must not fail: NULL, with MemoryError set, where there is no memory. The caller owns it.
+# For callers that must not raise: without memory it returns NULL, with MemoryError set. The caller owns the result.
 cdef PyObject* new_error_record(PyObject* error, PyObject* kind, bint seen) noexcept
 
 cdef class OwnerPool:
-    # Where operations are at home: a pool's compiled half. A table of the living ones finds it by its number, so an
-    # operation needs no reference to it.
+    # The run of a pool, as operations see it. A table finds it by its number, so an operation holds no reference to it.
     cdef readonly uint32_t number
-    cdef uint32_t epoch
-    cdef Spin spin              # of those who wait for its operations
+    cdef uint32_t epoch         # the fork epoch in which it was made
+    cdef Spin spin              # of the threads that wait for its operations
     cdef object __weakref__
     cdef int cancel(self, OperationBase op) except -1
     # See accounting.pyx.
@@ -54,16 +53,16 @@ cdef class OwnerPool:
     cdef object stopped_error(self)
 
 cdef enum:
-    OWNER_SHIFT = 32             # above the flags: the number of the pool that accepted it, while it is pending there
+    OWNER_SHIFT = 32            # above the flags: the number of the pool that accepted it, while it is pending there
 
 cdef class OperationBase:
     cdef atomic[uint64_t] state
-    cdef atomic[uint32_t] tried  # process was called that often in vain; written by the worker that runs it
-    cdef atomic[uint32_t] generation  # how often it was reset: who waits knows by it that the life it waited for is over
+    cdef atomic[uint32_t] tried  # the number of failed tries; written by the worker that runs it
+    cdef atomic[uint32_t] generation  # how often it was reset: tells a waiter that what it waited for has ended
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
-    cdef ErrorRecord error_record              # guarded by the same; written before the phase that says so
-    cdef object context         # guarded by the same: the submitter's context, while pending (context.pyx); or None
-    cdef PyObject* delayed      # guarded by its pool's lock: its RetryEntry, borrowed, while a delay runs; else NULL
+    cdef ErrorRecord error_record  # guarded by the same lock; written before the phase becomes FAILED
+    cdef object context         # guarded by the same lock: the submitter's context while pending (context.pyx); or None
+    cdef PyObject* delayed      # guarded by its pool's lock: its RetryEntry while a retry is delayed, borrowed; or NULL
     cdef object __weakref__
 
     cdef bint try_cancel(self, uint32_t owner) noexcept nogil
@@ -87,7 +86,7 @@ cdef extern from "Python.h":
         newfunc tp_new
     bint PyObject_TypeCheck(PyObject* o, PyTypeObject* type) nogil
 
-cdef PyTypeObject* operation_type   # OperationBase; only to be read
+cdef PyTypeObject* operation_type   # OperationBase; read-only
 
 cdef object wake_waiters(OperationBase op)
 cpdef object call_verb(OperationBase op, str name)
@@ -101,10 +100,10 @@ cdef inline uint32_t phase_of(OperationBase op) noexcept nogil:
     return <uint32_t>op.state.load(memory_order_acquire) & PHASE  # acquire: pairs with the release in end
 
 cdef inline bint accept(OperationBase op, uint32_t owner) noexcept nogil:
-    # NEW -> QUEUED, from any thread. False: it is pending somewhere, or finished and not reset.
+    # NEW -> QUEUED, from any thread. False: it is pending, or ended and not reset.
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while not seen & PHASE:
-        # acq_rel: takes over what reset left, hands the operation to whoever claims it
+        # acq_rel: acquires what reset wrote; releases the operation to the thread that claims it
         if swap64(
             op.state, seen,
             seen | QUEUED | PLACED | <uint64_t>owner << OWNER_SHIFT,
@@ -115,7 +114,7 @@ cdef inline bint accept(OperationBase op, uint32_t owner) noexcept nogil:
     return False
 
 cdef inline bint unaccept(OperationBase op) noexcept nogil:
-    # QUEUED -> NEW: the pool did not take it after all. False: it was cancelled meanwhile, and counted as such.
+    # QUEUED -> NEW: the pool could not queue it. False: it was cancelled meanwhile, and counted as cancelled.
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while seen & PHASE == QUEUED:
         # acq_rel: as accept
@@ -126,10 +125,10 @@ cdef inline bint unaccept(OperationBase op) noexcept nogil:
     return False
 
 cdef inline bint begin(OperationBase op) noexcept nogil:
-    # QUEUED -> RUNNING, by the worker that claimed it. False: it was cancelled meanwhile.
+    # QUEUED -> RUNNING, by the worker that claimed its entry. False: it was cancelled meanwhile.
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while seen & PHASE == QUEUED:
-        # acq_rel: takes over what the submitter wrote; decides the race with cancel
+        # acq_rel: acquires what the submitter wrote; decides the race with cancel
         if swap64(
             op.state, seen, (seen ^ (QUEUED ^ RUNNING)) & ~<uint64_t>PLACED, memory_order_acq_rel, memory_order_relaxed
         ):
@@ -137,7 +136,7 @@ cdef inline bint begin(OperationBase op) noexcept nogil:
     return False
 
 cdef inline int end(OperationBase op, uint32_t phase, bint overridden) except -1:
-    # RUNNING -> the outcome, then done(). Only by whoever made it RUNNING. The note is in place.
+    # RUNNING -> the outcome, then done(). Only by the worker that made it RUNNING; the error record is set already.
     cdef uint64_t seen
     if op.context is not None:
         op.set_context(None)
@@ -150,24 +149,22 @@ cdef inline int end(OperationBase op, uint32_t phase, bint overridden) except -1
     return 0
 
 cdef inline void put_back(OperationBase op) noexcept nogil:
-    # RUNNING -> QUEUED, by the worker that runs it: it has a place once more, and may be cancelled from here on.
+    # RUNNING -> QUEUED, by the worker that runs it, for a retry: a queue has an entry again, and it may be cancelled.
     op.state.fetch_xor(RUNNING ^ QUEUED ^ PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
 cdef inline void unplace(OperationBase op) noexcept nogil:
-    # Its place was claimed; it had been cancelled, and may be reset from here on.
+    # The entry of a cancelled operation was claimed: it may be reset from here on.
     op.state.fetch_and(~<uint64_t>PLACED, memory_order_acq_rel)  # acq_rel: as accept
 
-# What to raise for an error that several threads may raise: see raisable in operation.pyx.
+# The object to raise for an error that several threads may raise: see operation.pyx.
 cdef object raisable(ErrorRecord error_record)
 cdef object with_traceback(object error, object traceback)
 cdef object traceback_of(object error)
 cdef object copy_of(object error)
 cdef object own_error(object error)
-# Not by attribute or method, which the error's class may have replaced.
-cdef object with_traceback(object error, object traceback)
-cdef int log_exception(str what, object subject) except -1
+cdef int log_exception(str message, object subject) except -1
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
-cdef bint hook_raised(object error, str what, object subject) except -1
+cdef bint hook_raised(object error, str message, object subject) except -1
 cdef bint keep_interrupt(object error) except -1
 cdef int raise_kept() except -1
 cpdef object take_interrupt()

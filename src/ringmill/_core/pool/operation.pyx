@@ -1,30 +1,36 @@
-# The compiled base of Operation: what happened to it, how often it was tried, and who waits for it.
+# OperationBase: the compiled base of Operation. Its state, its tries, and the threads and tasks that wait for it.
 #
-# The state is one word: a phase, flags, and, while it is pending, the number of the pool that has it:
+# May use `waiting` and `platform`. Knows pools only as OwnerPool, the interface that a run of a pool implements.
+#
+# The state is one atomic word: a phase, flags, and, while the operation is pending, the number of the pool that owns
+# it:
 #
 #            accept             begin              end
 #     NEW ----------> QUEUED ----------> RUNNING ----------> SUCCEEDED | FAILED
 #      ^                |  ^                |
-#      |                |  +---- retry ---+
+#      |                |  +---- retry -----+
 #      |                +---- cancel, breakage ------------> CANCELLED | FAILED
 #      +--------------------------- reset ---------------------------+
 #
-# Who may move it: accept, any thread that hands it to a pool; begin, the worker that claimed it from its ring;
-# retry and end, the worker that runs it; cancel, anybody, but only out of NEW and QUEUED, so that begin and cancel
-# race by compare-exchange and one wins. Whoever moves it out of QUEUED for good ends it, alone.
+# Which thread may change it: accept, any thread that submits it to a pool; begin, the worker that claimed it from its
+# queue; retry and end, the worker that runs it; cancel, any thread, but only out of NEW and QUEUED. So begin and cancel
+# race by compare-exchange and one of them wins. The thread that moves it out of QUEUED for good is the only one that
+# ends it.
 #
-# PLACED ties a life to its place in a queue. A cancelled operation leaves its place behind, for whoever claims it to
-# find; until then it cannot be reset, or the place would be taken for one of its next life.
+# PLACED: a queue has an entry for the operation that no worker has claimed yet. An operation that is cancelled leaves
+# its entry behind, for a worker to find. Until then it cannot be reset, or the old entry would be taken for one of its
+# next generation.
 #
-# RELEASED says that done() was called; it comes after the phase, except where a user calls done() early. A waiter
-# sets WAITED and reads RELEASED in one read-modify-write under its bucket's lock; the releaser sets RELEASED and reads
-# WAITED in one read-modify-write, then takes the chain of waiters under that lock. Both on one word: one of them sees
-# the other. The buckets are a fixed table of locks, chosen by address, so that an operation carries none.
+# RELEASED: done() was called. It comes after the phase, unless the user calls done() early. A waiter sets WAITED and
+# reads RELEASED in one read-modify-write under the lock of its bucket. The releasing thread sets RELEASED and reads
+# WAITED in one read-modify-write, then takes the chain of waiters under that lock. Both act on one word, so at least
+# one of them sees the other. The buckets are a fixed table of locks, chosen by the operation's address, so that an
+# operation carries no lock.
 #
 # Verbs that a subclass overrides (increment_try, wait, done) are notifications: nothing here depends on them. What an
-# override raises is logged; but a KeyboardInterrupt of the main thread is the program's, so it is raised there, once what
-# was begun is complete: it is kept meanwhile (hook_raised), and the outermost call that the main thread made raises it at
-# its end (raise_kept, take_interrupt). Only the main thread touches what is kept, so that needs no lock.
+# override raises is logged. A KeyboardInterrupt on the main thread is meant for the program, so it is kept
+# (hook_raised) until the current step is complete, and raised at the end of the outermost call that the main thread
+# made (raise_kept, take_interrupt). Only the main thread touches the kept interrupt, so that needs no lock.
 
 import copyreg
 import enum
@@ -88,7 +94,7 @@ cdef extern from "Python.h":
     ctypedef struct PyListObject:
         PyObject** ob_item
 
-# C globals, which outlive the module's dictionary: a Note may go while the interpreter ends.
+# C globals, which outlive the module's dictionary: an ErrorRecord may be deallocated while the interpreter ends.
 cdef object logger = logging.getLogger("ringmill")
 cdef object is_finalizing = sys.is_finalizing
 cdef object log = logger.log
@@ -117,8 +123,8 @@ cdef SpinLock buckets[BUCKETS]
 cdef object owners = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
 cdef unsigned long main_thread = threading.main_thread().ident
-cdef object kept_interrupt = None  # the main thread's: see the head
-cdef list repeated = []  # done() methods that are called again: see repeatable
+cdef object kept_interrupt = None  # touched by the main thread only: see the head
+cdef list repeated = []  # done() methods that are called again after an interrupt: see repeatable
 
 cdef inline SpinLock* _bucket(OperationBase op) noexcept nogil:
     return &buckets[(<uintptr_t><void*>op >> 6) & (BUCKETS - 1)]
@@ -128,10 +134,10 @@ def _after_fork_in_child():
     global main_thread, kept_interrupt
     cdef int k
     for k in range(BUCKETS):
-        buckets[k].held.store(0, memory_order_relaxed)  # relaxed: the child has one thread yet
+        buckets[k].held.store(0, memory_order_relaxed)  # relaxed: the child has only one thread now
     if main_thread != PyThread_get_thread_ident():
         main_thread = PyThread_get_thread_ident()
-        kept_interrupt = None  # of the parent's main thread
+        kept_interrupt = None  # it belonged to the parent's main thread
 
 
 if hasattr(os, "register_at_fork"):
@@ -139,12 +145,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class Outcome(enum.Enum):
-    """How an operation stands."""
+    """The state of an operation: pending, or one of the three ways to end."""
 
-    PENDING = "pending"         #: not finished, or not begun
+    PENDING = "pending"         #: not submitted yet, waiting, or running
     SUCCEEDED = "succeeded"     #: `process` returned
-    FAILED = "failed"           #: it failed for good; `error` says why
-    CANCELLED = "cancelled"     #: it never ran to an end
+    FAILED = "failed"           #: failed for good; `Operation.error` is the exception
+    CANCELLED = "cancelled"     #: ended before a worker ran it to an end
 
 
 Outcome.__module__ = "ringmill"
@@ -173,8 +179,8 @@ cdef PyObject* new_error_record(PyObject* error, PyObject* kind, bint seen) noex
     if error_record != NULL:
         (<ErrorRecord>error_record).error = <object>error
         (<ErrorRecord>error_record).kind = <object>kind
-        (<ErrorRecord>error_record).seen.store(seen, memory_order_relaxed)  # relaxed: see Note
-        # not by attribute, which the error's class may have replaced
+        (<ErrorRecord>error_record).seen.store(seen, memory_order_relaxed)  # relaxed: see ErrorRecord
+        # not by attribute, which the error's class may override
         trace = PyException_GetTraceback(error) if error != <PyObject*>None else NULL
         if trace != NULL:
             (<ErrorRecord>error_record).traceback = steal(trace)
@@ -202,25 +208,34 @@ cdef class OwnerPool:
 
 
 cdef class OperationBase:
-    # Born zeroed: NEW, with no tries, no home and no waiters. No __init__: a subclass need not call one.
+    """OperationBase()
+--
+
+    The compiled base of `Operation`.
+    """
+
+    # All fields start as zero: NEW, no tries, no pool, no waiters. There is no __init__ that a subclass would have to
+    # call.
 
     # -----------------------------------------------------------------------------------------------------------
     # for the pool
 
     cdef bint try_cancel(self, uint32_t owner) noexcept nogil:
-        # QUEUED in that pool, or NEW for home 0, -> CANCELLED. The caller calls tell(). False: look again.
+        # QUEUED in that pool, or NEW for owner 0, -> CANCELLED. Then the caller must call announce_done(). False: the
+        # state was another one.
         cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         cdef uint32_t pending = QUEUED if owner else NEW
         while seen & PHASE == pending and seen >> OWNER_SHIFT == owner:
             # acq_rel: as begin, with which it races
             if swap64(
-                self.state, seen, (seen & (WAITED | RELEASED | PLACED)) | CANCELLED, memory_order_acq_rel, memory_order_relaxed
+                self.state, seen, (seen & (WAITED | RELEASED | PLACED)) | CANCELLED, memory_order_acq_rel,
+                memory_order_relaxed
             ):
                 return True
         return False
 
     cdef int end_overridden(self, uint32_t phase) except -1:
-        # end() for an operation whose done() is overridden.
+        # `end` for an operation whose done() is overridden.
         cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while not swap64(
             self.state, seen, (seen & (WAITED | RELEASED)) | phase, memory_order_acq_rel, memory_order_relaxed
@@ -229,7 +244,7 @@ cdef class OperationBase:
         return self.announce_done(phase, True)
 
     cdef int announce_done(self, uint32_t phase, bint overridden) except -1:
-        # The outcome is set: calls done(), if that is overridden, and releases the waiters whatever it does.
+        # After the outcome is set: calls done() if it is overridden, and releases the waiters whatever done() does.
         cdef int left = REPEATS
         if self.context is not None:
             self.set_context(None)
@@ -250,10 +265,10 @@ cdef class OperationBase:
         return again
 
     cdef int release(self, uint32_t phase) except -1:
-        # Sets RELEASED and wakes the waiters; unless the operation has left that phase, and begun another life.
+        # Sets RELEASED and wakes the waiters, unless the operation has left that phase and begun a new generation.
         cdef uint64_t seen = self.state.load(memory_order_relaxed)  # relaxed: the exchange decides
         while seen & PHASE == phase and not seen & RELEASED:
-            # acq_rel: publishes what came before done(); reads WAITED (see the head)
+            # acq_rel: publishes what happened before done(); reads WAITED (see the head)
             if swap64(
                 self.state, seen, seen | RELEASED, memory_order_acq_rel, memory_order_relaxed
             ):
@@ -267,12 +282,12 @@ cdef class OperationBase:
         cdef PyObject* error_record
         acquire(lock)
         error_record = <PyObject*>self.error_record
-        Py_INCREF(<object>error_record)  # ours; the field's keeps it alive until here
+        Py_INCREF(<object>error_record)  # the caller's; the field's reference keeps the object alive until here
         release(lock)
         return <ErrorRecord>steal(error_record)
 
     cdef void set_error_record(self, ErrorRecord error_record) noexcept:
-        # Writes a field that others may be reading. No reference is dropped under the lock (rule 7).
+        # Replaces the field, which other threads may be reading. No reference is dropped under the lock (rule 7).
         cdef SpinLock* lock = _bucket(self)
         cdef PyObject* old
         Py_INCREF(error_record)  # the field's
@@ -282,7 +297,8 @@ cdef class OperationBase:
         Py_DECREF(<object>old)  # was the field's
 
     cdef void set_context(self, object context) noexcept:
-        # As set_note. The submitter sets it, before a worker can take the operation; the thread that ends it drops it.
+        # As set_error_record. Set by the submitter before a worker can take the operation, cleared by the thread that
+        # ends it.
         cdef SpinLock* lock = _bucket(self)
         cdef PyObject* old
         Py_INCREF(context)  # the field's
@@ -292,16 +308,19 @@ cdef class OperationBase:
         Py_DECREF(<object>old)  # was the field's
 
     # -----------------------------------------------------------------------------------------------------------
-    # for everybody
+    # the public interface
 
     @property
     def outcome(self):
-        """How the operation stands: an `Outcome`. A snapshot until it is finished, then for good."""
+        """The operation's `Outcome`. A snapshot while it is PENDING; the others stay until `reset`."""
         return OUTCOMES[phase_of(self)]
 
     @property
     def error(self):
-        """The exception that ended the operation, with its traceback; None if there is none (yet)."""
+        """The exception that ended the operation, with its traceback; None if it has not failed.
+
+        Reading it marks the error as read: an error that is never read is logged when its operation is collected.
+        """
         cdef ErrorRecord error_record = self.get_error_record() if phase_of(self) == FAILED else None
         if error_record is None:
             return None
@@ -310,16 +329,21 @@ cdef class OperationBase:
 
     @property
     def tries(self):
-        """How often `process` was called in vain and is to be called again (or was given up on); a snapshot."""
+        """The number of failed tries: `process` raised `Retry` or an exception of `retry_on`. A snapshot."""
         return self.tried.load(memory_order_relaxed)  # relaxed: a count
 
     def increment_try(self):
-        """Called by the worker once for each `Retry`, when `tries` has been counted. Override it to be told."""
+        """Called on the worker's thread once for each failed try, after `tries` was counted. Does nothing itself.
+
+        Override it to be notified of retries. What an override raises is logged and changes nothing.
+        """
 
     def done(self):
-        """Wakes everybody who waits. Called once the outcome is set; idempotent; from any thread.
+        """Wakes all threads and tasks that wait for the operation.
 
-        Called earlier, by the user, it releases the waiters and does not touch the outcome.
+        The pool calls it once the outcome is set. A user may call it earlier: then it releases the waiters and leaves
+        the outcome alone. Override it to be notified of the end; the waiters are released whatever an override does.
+        Never blocks; idempotent; may be called from any thread.
         """
         cdef uint32_t phase = phase_of(self)
         while not self.state.load(memory_order_acquire) & RELEASED:  # acquire: as wait
@@ -327,11 +351,20 @@ cdef class OperationBase:
             phase = phase_of(self)
 
     def wait(self, timeout=None):
-        """Blocks until the operation is done, at most `timeout` seconds (None: without limit).
+        """Blocks until the operation is done.
 
-        Returns whether it is done. Any number of threads may wait. Without a timeout it raises RuntimeError inside a
-        worker of the pool that has to do it, when no worker would be left to do it. Raises `PoolNotRunning` in the
-        child of a fork.
+        Any number of threads may wait.
+
+        Args:
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            Whether the operation is done; False only when the time ran out.
+
+        Raises:
+            RuntimeError: Called without a timeout from a worker of the pool that owns the operation, when no worker
+                would be left to run it.
+            PoolNotRunning: This is the child of a fork and the pool runs in the parent.
         """
         cdef int64_t deadline = deadline_of(timeout)
         cdef OwnerPool owner
@@ -344,7 +377,7 @@ cdef class OperationBase:
         if owner.epoch != epoch_now:
             raise owner.stopped_error()
         if deadline != NEVER and now_ns() >= deadline:
-            return False  # only a look
+            return False  # the caller only wants to look
         if spin_until(&self.state, RELEASED, &owner.spin, 0, deadline) == FOUND_HINT:
             return True
         entered = owner.enter_wait(self, None, False, False, deadline != NEVER)
@@ -356,9 +389,14 @@ cdef class OperationBase:
             owner.leave_wait(entered)
 
     def __await__(self):
-        """Waits until the operation is done, and gives it: `wait` for a task of asyncio or trio.
+        """Waits until the operation is done: `await op` is `wait` for a task of asyncio or trio.
 
-        Whether it succeeded, `outcome` or `check()` say. Raises as `wait`.
+        Returns:
+            An awaitable that gives the operation itself, whatever its outcome: use `check()` to raise its error.
+
+        Raises:
+            RuntimeError: As `wait`; or no asyncio or trio loop runs on this thread.
+            PoolNotRunning: As `wait`.
         """
         return _until_done(self).__await__()
 
@@ -370,7 +408,7 @@ cdef class OperationBase:
         node = take_node()
         try:
             while granted:
-                expected_generation = self.generation.load(memory_order_acquire)  # acquire: pairs with renew; before the look at the state
+                expected_generation = self.generation.load(memory_order_acquire)  # acquire: pairs with renew; before the state is read
                 if not self.enqueue(node):
                     return 1
                 granted = False
@@ -380,16 +418,17 @@ cdef class OperationBase:
                     if not granted:
                         granted = not self.unlink(node)
                         if granted:
-                            # The releaser is between its unlock and its release of our lock: a few instructions.
+                            # The releasing thread is between its unlock and its release of this node: a few
+                            # instructions.
                             PyThread_acquire_lock(node.lock, 1)
                 if granted and self.generation.load(memory_order_acquire) != expected_generation:  # acquire: pairs with renew
-                    return 1  # it was done, and reset before we looked
+                    return 1  # the operation was done, and has been reset since
         finally:
             give_node(node)
         return 0
 
     cdef bint enqueue(self, WaitNode* node) noexcept:
-        # One more who waits. False: it is done.
+        # Adds a waiter. False: the operation is done.
         cdef SpinLock* lock = _bucket(self)
         cdef PyObject* sleeper = node.sleeper
         acquire(lock)
@@ -407,7 +446,7 @@ cdef class OperationBase:
         return True
 
     cdef bint unlink(self, WaitNode* node) noexcept:
-        # One who leaves. False: the releaser has taken it.
+        # Removes a waiter. False: the releasing thread has taken it.
         cdef SpinLock* lock = _bucket(self)
         cdef WaitNode** link = &self.waiters
         cdef bint queued
@@ -424,10 +463,13 @@ cdef class OperationBase:
         return queued
 
     def cancel(self):
-        """Ends the operation as CANCELLED unless a worker is running it now or it is finished: False then.
+        """Ends the operation as CANCELLED, unless a worker is running it or it has ended.
 
-        Never blocks; safe from any thread. An operation that no pool has accepted is cancelled too. A KeyboardInterrupt
-        in an overridden `done()`, on the main thread, is raised once the operation has ended.
+        An operation that no pool has accepted can be cancelled too. Never blocks; may be called from any thread. A
+        KeyboardInterrupt in an overridden `done()`, on the main thread, is raised once the operation has ended.
+
+        Returns:
+            Whether this call cancelled the operation.
         """
         cdef bint cancelled = self.cancel_quietly()
         raise_kept()
@@ -446,7 +488,7 @@ cdef class OperationBase:
             elif seen & PHASE == QUEUED:
                 owner = owners.get(seen >> OWNER_SHIFT)
                 if owner is None or owner.epoch != epoch_now:
-                    return False  # its pool is gone, or in the parent of a fork
+                    return False  # its pool no longer exists, or is in the parent of a fork
                 cancelled = owner.cancel(self)
                 if cancelled:
                     return True
@@ -454,12 +496,20 @@ cdef class OperationBase:
                 return False
 
     def check(self):
-        """Returns the operation if it succeeded, raises its error otherwise.
+        """Returns the operation if it succeeded; raises its error otherwise.
 
-        `concurrent.futures.CancelledError` if it was cancelled, `InvalidStateError` while it is pending. Never blocks.
-        The first call raises `error` itself, each later one a copy whose `__cause__` is the error (or that of the
-        error; then `__context__` is the error), so that no two threads raise one object. On a free-threaded build
-        the first, too, if the worker crashed: its log reads the error meanwhile.
+        Never blocks; may be called from any thread. The first call raises `error` itself. Each later call raises a
+        copy, so that no two threads raise one object: the copy's `__cause__` is the error, or, if the error has a
+        cause, that cause; then `__context__` is the error. On a free-threaded build the first call, too, raises a copy
+        if the worker crashed: its log reads the error meanwhile.
+
+        Returns:
+            The operation itself.
+
+        Raises:
+            BaseException: The operation failed: its `error`, or a copy of it.
+            concurrent.futures.CancelledError: The operation was cancelled.
+            concurrent.futures.InvalidStateError: The operation is pending.
         """
         cdef uint32_t phase = phase_of(self)
         cdef ErrorRecord error_record
@@ -475,18 +525,24 @@ cdef class OperationBase:
         raise InvalidStateError(f"{describe(self)} is not finished: wait() for it first")
 
     def reset(self):
-        """Makes a finished operation new, to be accepted once more; does nothing to a new one.
+        """Makes an ended operation new, so that it can be submitted again. Does nothing to a new one.
 
-        `OperationReused` while it is pending, and while one that was cancelled still has its place in the pool's queue:
-        until a worker has passed that.
+        `outcome`, `error` and `tries` are cleared; the subclass's own fields are not. Never blocks; may be called from
+        any thread.
+
+        Raises:
+            OperationReused: The operation is pending; or it was cancelled and the pool's queue still has an entry for
+                it, which a worker has to remove first.
         """
         if reset(self) is None:
             if phase_of(self) == CANCELLED:
-                raise OperationReused(f"{describe(self)} still has its place in the queue, which no worker has passed yet")
+                raise OperationReused(
+                    f"{describe(self)} was cancelled, and its pool's queue still has an entry for it: reset it later"
+                )
             raise OperationReused(f"{describe(self)} is pending and cannot be reset: wait() for it first")
 
     def _fail(self, error):
-        # For the worker that runs it: failed, though process returns. Task.run uses it.
+        # Called by the worker that runs the operation: it ends as FAILED although process returns. Task.run uses it.
         cdef PyObject* error_record = new_error_record(<PyObject*>error, <PyObject*>Py_TYPE(<PyObject*>self), False)
         if error_record == NULL:
             raise_set()
@@ -496,9 +552,9 @@ cdef class OperationBase:
         tries = f", tries={self.tries}" if self.tries else ""
         return f"<{type(self).__qualname__} {OUTCOMES[phase_of(self)].value}{tries} at {<uintptr_t><void*>self:#x}>"
 
-    # Pickles and copies arrive new: the subclass's own fields travel, the state does not. As for an object in Python
-    # alone, a class that defines a part of this itself is asked for it, also one that comes after this one in the order
-    # of the bases. object's own way is not open: it refuses a type with compiled fields.
+    # Pickles and copies are new operations: the subclass's own fields are copied, the state is not. As for a plain
+    # Python object, methods of the pickle protocol that a class defines are honoured, also those of a class after this
+    # one in the method resolution order. object.__reduce_ex__ cannot be used: it refuses a type with compiled fields.
 
     def __reduce_ex__(self, protocol):
         override = _defined(self, "__reduce_ex__", True)
@@ -514,8 +570,8 @@ cdef class OperationBase:
 
 
 cdef object _defined(OperationBase op, str name, bint after):
-    # The method that a class of the operation's defines itself, bound; or None. `after`: only by a class that comes after
-    # OperationBase, which hides it.
+    # The method that a class of the operation defines itself, bound; or None. `after`: search only the classes that
+    # come after OperationBase, whose own method hides theirs.
     for owner in type(op).__mro__:
         if owner is OperationBase:
             after = False
@@ -529,7 +585,7 @@ cdef object _defined(OperationBase op, str name, bint after):
 
 
 cdef object _reduce(OperationBase op):
-    # What object.__reduce_ex__ gives from protocol 2 on, for all protocols.
+    # What object.__reduce_ex__ returns for protocol 2 and above, for all protocols.
     cls = type(op)
     arguments = ()
     names = None
@@ -553,8 +609,8 @@ cdef object _reduce(OperationBase op):
 
 
 cpdef object call_verb(OperationBase op, str name):
-    # Calls a verb that a class overrides, looked up there, as Python looks up special methods: an attribute of that name
-    # that was set on the operation is no verb.
+    # Calls a verb that a class overrides. It is looked up on the class, as special methods are: an instance attribute
+    # of that name does not count.
     verb = _defined(op, name, False)
     if verb is not None:
         verb()
@@ -610,11 +666,11 @@ async def _until_done(OperationBase op):
 
 
 cdef object wake_waiters(OperationBase op):
-    # The chain is ours once it is out of the operation; each node is gone with its release.
+    # This thread owns the chain once it is out of the operation. A node may be reused as soon as it has been released.
     cdef SpinLock* lock = _bucket(op)
     cdef WaitNode* node
     cdef WaitNode* following
-    cdef WaitNode* granted_flag = NULL
+    cdef WaitNode* sleepers = NULL
     acquire(lock)
     node = op.waiters
     op.waiters = NULL
@@ -623,25 +679,26 @@ cdef object wake_waiters(OperationBase op):
         following.queued = False
         following = following.next
     release(lock)
-    # Threads first: one of them may be waiting for its release, attached, while a Sleeper's wake runs Python code.
+    # Threads first: one of them may wait for its release while attached, and a Sleeper's wake runs Python code.
     while node:
         following = node.next  # before the release: the node may be gone after it
         if node.sleeper:
-            node.next = granted_flag
-            granted_flag = node
+            node.next = sleepers
+            sleepers = node
         elif node.epoch == epoch_now:  # else its thread stayed in the parent of a fork
             wake_node(node)
         node = following
-    while granted_flag:
-        following = granted_flag.next
-        if granted_flag.epoch == epoch_now:  # as above
-            wake_node(granted_flag)
-        granted_flag = following
+    while sleepers:
+        following = sleepers.next
+        if sleepers.epoch == epoch_now:  # as above
+            wake_node(sleepers)
+        sleepers = following
 
 
 operation_type = <PyTypeObject*>OperationBase
 
-# The garbage collector: Cython knows nothing of the chain (rule 11). No thread is between two steps under a lock.
+# Garbage collection: Cython does not traverse the chain (rule 11). No thread is inside a section under a lock
+# meanwhile.
 cdef traverseproc base_traverse = operation_type.tp_traverse
 
 
@@ -658,13 +715,15 @@ cdef int operation_traverse(PyObject* self, visitproc visit, void* arg) noexcept
 operation_type.tp_traverse = operation_traverse
 
 
-# Errors that several threads may raise (check(), a pool's end that all its readers are told, a future's result). CPython adds
-# each raiser's frames to the traceback of the object that is raised, and a free-threaded build does not guard that. So each
-# gets an object of his own: the first the error itself, those after him a copy. Only the first raiser writes to the error;
-# the traceback that copies begin with was taken before. With a GIL the traceback is also the better one: it does not grow.
-# Free-threaded, nobody raises an error that the worker goes on to log: that reads it, and those that are chained to it.
+# Errors that several threads may raise: check(), the end of a pool (raised to all readers), a future's result. CPython
+# adds the frames of each thread that raises an exception to its traceback, and a free-threaded build does not guard
+# that. So each thread gets an object of its own: the first one the error itself, later ones a copy. Only the first
+# thread writes to the error; the traceback of the copies was taken before. On a GIL build that traceback is also the
+# better one: it does not grow. On a free-threaded build no thread raises an error that a worker is about to log: the log
+# reads it, and the errors that it is chained to.
 
 cdef object with_traceback(object error, object traceback):
+    # Not by with_traceback(), which the error's class may override.
     PyException_SetTraceback(error, traceback)
     return error
 
@@ -676,7 +735,7 @@ cdef object traceback_of(object error):
 
 cdef object raisable(ErrorRecord error_record):
     error = error_record.error
-    # acq_rel: of several threads one raises the error itself
+    # acq_rel: exactly one thread raises the error itself
     if not exchange32(error_record.raised, 1, memory_order_acq_rel):
         return error if FREE_THREADED else with_traceback(error, error_record.traceback)
     try:
@@ -691,15 +750,15 @@ cdef object raisable(ErrorRecord error_record):
 
 
 def raise_copy(error, traceback):
-    """A copy of an error that another thread may have raised, with this traceback; the error if it cannot be copied."""
+    """Returns a copy of an error, with this traceback, for another thread to raise; the error if it cannot be copied."""
     own = copy_of(error)
     return error if own is None else with_traceback(own, traceback)
 
 
 cdef object copy_of(object error):
-    # Chained to the error. Calls neither the class's __init__ nor its __new__, __reduce__ or __copy__, which may do
-    # anything: fields are copied one by one, and what the built-in base keeps outside of them by the base's own methods.
-    # None if the class cannot be copied so: an extension type with state of its own.
+    # A copy that is chained to the error. The class's own __init__, __new__, __reduce__ and __copy__ are not called,
+    # since they may do anything: fields are copied one by one, and the state of the built-in base by the base's own
+    # methods. None if that is not possible: an extension type with state of its own.
     kind = type(error)
     try:
         for base in kind.__mro__:
@@ -718,7 +777,7 @@ cdef object copy_of(object error):
                 if type(member) is Member and not name.startswith("__"):
                     try:
                         set_attribute(own, name, member.__get__(error))
-                    except AttributeError:  # has none, or is read-only
+                    except AttributeError:  # not set, or read-only
                         continue
         own.__dict__.update(fields)
         notes = fields.get("__notes__")
@@ -744,14 +803,14 @@ cdef object copy_of(object error):
 
 
 cdef object own_error(object error):
-    # Another like it: of an error of ringmill's own, that is told to many.
+    # A new object like this error of ringmill's, for one of several threads that raise it.
     own = type(error)(*error.args)
     own.__cause__ = error.__cause__
     return own
 
 
 cdef OwnerPool _owner_of(OperationBase op):
-    # The pool that has it, if it is pending in one that lives.
+    # The pool that owns the operation, if it is pending in one that still exists.
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with accept
     if seen & PHASE == QUEUED or seen & PHASE == RUNNING:
         return owners.get(seen >> OWNER_SHIFT)
@@ -759,12 +818,12 @@ cdef OwnerPool _owner_of(OperationBase op):
 
 
 cdef int raise_set() except -1:
-    # Raises what a function declared as noexcept has set.
+    # Raises the exception that a function declared as noexcept has set.
     return -1
 
 
 cpdef object name_of(object kind):
-    # Of a class, in words; not by attribute, which its metaclass may have replaced.
+    # A class's qualified name; not by attribute, which its metaclass may override.
     cdef PyObject* name = PyType_GetQualName(<PyTypeObject*>kind)
     if name == NULL:
         raise_set()
@@ -772,7 +831,7 @@ cpdef object name_of(object kind):
 
 
 def exc_info(error):
-    """What logging takes as `exc_info`; the traceback not by attribute, which the error's class may have replaced."""
+    """Returns an error as logging's `exc_info`. Reads no attribute of the error, which its class may override."""
     if not PyExceptionInstance_Check(error):
         raise TypeError(f"exceptions must derive from BaseException, got {describe(error)}")
     return type(error), error, traceback_of(error)
@@ -782,7 +841,7 @@ cdef const char* EXC_INFO = "exc_info"
 
 
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept:
-    # Logs, with a tuple of arguments. What a logging handler raises, or the lack of memory, stops nothing.
+    # Logs a message with a tuple of arguments. Exceptions of logging handlers, and lack of memory, are ignored.
     cdef PyObject* trace = PyException_GetTraceback(error) if error != NULL else NULL
     cdef PyObject* first = NULL
     cdef PyObject* positional = NULL
@@ -807,30 +866,30 @@ cdef void log_error(int level, str message, PyObject* arguments, PyObject* error
 
 
 def log_event(int level, str message not None, tuple arguments not None, error=None):
-    """Logs, with the error's traceback if there is one. Whatever a logging handler raises stops nothing."""
+    """Logs a message, with the error's traceback if there is one. Exceptions of logging handlers are ignored."""
     log_error(level, message, <PyObject*>arguments, <PyObject*>error if error is not None else NULL)
 
 
-cdef int log_exception(str what, object subject) except -1:
-    # Logs the exception that is being handled. A logging handler that raises must not stop what goes on after it.
+cdef int log_exception(str message, object subject) except -1:
+    # Logs the exception that is being handled. An exception of a logging handler must not stop the caller.
     try:
-        logger.exception(what, subject)
+        logger.exception(message, subject)
     except BaseException as error:
         keep_interrupt(error)
     return 0
 
 
-cdef bint hook_raised(object error, str what, object subject) except -1:
-    # A user's hook raised the error, which is being handled, and what called the hook goes on: see the head. Returns
-    # whether it is a KeyboardInterrupt that was kept.
+cdef bint hook_raised(object error, str message, object subject) except -1:
+    # Called while the error that a user's hook raised is being handled; the caller of the hook goes on (see the head).
+    # Returns whether the error is a KeyboardInterrupt that was kept; any other is logged.
     if keep_interrupt(error):
         return True
-    log_exception(what, subject)
+    log_exception(message, subject)
     return False
 
 
 cdef bint keep_interrupt(object error) except -1:
-    # Keeps a KeyboardInterrupt of the main thread, the first of several. False: it is none.
+    # Keeps a KeyboardInterrupt of the main thread, the first of several. False: the error is not one.
     global kept_interrupt
     # By its type: the class may have a `__class__` that raises, or that lies.
     if PyThread_get_thread_ident() != main_thread or not PyErr_GivenExceptionMatches(
@@ -843,7 +902,7 @@ cdef bint keep_interrupt(object error) except -1:
 
 
 cdef int raise_kept() except -1:
-    # At the end of a call that may have run users' hooks: raises the KeyboardInterrupt that one of them was left by.
+    # At the end of a call that may have run users' hooks: raises the KeyboardInterrupt that was kept, if any.
     error = take_interrupt()
     if error is not None:
         raise error
@@ -851,7 +910,7 @@ cdef int raise_kept() except -1:
 
 
 cpdef object take_interrupt():
-    """The KeyboardInterrupt that a user's hook was left by on the main thread, to be raised by the caller; or None."""
+    """Returns the kept KeyboardInterrupt of a user's hook, for the caller to raise, on the main thread; else None."""
     global kept_interrupt
     if PyThread_get_thread_ident() != main_thread or kept_interrupt is None:
         return None
@@ -860,14 +919,15 @@ cpdef object take_interrupt():
     return error
 
 
-def report_hook(error, str what, subject):
-    """Logs what a user's hook raised, while that is being handled; keeps a KeyboardInterrupt of the main thread."""
-    hook_raised(error, what, subject)
+def report_hook(error, str message, subject):
+    """Logs the error of a user's hook while it is being handled; keeps a KeyboardInterrupt of the main thread."""
+    hook_raised(error, message, subject)
 
 
 def repeatable(done):
-    """Marks a `done` of ringmill's own, which is called again, to go on, where it was left by a KeyboardInterrupt on the main
-    thread, or for want of memory.
+    """Marks a `done` of ringmill's own that is called again if it ends early.
+
+    That happens by a KeyboardInterrupt on the main thread, or for want of memory.
     """
     repeated.append(done)
     return done
@@ -895,8 +955,8 @@ def complete(step, int interrupts):
     """Calls `step(interrupts)` until it returns; each time that it raises, reports that and adds one to `interrupts`, unless
     it was for want of memory.
 
-    For the end of the interpreter, where a KeyboardInterrupt must not get out, however often it comes: a signal handler
-    runs between two bytecodes of Python code, so no Python function can promise that.
+    For the exit of the interpreter, where no KeyboardInterrupt may escape, however many arrive. A signal handler can
+    run between any two bytecodes, so no Python function can guarantee that; this one is compiled.
     """
     cdef int left = 100
     while left:
@@ -911,21 +971,21 @@ def complete(step, int interrupts):
 
 
 cdef int report_unraisable(object error, object subject) except -1:
-    # By sys.unraisablehook; what that raises, the interpreter reports by itself.
+    # By sys.unraisablehook; the interpreter itself reports what that raises.
     PyErr_SetObject(type(error), error)
     PyErr_WriteUnraisable(subject)
     return 0
 
 
 cdef object reset(OperationBase op):
-    # Finished -> NEW: True. New already: False. Pending, or cancelled in its place: None.
+    # Ended -> NEW: True. New already: False. Pending, or cancelled with an entry left in a queue: None.
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     while True:
         if seen & PHASE == NEW:
             return False
         if seen & PHASE == QUEUED or seen & PHASE == RUNNING or seen & PHASE == RESETTING or seen & PLACED:
             return None
-        # acq_rel: of several threads that reset it, one does
+        # acq_rel: exactly one of several threads that reset the operation wins
         if swap64(
             op.state, seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acq_rel, memory_order_acquire
         ):
@@ -935,13 +995,14 @@ cdef object reset(OperationBase op):
 
 
 cdef void renew(OperationBase op, uint32_t phase, uint32_t owner) noexcept:
-    # RESETTING -> NEW, or QUEUED in a pool. By the thread that made it RESETTING.
+    # RESETTING -> NEW, or QUEUED in a pool. Called by the thread that made it RESETTING.
     op.set_error_record(None)
     op.tried.store(0, memory_order_relaxed)  # relaxed: published by the phase
-    # release: pairs with park. Before the phase: who waits for the new life knows its number.
+    # release: pairs with park. Before the phase, so that a waiter for the new generation knows its number.
     op.generation.fetch_add(1, memory_order_release)
-    # Who still waits (done() resets it, say, before the waiters are released) waits for the new life.
-    # acq_rel: pairs with accept, begin and cancel. One that goes on to a pool has a place there.
+    # A waiter that has not been released yet (if done() resets the operation, say) now waits for the new generation.
+    # acq_rel: pairs with accept, begin and cancel. For an operation that goes on to a pool, the queue there has an
+    # entry.
     cdef uint64_t renewed = (PLACED if owner else 0) | phase | <uint64_t>owner << OWNER_SHIFT
     cdef uint64_t seen = op.state.load(memory_order_relaxed)  # relaxed: the exchange decides
     while not swap64(

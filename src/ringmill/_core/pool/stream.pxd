@@ -1,4 +1,4 @@
-# The read end: finished operations, and the drawing of a wrap's source. See stream.pyx.
+# Stream, the reading side of execute and wrap, and PoolBase. See stream.pyx.
 
 cimport cython
 from cpython.object cimport PyObject
@@ -11,18 +11,18 @@ from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
 
 @cython.final
 cdef class Stream:
-    cdef WorkSource source                  # written once, like the next six
+    cdef WorkSource source          # written once, like the next six
     cdef PoolRun core
-    cdef bint wraps                 # of a wrap: dropping it closes it
-    cdef bint draws                 # the reader draws the source, under `turn`
-    cdef bint awaits                # by `await` only
-    cdef bint async_iterator          # a task draws it by `await`
-    cdef bint resets
-    cdef object iterator              # the iterator that is drawn, until it is exhausted; guarded by `turn`
-    cdef object plain_type          # of the last operation drawn, if such need nothing but to be accepted; as `source`
+    cdef bint wraps                 # made by wrap: dropping it closes it
+    cdef bint draws                 # the readers draw the source, under `turn`
+    cdef bint awaits                # the source is an async iterable: can be read by tasks only
+    cdef bint async_iterator        # tasks draw the source with `await`
+    cdef bint resets                # operations are reset as they are drawn
+    cdef object iterator            # the source, until it is exhausted; guarded by `turn`
+    cdef object plain_type          # the type of the last operation that hand_over() accepted; guarded by `turn`
     cdef atomic[uint32_t] busy      # 1: a reader has the turn
-    cdef WaitQueue turn             # readers that wait for it
-    cdef atomic[uint64_t] reader    # the thread that has it, or the task
+    cdef WaitQueue turn             # tasks that wait for the turn, to close the source
+    cdef atomic[uint64_t] reader    # the thread or the task that has the turn; 0: none
     cdef atomic[uint32_t] closed_by_reader
     cdef object __weakref__
 
@@ -34,7 +34,7 @@ cdef class Stream:
     cdef bint try_turn(self, uint64_t me) except -1
     cdef int give_turn(self) except -1
     cdef int drop_source(self) except -1
-    cdef object not_here(self)
+    cdef object async_only_error(self)
     cdef bint draw(self) except -1
     cdef bint draw_here(self) except -1
     cdef bint hand_over(self, PyObject* op) except -1
@@ -47,9 +47,9 @@ cdef class Stream:
 
 cdef class PoolBase:
     cdef object __weakref__
-    cdef SpinLock _lock            # guards the next
-    cdef PoolRun _core                 # of the current or the last run
-    cdef object _lifecycle          # a lock, held by start(), so that one of several does it
-    cdef atomic[uint64_t] _starter  # the thread that holds it, or 0
+    cdef SpinLock _lock             # guards `_core`
+    cdef PoolRun _core              # the current or the last run
+    cdef object _lifecycle          # a lock that start() holds, so that one thread at a time starts the pool
+    cdef atomic[uint64_t] _starter  # the thread that holds `_lifecycle`, or 0
 
     cdef PoolRun _running(self)

@@ -4,15 +4,25 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
-from .dispatch import PoolRun
-from .source import WorkSource
+from .run import PoolRun
+from .work_source import WorkSource
 
 OpT = TypeVar("OpT")
 T = TypeVar("T")
 
 @final
 class Stream(Generic[OpT]):
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(
+        self,
+        core: PoolRun,
+        source: WorkSource,
+        *,
+        iterator: Any = None,
+        wraps: bool = False,
+        draws: bool = False,
+        resets: bool = False,
+        awaits: bool = False,
+    ) -> None: ...
     @property
     def total(self) -> int | None: ...
     @property

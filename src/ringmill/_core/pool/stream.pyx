@@ -1,26 +1,32 @@
-# The read end of an execute or a wrap: finished operations, each once, in the order of finishing or of the source.
+# Stream, the reading side of `execute` and `wrap`; PoolBase, the compiled calls of WorkerPool: do, ado, execute.
 #
-# A Stream is the reader's handle on a feed. The pool knows the feed only, so a stream that is dropped is collected, and
-# its feed is flagged for a worker to settle.
+# May use the rest of `pool`, `ring`, `waiting` and `platform`.
 #
-# Where the reader draws the source (wrap of an iterable), it has the turn while it draws: one reader at a time. A read
-# draws one operation for the one that it takes, and more, up to the buffer, while nothing is ready; then it gives the
-# turn back, and waits in `ready`'s queue until an operation is ready or until it could draw: the turn is free, the source
-# not exhausted, and a place free. Who finds the turn taken waits likewise. So a reader that does not go on (a task whose
-# loop has stopped, a source that blocks) keeps no other reader from an operation that is ready. Whoever gives the turn
-# back, or takes an operation and so frees a place, notifies `ready`'s queue after that, and every look of a waiter is
-# sequentially consistent, as wait_queue.pyx wants them. Between source and reader there are put_count(pending) - get_count(ready), so the
-# rings' own positions keep the bound. Drawing runs the user's code; what that raises is kept by the feed and reaches
-# the reader after all that was accepted before it. KeyboardInterrupt and its like are raised at once as well.
+# A Stream is the reader's handle on a work source (work_source.pyx). The pool refers to the work source only, so a
+# stream that is dropped is collected; its work source is then flagged, and a worker ends it.
 #
-# Where a thread draws, it takes a ticket for each operation before it draws it, and a read gives one back. Where the
-# workers draw (a RingBuffer), a read makes a place, so it notifies the workers.
+# Drawing by readers (`wrap` of an iterable). The reader that draws has the turn: one reader at a time. A read draws one
+# operation to replace the one that it takes, and more, up to the buffer, while nothing is ready. Then it gives the turn
+# back and waits in the queue of `ready` until an operation is ready or until it could draw: the turn is free, the
+# source not exhausted, and the buffer has room. A reader that finds the turn taken waits in the same way. So a reader
+# that does not go on (a task whose loop has stopped, a source that blocks) keeps no other reader from an operation that
+# is ready. A thread that gives the turn back, or takes an operation and so makes room, notifies the queue of `ready`
+# after that, and every check of a waiter is sequentially consistent, as wait_queue.pyx requires. The operations between
+# source and reader number put_count(pending) - get_count(ready) (and those in WorkSource.passed), so the positions of
+# the rings enforce the bound. Drawing runs the user's code. What that raises is kept by the work source and reaches a
+# reader after all that was accepted before it; KeyboardInterrupt and other exceptions that are not an Exception are
+# raised at once as well.
 #
-# An async reader does the same in awaits. It may share a stream with threads and with tasks of other loops; whom an async
-# source is drawn for is a task. A cancelled await has taken no operation; one that was cancelled while it drew has passed the
-# cancellation through the source, and ends the stream, with an error, only if that ended the source.
+# Drawing by a thread (drawn_by="thread"): the thread takes a permit for each operation before it draws it, and a read
+# gives one back. Drawing by workers (a RingBuffer): a read makes room, so it notifies the workers.
 #
-# turn: a binary lock, held while the source runs. Its own queue is for who closes an async source: no task may draw it then.
+# Tasks do the same with awaits, and may share a stream with threads and with tasks of other loops. The owner of the
+# turn for an async source is known by its task. A cancelled await has taken no operation. A task that is cancelled
+# while it draws has passed the cancellation through the source; the stream ends, with an error, only if that ended the
+# source.
+#
+# turn: a binary lock, held while the source runs. Its own wait queue is for the task that closes an async source: no
+# task may draw meanwhile.
 
 import _thread
 import queue
@@ -105,12 +111,12 @@ cdef extern from "Python.h":
 
 
 cdef int check_raised() except? -1:
-    # Raises what a function declared as noexcept has raised.
+    # Raises the exception that a function declared as noexcept has set.
     return -1 if PyErr_Occurred() else 0
 
 
 cdef int turn_attempt(void* stream) noexcept:
-    # seq_cst: a sleeper's last look; takes over what the last reader wrote
+    # seq_cst: a waiter's last check; acquires what the last owner of the turn wrote
     return not exchange32((<Stream>stream).busy, 1, memory_order_seq_cst)
 
 cdef int turn_more(void* stream) noexcept:
@@ -118,14 +124,14 @@ cdef int turn_more(void* stream) noexcept:
 
 
 cdef enum:
-    TURN = 3                    # beside the ring's results: nothing is ready, and the caller has the turn now
+    TURN = 3                    # one more result than the ring's: nothing is ready, and the caller has the turn now
 
-cdef struct Reading:            # a read of a source that its readers draw, which has to wait
+cdef struct Reading:            # a read that waits, of a source that its readers draw
     PyObject* stream
     PyObject* op
 
 cdef inline bint _drawable(Stream stream) noexcept:
-    # Whether a reader that gets the turn would draw. seq_cst, all of it: a waiter's last look
+    # Whether a reader that gets the turn would draw. seq_cst, all accesses: a waiter's last check
     return not is_shut(stream.source.pending.ring) and stream.source.free_places() > 0
 
 cdef int read_attempt(void* raw) noexcept:
@@ -142,10 +148,10 @@ cdef int read_more(void* raw) noexcept:
 
 
 cdef object accept_drawn(PoolRun core, WorkSource source, object op, bint resets):
-    # Accepts what a source gave. Returns None, or the error that ends the source; raises where memory is short only.
+    # Accepts what a source gave. Returns None, or the error that ends the source. Raises only if memory is short.
     if not isinstance(op, OperationBase):
         return TypeError(f"the source must give Operations, got {describe(op)}")
-    context = capture() if core.carries else None  # before it is accepted: this may fail
+    context = capture() if core.carries else None  # before the operation is accepted: this may fail
     if resets and take_over(<OperationBase>op):
         renew(<OperationBase>op, NEW, 0)
     elif resets and is_unsuccessful(<OperationBase>op):
@@ -153,15 +159,15 @@ cdef object accept_drawn(PoolRun core, WorkSource source, object op, bint resets
         if source.pass_by(<PyObject*>op):
             return None
         Py_DECREF(op)
-        return core.stopped_error()  # ended meanwhile, by the pool or by the reader
+        return core.stopped_error()  # the work source was ended meanwhile, by the pool or by the reader
     if not accept(<OperationBase>op, core.number):
-        return OperationReused(f"the source gave {describe(op)}, which is pending, or finished and not reset")
+        return OperationReused(f"the source gave {describe(op)}, which is pending, or has ended and was not reset")
     if context is not None:
         (<OperationBase>op).set_context(context)
     Py_INCREF(op)  # the ring's, if it gets there
     source.note_position()
     if try_put(source.pending.ring, <PyObject*>op, NULL) != DONE:
-        # Ended meanwhile, by the pool or by the reader; it is never full: the places are counted.
+        # The work source was ended meanwhile, by the pool or by the reader. The ring is never full: free_places() > 0.
         Py_DECREF(op)
         core.withdraw(<OperationBase>op)
         return core.stopped_error()
@@ -170,17 +176,22 @@ cdef object accept_drawn(PoolRun core, WorkSource source, object op, bint resets
 
 
 cdef class Stream:
-    """The read end on which finished operations come out: an iterator, each operation once.
+    """Stream(core, source, *, iterator=None, wraps=False, draws=False, resets=False, awaits=False)
+--
 
-    Made by `WorkerPool.execute` and `WorkerPool.wrap`. Operations come in the order in which they finish, or, from a
-    wrap with `ordered=True`, in the order of the source; failed and cancelled ones come too. Any number of threads
-    may read and share them.
+    An iterator of ended operations, each given once. Made by `WorkerPool.execute` and `WorkerPool.wrap`.
+
+    Operations come in the order in which they end, or, with `wrap(ordered=True)`, in the order of the source. Failed
+    and cancelled ones come too. Any number of threads and tasks may read one stream; each operation goes to one of
+    them.
+
+    Leaving a loop by `break` does not close the stream. Dropping the last reference to a wrap's stream closes it.
     """
 
-    def __cinit__(self, PoolRun core not None, WorkSource source not None, *, iterator=None, bint wraps=False, bint draws=False, bint resets=False,
-                  bint awaits=False):
+    def __cinit__(self, PoolRun core not None, WorkSource source not None, *, iterator=None, bint wraps=False,
+                  bint draws=False, bint resets=False, bint awaits=False):
         if source.ready is None:
-            raise TypeError("feed must be one that can be read")
+            raise TypeError("source.ready must be a RingBuffer: nothing could be read from this source")
         self.core = core
         self.source = source
         self.iterator = iterator
@@ -199,10 +210,10 @@ cdef class Stream:
         pass
 
     def __del__(self):
-        # The collector may run anywhere, so it only flags the feed; a worker ends it and cancels what is left.
+        # The collector may run anywhere, so this only flags the work source; a worker ends it and cancels what is left.
         if self.wraps and self.source is not None and self.core.epoch == epoch_now:
             if not is_shut(self.source.ready.ring) or has_items(self.source.pending.ring):
-                self.source.abandoned.store(1, memory_order_release)  # release: pairs with next_feed
+                self.source.abandoned.store(1, memory_order_release)  # release: pairs with the load in run.pyx
                 notify(&self.core.idle)
 
     __class_getitem__ = classmethod(GenericAlias)
@@ -210,7 +221,7 @@ cdef class Stream:
     # -----------------------------------------------------------------------------------------------------------
 
     cdef int taken(self, Py_ssize_t count) except -1:
-        # So many were read: places became free.
+        # `count` operations were read: there is room for as many.
         cdef PyObject* permit = NULL
         if self.source.external:
             notify(&self.core.idle)
@@ -220,20 +231,21 @@ cdef class Stream:
                 count -= 1
             notify(&self.source.permits.not_full)
         elif self.draws:
-            notify(&self.source.ready.not_empty)  # a reader that waits there may draw now
+            notify(&self.source.ready.not_empty)  # a reader that waits may draw now
         return 0
 
     cdef object finish(self):
-        # All that will come out has been read.
+        # The reader has reached the end: raises what the stream ends with, if anything.
         self.core.remove(self.source)
         # acquire: pairs with close
         if self.source.failure is None or self.closed_by_reader.load(memory_order_acquire):
             return
         if not self.source.from_source:
-            # The pool has ended, which all its streams' readers are told at the same moment: each by an object of its own.
+            # The pool has ended, which is raised to all readers of its streams at about the same time: to each as an
+            # object of its own.
             raise own_error(self.source.failure)
-        # acq_rel: of several readers one is told
-        if not exchange32(self.source.granted_flag, 1, memory_order_acq_rel):
+        # acq_rel: exactly one of several readers raises the source's error
+        if not exchange32(self.source.failure_raised, 1, memory_order_acq_rel):
             raise with_traceback(self.source.failure, self.source.trace)
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1:
@@ -243,7 +255,7 @@ cdef class Stream:
         if not self.draws:
             result = self.read_ready(op, deadline, block)
         elif self.awaits:
-            raise self.not_here()
+            raise self.async_only_error()
         else:
             result = self.read_drawn(op, deadline, block)
         if result == DONE:
@@ -266,13 +278,14 @@ cdef class Stream:
             self.core.leave_wait(entered)
 
     cdef int read_drawn(self, PyObject** op, int64_t deadline, bint block) except -1:
-        # Where the readers draw the source.
+        # A read of a source that its readers draw.
         cdef Reading reading
         cdef int result = TURN if self.try_turn(PyThread_get_thread_ident()) else NOT_NOW
         reading.stream = <PyObject*>self
         while True:
             if result == TURN:
-                # relaxed: equal only if this very thread wrote it
+                # relaxed: try_turn compares it only with the calling thread's own identity, which only that thread
+                # writes
                 self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)
                 try:
                     result = self.read_drawing(op, deadline, block)
@@ -295,10 +308,10 @@ cdef class Stream:
                 return result
 
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
-        # With the turn. Does not wait, but for the source.
+        # Called with the turn. Waits for nothing but the source.
         cdef int result
         if self.iterator is not None and self.source.free_places() > 0:
-            self.draw()  # one for the one that we take
+            self.draw()  # replaces the operation that this read takes
         while True:
             result = try_get(self.source.ready.ring, op, NULL)
             if result != NOT_NOW:
@@ -309,21 +322,21 @@ cdef class Stream:
                 return NOT_NOW
             self.draw()
 
-    cdef object not_here(self):
-        return TypeError(f"the source of {describe(self)} is an async iterable: read it with `async for`, or `aget`")
+    cdef object async_only_error(self):
+        return TypeError(f"the source of {describe(self)} is an async iterable: read it with `async for` or `aget`")
 
     cdef bint try_turn(self, uint64_t me) except -1:
-        # `me`: the thread, or the task that draws an async source; 0: neither is to be checked.
+        # `me`: the thread, or the task that draws an async source; 0: do not check for reentry.
         if turn_attempt(<void*>self):
-            self.reader.store(me, memory_order_relaxed)  # relaxed: equal only if this very thread, or task, wrote it
+            self.reader.store(me, memory_order_relaxed)  # relaxed: as in read_drawn, for threads and tasks
             return True
         if me and self.reader.load(memory_order_relaxed) == me:  # relaxed: as above
-            raise RuntimeError("the source of a stream reads that stream")
+            raise RuntimeError("the source of a stream reads that stream: it would wait for itself")
         return False
 
     cdef int give_turn(self) except -1:
         self.reader.store(0, memory_order_relaxed)  # relaxed: as try_turn
-        put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: before the look at the waiters; publishes what we wrote
+        put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: before notify; publishes what the owner wrote
         notify(&self.turn)
         notify(&self.source.ready.not_empty)
         # seq_cst: after the release, pairs with close_quietly: it gets the turn, or we see that the reader is gone
@@ -341,7 +354,7 @@ cdef class Stream:
         return 0
 
     cdef bint draw(self) except -1:
-        # Draws one operation and hands it to the workers. False: the source is exhausted, or the pool has stopped.
+        # Draws one operation and gives it to the workers. False: the source is exhausted, or the pool has stopped.
         cdef PyObject* raw
         if is_shut(self.source.pending.ring):
             self.iterator = None
@@ -359,7 +372,8 @@ cdef class Stream:
         return self.drawn(op)
 
     cdef bint hand_over(self, PyObject* op) except -1:
-        # The common case of accept_drawn: new, and without a context. If True, the caller's reference is the ring's.
+        # The common case of accept_drawn: a new operation without a context. If True, the ring owns the caller's
+        # reference.
         if <PyObject*>Py_TYPE(op) != <PyObject*>self.plain_type:
             if self.resets or self.core.carries or not is_operation(op):
                 return False
@@ -369,7 +383,7 @@ cdef class Stream:
         if try_put(self.source.pending.ring, op, NULL) == DONE:
             notify(&self.core.idle)
             return True
-        self.core.withdraw(<OperationBase>op)  # ended since we looked: accept_drawn will say so
+        self.core.withdraw(<OperationBase>op)  # the work source was ended meanwhile: accept_drawn finds that out
         return False
 
     cdef bint drawn(self, object op) except -1:
@@ -394,26 +408,26 @@ cdef class Stream:
         cdef bint at_once = not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception)
         if at_once:
             # Before the end, which lets other readers raise it. release: as the exchange in finish.
-            self.source.granted_flag.store(1, memory_order_release)
+            self.source.failure_raised.store(1, memory_order_release)
         self.end_source(error)
         if at_once:
             raise error
         return False
 
     # -----------------------------------------------------------------------------------------------------------
-    # async readers
+    # reading from tasks
 
     async def _take_turn(self):
-        # Waits for the turn, to close the source. While an async source is drawn, the holder is known by its task.
+        # Waits for the turn, to close the source. While an async source is drawn, the owner is known by its task.
         cdef void* task = running_task() if self.async_iterator else NULL
         if not turn_attempt(<void*>self):
             if task and self.reader.load(memory_order_relaxed) == <uint64_t>task:  # relaxed: as try_turn
-                raise RuntimeError("the source of a stream reads that stream")
+                raise RuntimeError("the source of a stream reads that stream: it would wait for itself")
             await await_for(&self.turn, turn_attempt, turn_more, <void*>self, self)
         self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as try_turn
 
     cdef bint draw_here(self) except -1:
-        # An iterable's next, for an async reader that has the turn.
+        # Draws from an iterable, for a task that has the turn.
         self.reader.store(PyThread_get_thread_ident(), memory_order_relaxed)  # relaxed: as try_turn
         try:
             return self.draw()
@@ -421,7 +435,8 @@ cdef class Stream:
             self.reader.store(0, memory_order_relaxed)  # relaxed: as try_turn
 
     async def _draw(self):
-        # As draw, of an async source. A generator that is given up on is closed: its loop's collector would have to do it.
+        # As draw, from an async source. A generator that is not drawn to its end is closed here, rather than by its
+        # loop when it is collected.
         iterator = self.iterator
         if is_shut(self.source.pending.ring):
             self.iterator = None
@@ -435,9 +450,9 @@ cdef class Stream:
             self.iterator_raised(raised)
             await _close_failed_source(iterator)
         except BaseException as raised:
-            # Most likely a cancelled await. An async generator is over then; any other source may go on.
+            # Most likely a cancelled await. That has ended an async generator; any other source may go on.
             if getattr(iterator, "ag_frame", iterator) is None:
-                error = RuntimeError("the source was ended by a read that was cancelled while it drew")
+                error = RuntimeError("the source was ended by a read that was cancelled while it drew from it")
                 error.__cause__ = raised
                 self.end_source(error)
             raise
@@ -446,7 +461,7 @@ cdef class Stream:
                 await _close_failed_source(iterator)
 
     async def _read(self):
-        # As read, and gives the operation; None at the end.
+        # `read` for a task. Returns the operation; None at the end.
         cdef PyObject* op = NULL
         cdef int result
         cdef void* task
@@ -466,7 +481,7 @@ cdef class Stream:
                 if result == TURN:
                     self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as try_turn
                     try:
-                        if self.iterator is not None and self.source.free_places() > 0:  # one for the one that we take
+                        if self.iterator is not None and self.source.free_places() > 0:  # as in read_drawing
                             if self.async_iterator:
                                 await self._draw()
                             else:
@@ -504,7 +519,7 @@ cdef class Stream:
         return found
 
     async def _read_ready(self):
-        # As read_ready, and gives the operation; None at the end.
+        # `read_ready` for a task. Returns the operation; None at the end.
         cdef PyObject* op = NULL
         cdef int result = try_get(self.source.ready.ring, &op, NULL)
         if result == DONE:
@@ -523,8 +538,18 @@ cdef class Stream:
     async def aget(self):
         """Takes the next operation, awaiting it: `get` for a task of asyncio or trio.
 
-        Raises as `get`. A cancelled await has taken none. The source of a `wrap` is drawn in this task: an iterable as
-        `get` does, an async iterable with `await`. Any number of tasks may read, of any loops, beside threads.
+        A cancelled await has taken nothing. The source of a `wrap` is drawn in this task: an iterable directly, an
+        async iterable with `await`. Any number of tasks of any loops, and threads, may read one stream.
+
+        Returns:
+            The operation.
+
+        Raises:
+            Closed: All operations have been read.
+            PoolNotRunning: The pool stopped before the source was exhausted; also in the child of a fork.
+            BrokenPool: The pool is broken.
+            Exception: What the source raised; raised once, to one reader, after all that was accepted before.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         op = await self._read()
         if op is None:
@@ -532,11 +557,13 @@ cdef class Stream:
         return op
 
     def __aiter__(self):
+        """Returns the stream itself: `async for` gives the operations until all have been read."""
         return self
 
     async def __anext__(self):
+        """Awaits and takes the next operation; StopAsyncIteration when all have been read. Raises as `aget`."""
         cdef PyObject* op = NULL
-        if not self.draws and self.core.epoch == epoch_now and not in_trio():  # the short way; trio wants a checkpoint
+        if not self.draws and self.core.epoch == epoch_now and not in_trio():  # the fast path; trio needs a checkpoint
             if try_get(self.source.ready.ring, &op, NULL) == DONE:
                 if self.wraps:
                     self.taken(1)
@@ -552,11 +579,13 @@ cdef class Stream:
     # -----------------------------------------------------------------------------------------------------------
 
     def __iter__(self):
+        """Returns the stream itself: a loop gives the operations until all have been read."""
         return self
 
     def __next__(self):
+        """Waits for the next operation and takes it; StopIteration when all have been read. Raises as `get`."""
         cdef PyObject* op = NULL
-        if not self.draws and self.core.epoch == epoch_now:  # the short way, where one is ready
+        if not self.draws and self.core.epoch == epoch_now:  # the fast path: one is ready
             if try_get((<WorkSource><PyObject*>self.source).ready.ring, &op, NULL) == DONE:
                 if self.wraps:
                     self.taken(1)
@@ -566,10 +595,26 @@ cdef class Stream:
         return steal(op)
 
     def get(self, timeout=None):
-        """Takes the next operation, waiting up to `timeout` seconds for it (None: without limit).
+        """Takes the next operation, waiting for it.
 
-        Raises `queue.Empty` when none came in time; `Closed` at the end, or what the stream ends with: the source's
-        own error, `PoolNotRunning`, `BrokenPool`. Safe from any thread.
+        Blocks until one is ready. For a `wrap` whose source is an iterable, the call draws from the source too, and
+        blocks as long as the source does. May be called from any thread.
+
+        Args:
+            timeout: Seconds to wait; None waits without limit. A source that blocks is not interrupted.
+
+        Returns:
+            The operation.
+
+        Raises:
+            queue.Empty: No operation came in time; nothing has changed.
+            Closed: All operations have been read.
+            PoolNotRunning: The pool stopped before the source was exhausted; also in the child of a fork.
+            BrokenPool: The pool is broken.
+            Exception: What the source raised; raised once, to one reader, after all that was accepted before.
+            TypeError: The source is an async iterable: use `aget`.
+            RuntimeError: Called without a timeout from a worker of the same pool, when no worker would be left to do
+                the work; or called by the source itself.
         """
         cdef PyObject* op = NULL
         cdef int result = self.read(&op, deadline_of(timeout), True)
@@ -580,18 +625,29 @@ cdef class Stream:
         return steal(op)
 
     def get_many(self, max=None, timeout=None):
-        """Waits for the first operation, then takes what is ready, up to `max`, as a list.
+        """Waits for the first operation, then takes all that are ready, up to `max`.
 
-        Raises as `get`. Safe from any thread.
+        Blocks until one is ready, and draws from the source, as `get`. May be called from any thread.
+
+        Args:
+            max: The largest number of operations to take, from 1; None takes all.
+            timeout: Seconds to wait for the first operation; None waits without limit.
+
+        Returns:
+            A list of at least one operation.
+
+        Raises:
+            queue.Empty: No operation came in time; nothing has changed.
+            Closed: All operations have been read. Other exceptions as in `get`.
         """
-        cdef Py_ssize_t limit = self.source.ready.capacity
+        cdef Py_ssize_t limit = self.source.ready.ring.capacity
         cdef Py_ssize_t length
         cdef int64_t deadline = deadline_of(timeout)
         if max is not None:
             limit = min(limit, checked_max(max))
         if self.draws:
             return self.get_many_drawing(limit, deadline)
-        ops = [None]  # made before anything is taken, which would be lost if there were no memory for it
+        ops = [None]  # made before one is taken: without memory for the list, it would be lost
         ops[0] = self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)
         ops = self.source.ready._take(min(limit - 1, size(self.source.ready.ring)), ops)
         if self.wraps and len(ops) > 1:
@@ -599,14 +655,14 @@ cdef class Stream:
         return ops
 
     cdef list get_many_drawing(self, Py_ssize_t limit, int64_t deadline):
-        # Draws as many as are ready before it takes any: what the source raises cannot lose one that was taken.
+        # Draws as many as are ready before it takes any, so that no operation is lost if the source raises.
         cdef PyObject* op = NULL
         cdef Py_ssize_t length
         cdef int result
         if self.core.epoch != epoch_now:
             raise self.core.stopped_error()
         if self.awaits:
-            raise self.not_here()
+            raise self.async_only_error()
         ops = [None]  # as in get_many
         if self.try_turn(PyThread_get_thread_ident()):
             try:
@@ -628,9 +684,10 @@ cdef class Stream:
         raise Closed(f"all operations have been read: {describe(self)}")
 
     def close(self):
-        """The reader is gone: what has not begun is cancelled, a wrap draws no more. Idempotent, never blocks.
+        """Closes the stream: cancels the operations that have not begun, and draws the source no more.
 
-        A KeyboardInterrupt in an overridden `done()`, on the main thread, is raised once all have ended.
+        Nothing comes out of the stream any more. Never blocks; idempotent; may be called from any thread. A
+        KeyboardInterrupt in an overridden `done()`, on the main thread, is raised once all operations have ended.
         """
         self.close_quietly()
         raise_kept()
@@ -650,7 +707,10 @@ cdef class Stream:
         return 0
 
     async def aclose(self):
-        """`close`, and closes an async source too, an async generator's `finally` included, when no task draws it."""
+        """Closes the stream as `close` does, and closes an async source as well.
+
+        Waits until no task draws the source; then awaits its `aclose`, so that an async generator's `finally` runs.
+        """
         self.close_quietly()
         try:
             if self.awaits:
@@ -665,56 +725,61 @@ cdef class Stream:
             raise_kept()
 
     async def __aenter__(self):
+        """Returns the stream itself."""
         return self
 
     async def __aexit__(self, kind, error, trace):
+        """Calls `aclose`."""
         await self.aclose()
 
     def __enter__(self):
+        """Returns the stream itself."""
         return self
 
     def __exit__(self, *exc):
+        """Calls `close`."""
         self.close()
 
     @property
     def total(self):
-        """How many operations come out in all, those already read included; None while that is not known."""
+        """The number of operations that come out in all, those already read included; None while that is not known."""
         total = self.source.total.load(memory_order_acquire)  # acquire: pairs with end
         return None if total < 0 else total
 
     @property
     def ready(self):
-        """How many operations can be read now; a snapshot."""
+        """The number of operations that can be read now; a snapshot."""
         return size(self.source.ready.ring)
 
     def __len__(self):
-        """`total`, for progress bars; TypeError while it is not known."""
+        """The `total`, for progress bars; TypeError while that is not known."""
         total = self.total
         if total is None:
-            raise TypeError("how many operations will come out is not known yet: `ready` says how many can be read now")
+            raise TypeError("the total number of operations is not known yet; `ready` is the number to read now")
         return total
 
     def __bool__(self):
+        """Always True."""
         return True
 
     def __contains__(self, item):
-        raise TypeError("`in` would consume the stream's operations: iterate it instead")
+        """Not supported: a search would consume operations."""
+        raise TypeError("`in` would consume operations of the stream: iterate the stream instead")
 
     @property
     def closed(self):
-        """Whether nothing will be added: all have come out, or the reader closed it. What is ready can be read."""
+        """Whether no operation will be added: all have come out, or the stream was closed. Some may be left to read."""
         return is_shut(self.source.ready.ring)
 
     def __repr__(self):
         state = "closed" if is_shut(self.source.ready.ring) else "open"
-        total = self.total
         read = get_count(self.source.ready.ring)
-        return f"<Stream {state}, {size(self.source.ready.ring)} ready, {read} read of {'?' if total is None else total}>"
+        total = "?" if self.total is None else self.total
+        return f"<Stream {state}, {size(self.source.ready.ring)} ready, {read} read of {total}>"
 
 
 
-
-# The garbage collector: Cython knows nothing of the tasks that wait for the turn (rule 11).
+# Garbage collection: Cython does not traverse the tasks that wait for the turn (rule 11).
 cdef PyTypeObject* stream_type = <PyTypeObject*>Stream
 cdef traverseproc base_traverse = stream_type.tp_traverse
 
@@ -757,7 +822,7 @@ cdef object source_name(object iterator):
 
 
 def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, bint resets):
-    """Draws a source on the calling thread, one ticket each, until it is exhausted or the feed has ended."""
+    """Draws a source on the calling thread, with one permit for each operation, until either side ends."""
     cdef PyObject* raw
     try:
         while True:
@@ -788,25 +853,26 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# what WorkerPool inherits: the calls that every operation goes through
+# the base of WorkerPool: the calls that every operation goes through
 
 cdef class PoolBase:
     """The compiled base of WorkerPool."""
 
-    def __cinit__(self):  # whatever WorkerPool is given: Cython's copy of *args crashes without memory
+    def __cinit__(self):  # ignores WorkerPool's arguments; no *args: Cython's code for them crashes without memory
         self._lifecycle = allocate_lock()
 
     def _alone(self, call, deadline):
-        """Gives what `call(deadline)` gives, called by one thread at a time; None if the deadline passes before its turn.
+        """Returns `call(deadline)`, called by one thread at a time; None if the deadline passes first.
 
-        Compiled, since Ctrl-C can come between any two bytecodes: as the lock is acquired, and it would stay locked.
+        Compiled, because Ctrl-C can come between any two bytecodes: just after the lock is acquired, it would stay
+        locked.
         """
         cdef double left = LIFECYCLE_SLICE_S
         cdef uint64_t me = PyThread_get_thread_ident()
-        lock = self._lifecycle  # ours to release, also in the child of a fork, which has another
-        if self._starter.load(memory_order_relaxed) == me:  # relaxed: equal only if this very thread wrote it
-            raise RuntimeError(f"{describe(self)} is being started by this very thread")
-        # In slices: a signal that comes just before a lock waits does not end that wait.
+        lock = self._lifecycle  # a local variable: in the child of a fork, the attribute is another lock
+        if self._starter.load(memory_order_relaxed) == me:  # relaxed: equal only if this thread wrote it
+            raise RuntimeError(f"{describe(self)} is already being started by this thread")
+        # In slices: a signal that comes just before the wait begins does not end that wait.
         while True:
             if deadline is not None:
                 left = max(0.0, min(LIFECYCLE_SLICE_S, <double>deadline - now_ns() / 1e9))
@@ -822,7 +888,7 @@ cdef class PoolBase:
             lock.release()
 
     def _open(self, PoolRun core):
-        # A run begins: its core takes the calls from now on. It stays after the end, to say that.
+        # A run begins: it takes the calls from now on. It stays here after its end, to raise the right error.
         cdef PyObject* old
         Py_INCREF(core)  # the field's
         acquire(&self._lock)
@@ -831,7 +897,7 @@ cdef class PoolBase:
         Py_DECREF(<object>old)  # was the field's
 
     def _after_fork(self):
-        # relaxed: the child has one thread yet
+        # relaxed: the child has only one thread now
         self._lock.held.store(0, memory_order_relaxed)
         self._starter.store(0, memory_order_relaxed)
         self._lifecycle = allocate_lock()
@@ -844,17 +910,29 @@ cdef class PoolBase:
             raise PoolNotRunning(f"{describe(self)} is not running: call start()")
         return core
 
-    def _wrap(self, PoolRun core not None, WorkSource source not None, iterator, bint draws, bint resets, bint awaits=False):
+    def _wrap(self, PoolRun core not None, WorkSource source not None, iterator, bint draws, bint resets,
+              bint awaits=False):
         core.add(source)
         return Stream(core, source, iterator=iterator, wraps=True, draws=draws, resets=resets, awaits=awaits)
 
     def do(self, op, timeout=None):
-        """Hands one operation over to the workers and returns it.
+        """Submits one operation.
 
-        Blocks while the queue is full, at most `timeout` seconds (None: without limit), then raises `queue.Full`;
-        from a worker of this pool it never blocks. `PoolNotRunning` when the pool does not run, also for those
-        blocked when it stops; their operation stays new. `OperationReused` for one that is pending, or finished and
-        not reset. Safe from any thread.
+        Blocks while the queue is full; a call from one of this pool's own workers never blocks. May be called from any
+        thread. If it raises, the operation stays as it was.
+
+        Args:
+            op: The operation. It must be new.
+            timeout: Seconds to wait for room in the queue; None waits without limit.
+
+        Returns:
+            The operation.
+
+        Raises:
+            queue.Full: There was no room in time.
+            PoolNotRunning: The pool does not run, or stopped while this call waited.
+            BrokenPool: The pool is broken.
+            OperationReused: The operation is pending, or has ended and was not reset.
         """
         cdef int64_t deadline = NEVER
         if not isinstance(op, OperationBase):
@@ -864,9 +942,21 @@ cdef class PoolBase:
         return self._running().do(<OperationBase>op, deadline)
 
     async def ado(self, op):
-        """Hands one operation over, awaiting room in the queue: `do` for a task of asyncio or trio.
+        """Submits one operation, awaiting room in the queue: `do` for a task of asyncio or trio.
 
-        Raises as `do`, but for `queue.Full`. A cancelled await has handed nothing over: the operation stays new.
+        A cancelled await has submitted nothing: the operation stays new.
+
+        Args:
+            op: The operation. It must be new.
+
+        Returns:
+            The operation.
+
+        Raises:
+            PoolNotRunning: The pool does not run, or stopped during the await.
+            BrokenPool: The pool is broken.
+            OperationReused: The operation is pending, or has ended and was not reset.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         if not isinstance(op, OperationBase):
             raise TypeError(f"op must be an Operation, not {describe(op)}")
@@ -876,12 +966,22 @@ cdef class PoolBase:
         return await self._running().ado(op)
 
     def execute(self, ops):
-        """Hands a batch over, all or none, without blocking; returns the `Stream` on which the operations come out.
+        """Submits a batch of operations, all or none.
 
-        Lists and checks the operations first: TypeError for what is none, `OperationReused` for one that is pending,
-        finished and not reset, or listed twice; then none is accepted. Not bounded by `queue_size`. The stream closes
-        after the last operation, failed ones included. `PoolNotRunning` when the pool does not run. Safe from any
-        thread.
+        Never blocks; not bounded by `queue_size`. May be called from any thread. The operations are listed and
+        validated first; if one is invalid, none is accepted.
+
+        Args:
+            ops: An iterable of new operations.
+
+        Returns:
+            The `Stream` on which the operations come out as they end, failed ones included. It ends after the last one.
+
+        Raises:
+            TypeError: An item is not an Operation.
+            OperationReused: An operation is pending, has ended and was not reset, or is listed twice.
+            PoolNotRunning: The pool does not run.
+            BrokenPool: The pool is broken.
         """
         cdef PoolRun core = self._running()
         return Stream(core, core.execute(ops))

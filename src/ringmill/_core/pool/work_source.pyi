@@ -3,8 +3,8 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
-from .ring_buffer import RingBuffer
-from .waiter import Sleeper
+from ringmill._core.ring.ring_buffer import RingBuffer
+from ringmill._core.waiting.wait_queue import Sleeper
 
 @disjoint_base
 class WorkSource:

@@ -1,29 +1,34 @@
-# A feed is one source of work in a pool, with its way out: `do` has one feed, each `execute` and each `wrap` its own.
+# WorkSource: one source of work in a pool, from the queue of waiting operations to the ring from which the reader takes
+# the ended ones. `do` has one work source, each `execute` and each `wrap` its own.
 #
-#     accept --> pending ring --> a worker: claim, begin, call, settle --> emit --> ready ring --> reader
+#     accept --> pending ring --> a worker: claim, begin, call, end --> emit --> ready ring --> reader
 #
-# Both ends are ring buffers, and their positions are the books: what was ever put into `pending` is what was
-# accepted, what was ever put into `ready` is what came out, what was ever taken from it is what was read. Nothing
-# else counts them, so the books cannot disagree with the queues.
+# May use `operation`, `ring`, `waiting` and `platform`.
 #
-# No worker ever waits to emit: `ready` has a place for each operation before it is accepted. An execute's rings are
-# as long as its list; a wrap draws only while drawn - read < buffer.
+# Both ends are ring buffers, and their positions are the counters: the number of items ever put into `pending` is what
+# was accepted, ever put into `ready` is what came out, ever taken from `ready` is what was read. There is no other
+# counter that could disagree with the queues.
 #
-# A foreign feed takes from a RingBuffer of the user's. Nobody accepts its items beforehand, so the worker that takes
-# one does, under the feed's lock, which also keeps the places: {is there a place? take; number it}. Its bell sleeps
-# in the ring's queue in the workers' stead. It is armed by a worker before it sleeps, and by one that ends a search while
-# others sleep, under the pool's lock while the feed is linked; a ring's put rings it, which disarms it, and it wakes a
-# worker, which looks at the ring. (tests/models/test_model_ring_watcher.py searches all interleavings.)
+# No worker ever waits to emit: `ready` has room for each operation before the operation is accepted. The rings of an
+# execute are as long as its list; a wrap draws only while drawn - read < buffer.
 #
-# Chained pools (`reset=True`). One that succeeded upstream is reset as it is drawn, and accepted. One that failed there or
-# was cancelled is not accepted: who draws it (of a foreign ring, the worker that takes it) emits it at once, untouched. It
-# has a place between source and reader like any other, so `passed` is added wherever places and what comes out are counted.
-# Where the stream is ordered, an operation's position in the source is its position in `pending` and the number of those
-# that passed before it, which `shifts` remembers.
+# External source: `pending` is a RingBuffer of the user's. Its items are not accepted beforehand, so the worker that
+# takes one accepts it, under the source's lock, which makes one step of: check for room, take, number. While workers
+# sleep, the source's RingWatcher waits in the queue of that ring in their place. A worker arms it before it sleeps, and
+# a worker that ends a search while others sleep does too, under the pool's lock while the source is linked. A put wakes
+# the watcher, which disarms it; it wakes a worker, which looks at the ring. (tests/models/test_model_ring_watcher.py searches all
+# interleavings.)
 #
-# The end: `total` is written once, when nothing more will be accepted (source exhausted, pool stopping, reader gone).
-# Whoever emits compares the count with `total` after its put, whoever writes `total` compares it with the count after
-# that; both are sequentially consistent, so one of them sees that all came out, and closes `ready`.
+# Chained pools (`reset=True`). An operation that succeeded upstream is reset as it is drawn, and accepted. One that
+# failed or was cancelled there is not accepted: the thread that draws it (for an external source, the worker that takes
+# it) emits it at once, untouched. It takes room between source and reader like any other, so `passed` is added wherever
+# room and emitted operations are counted. In an ordered stream an operation's position in the source is its position in
+# `pending` plus the number of operations that passed before it, which `shifts` records.
+#
+# The end: `total` is written once, when nothing more will be accepted (source exhausted, pool stopping, reader gone). A
+# thread that emits compares the count with `total` after its put; the thread that writes `total` compares it with the
+# count after that. Both are sequentially consistent, so at least one of them sees that all have come out, and closes
+# `ready`.
 
 import weakref
 
@@ -73,10 +78,10 @@ cdef object ref = weakref.ref
 
 
 cdef bint take_over(OperationBase op) noexcept nogil:
-    # SUCCEEDED -> RESETTING: the caller renews it, and nobody else may.
+    # SUCCEEDED -> RESETTING: only the caller may renew it then.
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     while seen & PHASE == SUCCEEDED:
-        # acquire twice: of several, one gets it
+        # acquire twice: exactly one of several threads succeeds
         if swap64(
             op.state, seen, (seen & ~<uint64_t>PHASE) | RESETTING, memory_order_acquire, memory_order_acquire
         ):
@@ -85,7 +90,7 @@ cdef bint take_over(OperationBase op) noexcept nogil:
 
 
 cdef bint is_unsuccessful(OperationBase op) noexcept nogil:
-    # Failed or cancelled; but not one that still has a place in a queue, where its pool will find it.
+    # Failed or cancelled, unless a queue still has an entry for it, which its pool will find.
     cdef uint64_t seen = op.state.load(memory_order_acquire)  # acquire: pairs with end
     return (seen & PHASE == FAILED or seen & PHASE == CANCELLED) and not seen & PLACED
 
@@ -104,9 +109,9 @@ cdef class WorkSource:
         self.resets = resets
         self.permits = permits
         self.context = context
-        self.reorder_buffer = [None] * ready.capacity if ordered else None
+        self.reorder_buffer = [None] * <Py_ssize_t>ready.ring.capacity if ordered else None
         if ordered and resets and not external:
-            self.shifts = <uint64_t*>PyMem_RawMalloc(ready.capacity * sizeof(uint64_t))
+            self.shifts = <uint64_t*>PyMem_RawMalloc(ready.ring.capacity * sizeof(uint64_t))
             if self.shifts == NULL:
                 raise MemoryError
         self.passed.store(0, memory_order_relaxed)  # relaxed: as the next
@@ -119,8 +124,8 @@ cdef class WorkSource:
         self.unlist()
 
     cdef int list_in(self, dict streams) except -1:
-        # A plain weak reference, which __dealloc__ takes out: a callback of weakref's, as a WeakSet's, would be Python code
-        # that runs as a stream is dropped, and a KeyboardInterrupt raised there is lost.
+        # A plain weak reference, which __dealloc__ takes out: a callback of weakref's, as a WeakSet's, would be Python
+        # code that runs as a stream is dropped, and a KeyboardInterrupt raised there is lost.
         key = PyLong_FromVoidPtr(<void*>self)
         streams[key] = ref(self)
         Py_INCREF(streams)
@@ -138,15 +143,15 @@ cdef class WorkSource:
             Py_DECREF(<object>streams)
 
     cdef Result claim(self, PyObject** op, uint64_t* position, uint32_t owner, Renewal* renewal) noexcept nogil:
-        # Takes the next operation, and the reference to it, for a worker (or for who cancels). SHUT: nothing is left
-        # and nothing comes.
+        # Takes the next operation, with its reference, for a worker or for a thread that cancels. SHUT: nothing is left
+        # and nothing will come.
         cdef Result result
         renewal[0] = AS_IT_IS
         if not self.external:
             return try_get(self.pending.ring, op, position)
         acquire(&self.lock)
         if self.ended() or self.bad_item or is_shut(self.pending.ring) and not has_items(self.pending.ring):
-            result = SHUT  # before the places, which it needs none of; has_work says the same
+            result = SHUT  # before the check for room, which the end does not need; has_work agrees
         elif self.free_places() <= 0:
             result = NOT_NOW
         else:
@@ -165,21 +170,22 @@ cdef class WorkSource:
                     self.drawn += 1
                     self.passed.fetch_add(1, memory_order_relaxed)  # relaxed: read under the lock
                 else:
-                    self.bad_item = op[0]  # owned by the feed now; whoever gets SHUT ends it
+                    self.bad_item = op[0]  # owned by the source now; the thread that gets SHUT ends the source
                     result = SHUT
         release(&self.lock)
         return result
 
     cdef bint pass_by(self, PyObject* op) noexcept:
-        # For one that failed upstream, or was cancelled: it is not accepted, and comes out in its place. By whoever draws,
-        # one thread at a time, not for a foreign feed. Takes the caller's reference if True. False: the feed has ended.
+        # Emits an operation that failed or was cancelled upstream, in its place, without accepting it. Called by the
+        # thread that draws, one at a time, not for an external source. True: took the caller's reference. False: the
+        # source has ended.
         cdef uint64_t position = 0
         cdef bint ended
         acquire(&self.lock)
         ended = self.ended()
         if not ended:
             position = put_count(self.pending.ring) + self.passed.load(memory_order_relaxed)  # relaxed: under the lock
-            self.passed.fetch_add(1, memory_order_relaxed)  # relaxed: as above; `places` is asked by the thread that draws
+            self.passed.fetch_add(1, memory_order_relaxed)  # relaxed: as above; free_places is called by the thread that draws
         release(&self.lock)
         if ended:
             return False
@@ -190,28 +196,29 @@ cdef class WorkSource:
         return True
 
     cdef void note_position(self) noexcept:
-        # By whoever draws, before it puts the next one into `pending`, which publishes this to the worker that takes it. The
-        # place is free again: the operation that had it has been read, as `places` says.
+        # Called by the thread that draws, before it puts the next operation into `pending`, which publishes this to the
+        # worker that takes it. The entry is free: free_places() > 0, so the operation that used it has been read.
         if self.shifts:
-            self.shifts[put_count(self.pending.ring) % <uint64_t>self.ready.capacity] = self.passed.load(
+            self.shifts[put_count(self.pending.ring) % self.ready.ring.capacity] = self.passed.load(
                 memory_order_relaxed  # relaxed: only this thread writes it now
             )
 
     cdef void emit_in_order(self, PyObject* op, uint64_t position) noexcept:
-        # The reorder buffer has a slot for each operation between source and reader, so positions do not collide.
+        # The reorder buffer has a slot for each operation between source and reader, so two positions never share a
+        # slot.
         cdef uint64_t place = 0
         cdef Result result = NOT_NOW
         cdef PyObject** slots = (<PyListObject*>self.reorder_buffer).ob_item
         cdef PyObject** slot
         cdef PyObject* head
         acquire(&self.lock)
-        slot = &slots[position % <uint64_t>self.ready.capacity]
-        slot[0] = op  # None, which is immortal or has references to spare, makes place: see below
+        slot = &slots[position % self.ready.ring.capacity]
+        slot[0] = op  # replaces None, whose references need not be counted
         while True:
-            slot = &slots[self.next_out % <uint64_t>self.ready.capacity]
+            slot = &slots[self.next_out % self.ready.ring.capacity]
             head = slot[0]
             if head == <PyObject*>None or try_put(self.ready.ring, head, &place) != DONE:
-                break  # a gap; or the reader has closed it, and the reorder buffer keeps them until it goes
+                break  # a gap; or the reader has closed the stream, and the reorder buffer keeps them until it is freed
             slot[0] = <PyObject*>None
             self.next_out += 1
             result = DONE
@@ -220,12 +227,12 @@ cdef class WorkSource:
             came_out(self, place)
 
     cdef bint end(self, object failure) except -1:
-        # Nothing more will be accepted. True for the first who says so; its `failure` is what the stream ends with, for each
-        # of its readers.
+        # Nothing more will be accepted. True for the first call; the stream then ends with its `failure`, for each
+        # reader.
         return self.end_with(failure, False)
 
     cdef bint end_source(self, object error) except -1:
-        # The same, for the source: the error, unless None, is raised by one reader.
+        # The same, at the end of the source: the error, unless None, is raised to one reader.
         return self.end_with(error, True)
 
     cdef bint end_with(self, object failure, bint from_source) except -1:
@@ -254,13 +261,13 @@ cdef class WorkSource:
         return first
 
     cdef int abort(self, object failure) except -1:
-        # Some that were accepted will not come out in time: the stream ends without them, with the failure.
+        # Some accepted operations will not come out in time: the stream ends without them, with the failure.
         self.end(failure)
         if self.ready is None or is_shut(self.ready.ring):
             return 0
         acquire(&self.lock)
         if self.failure is None:
-            self.failure = failure  # None goes, so nothing runs under the lock
+            self.failure = failure  # replaces None, so nothing is deallocated under the lock
             self.from_source = False
         release(&self.lock)
         self.ready.close_ring()
@@ -279,15 +286,15 @@ cdef class WorkSource:
         return count
 
     cdef Py_ssize_t free_places(self) noexcept nogil:
-        # How many more may be accepted until the reader reads. For a foreign feed, under the lock or as a hint.
-        # relaxed: asked by the thread that draws, the only one that counts those
+        # How many more operations may be accepted before the reader reads. For an external source: under the lock, or a
+        # hint. relaxed: called by the thread that draws, the only one that changes `passed`
         cdef uint64_t drawn = (
             self.drawn if self.external else put_count(self.pending.ring) + self.passed.load(memory_order_relaxed)
         )
-        return self.ready.capacity - <Py_ssize_t>(drawn - get_count(self.ready.ring))
+        return <Py_ssize_t>self.ready.ring.capacity - <Py_ssize_t>(drawn - get_count(self.ready.ring))
 
     cdef bint has_work(self) noexcept nogil:
-        # Whether a worker would find something to do: an operation, or the end of the source.
+        # Whether a worker would find an operation, or the end of the source.
         cdef bint found
         if not self.external:
             return has_items(self.pending.ring)
@@ -303,29 +310,29 @@ cdef class WorkSource:
 
 cdef class RingWatcher(Sleeper):
     cdef bint wake(self) noexcept:
-        # Rung, and out of the ring's queue: may be armed again from here on.
-        self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the notify; whoever saw 1 and slept is woken
+        # Woken and out of the ring's queue: may be armed again from here on.
+        self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the notify, which wakes a worker that saw 1
         if self.target:
             notify(self.target)
         return True
 
     cdef void arm(self, WaitQueue* queue) noexcept:
-        # seq_cst: of several, one queues the node; whoever sees it armed may sleep
+        # seq_cst: exactly one worker queues the node; a worker that sees it armed may sleep
         if not self.armed.exchange(1, memory_order_seq_cst):
             begin_sleep(queue, &self.node, False)
 
     cdef void disarm(self, WaitQueue* queue) noexcept:
-        if self.armed.exchange(1, memory_order_seq_cst):  # seq_cst: as arm; stays 1, for good
+        if self.armed.exchange(1, memory_order_seq_cst):  # seq_cst: as arm; stays 1, so it is never armed again
             cancel_sleep(queue, &self.node)
 
 
-# The garbage collector: Cython knows nothing of raw pointers (rule 11).
-cdef PyTypeObject* feed_type = <PyTypeObject*>WorkSource
-cdef traverseproc base_traverse = feed_type.tp_traverse
-cdef inquiry base_clear = feed_type.tp_clear
+# Garbage collection: Cython does not traverse raw pointers (rule 11).
+cdef PyTypeObject* source_type = <PyTypeObject*>WorkSource
+cdef traverseproc base_traverse = source_type.tp_traverse
+cdef inquiry base_clear = source_type.tp_clear
 
 
-cdef int feed_traverse(PyObject* source, visitproc visit, void* arg) noexcept:
+cdef int source_traverse(PyObject* source, visitproc visit, void* arg) noexcept:
     cdef int status = base_traverse(source, visit, arg)
     if not status and (<WorkSource>source).bad_item:
         status = visit((<WorkSource>source).bad_item, arg)
@@ -334,14 +341,14 @@ cdef int feed_traverse(PyObject* source, visitproc visit, void* arg) noexcept:
     return status
 
 
-cdef int feed_clear(PyObject* source) noexcept:
-    # `streams` stays, for __dealloc__: it holds weak references only, so no cycle goes through it.
+cdef int source_clear(PyObject* source) noexcept:
+    # `streams` stays, for __dealloc__: it holds only weak references, so no cycle goes through it.
     cdef PyObject* bad_item = (<WorkSource>source).bad_item
     (<WorkSource>source).bad_item = NULL
     if bad_item:
-        Py_DECREF(<object>bad_item)  # was the feed's
+        Py_DECREF(<object>bad_item)  # was the source's
     return base_clear(source)
 
 
-feed_type.tp_traverse = feed_traverse
-feed_type.tp_clear = feed_clear
+source_type.tp_traverse = source_traverse
+source_type.tp_clear = source_clear

@@ -1,1 +1,1 @@
-"""The lock-free ring and RingBuffer, its face. Uses `platform` and `waiting`."""
+"""The lock-free ring, and RingBuffer, which makes it a Python queue. Uses `platform` and `waiting`."""

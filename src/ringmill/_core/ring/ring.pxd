@@ -1,34 +1,35 @@
 # The lock-free ring: a bounded FIFO queue of references, many producers, many consumers, closable.
 #
-# It knows nothing of waiting, nor of Python but that an item is a reference, which moves with it. ring_buffer.pyx is its
-# face; pools and hubs use it directly.
-#
 # The algorithm is that of crossbeam's array channel (which credits Dmitry Vyukov's bounded MPMC queue), with exact
 # capacity, ordered operations in place of its fences, and claims of several slots at once.
 #
+# May use `platform` only. It knows nothing of waiting, and of Python only that an item is a reference, which moves with
+# it. ring_buffer.pyx makes a Python type of it; pools and hubs use it directly. All functions are called attached.
+#
 # A word (head, tail, or a slot's stamp) is a lap in its upper bits and an index in its lower bits; one_lap is the
-# power of two above the capacity. The tail's top bit says closed. A slot's stamp tells whose turn it is:
+# power of two above the capacity. The tail's top bit says closed. A slot's stamp says which thread may touch the slot:
 #
 #   stamp == tail            the slot is free for the put at `tail`
 #   stamp == head + 1        it holds the item for the get at `head`
-#   anything else            another thread is between its claim and its publication, or our word is stale
+#   anything else            another thread is between its claim and its publication, or the word that was read is stale
 #
 #   put: read the stamp (acquire); claim by compare-exchange of tail (seq_cst); write; stamp = tail + 1 (release)
 #   get: read the stamp (acquire); claim by compare-exchange of head (seq_cst); read; stamp = head + one_lap (release)
 #
-# A put takes effect at its claim of tail, a get at its claim of head, so the order of the positions is the order of
-# the queue. Empty: stamp == head and then tail == head (seq_cst load). Neither cursor goes back and head never passes
-# tail, so both had that value at one moment, in which the ring was empty. Full likewise, at the moment in which tail was
-# read (seq_cst): a head that is found a lap behind it later was there already. A slot claimed but not published is
-# neither: who meets one waits for it, a few instructions of another thread's.
+# A put takes effect at its claim of tail, a get at its claim of head, so the order of the positions is the order of the
+# queue. Empty: stamp == head, and then tail == head (seq_cst load). Neither cursor goes back and head never passes
+# tail, so both had that value at one moment, in which the ring was empty. Full likewise, at the moment in which tail
+# was read (seq_cst): a head that is found one lap behind it later was there already. A slot that is claimed and not yet
+# published is neither: a thread that finds one waits for it, a few instructions of another thread.
 #
-# Closing sets the bit in the tail word, so a claim of tail after it fails; a claim before it is an item that getters
-# drain. After the bit is set tail stands still, so a getter that finds closed and empty is right for ever.
+# Closing sets the bit in the tail word, so a later claim of tail fails; an earlier claim is an item that getters drain.
+# After the bit is set, tail does not change any more, so a getter that finds the ring closed and empty is right for
+# good.
 #
-# Owners: the caller of a put owns a reference and gives it to the slot by the claim; the getter whose claim takes the
-# slot owns it from then on. Between a claim and its stamp there is no Python API, hence no signal handler, no
-# collector, no detaching: on a GIL build nobody ever sees a claimed slot, on a free-threaded build the collector
-# stops attached threads elsewhere. All functions are called attached.
+# Ownership: the caller of a put owns a reference and gives it to the slot by the claim. The getter whose claim takes
+# the slot owns it from then on. Between a claim and its stamp there is no Python API, hence no signal handler, no
+# collector and no detaching: on a GIL build no other thread ever sees a claimed slot; on a free-threaded build the
+# collector stops attached threads elsewhere.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
@@ -43,7 +44,8 @@ from libcpp.atomic cimport (
 from ringmill._core.platform.gil_atomics cimport fetch_or64, swap64
 from ringmill._core.platform.primitives cimport relax
 
-# Producers write tail, consumers write head: a cache line each (two, for the adjacent-line prefetcher).
+# Producers write tail, consumers write head, so each has a cache line of its own (two, for the adjacent-line
+# prefetcher).
 cdef extern from *:
     """
     #ifndef RINGMILL_RING
@@ -71,11 +73,11 @@ cdef extern from *:
     #endif
     """
     cppclass Slot "RingmillSlot":
-        atomic[uint64_t] stamp  # a head or tail word: whose turn the slot is
-        PyObject* item          # owned, while the stamp says that it is filled
+        atomic[uint64_t] stamp  # a head or tail word: says which thread may touch the slot
+        PyObject* item          # owned while the stamp says that the slot is filled
     cppclass Ring "RingmillRing":
         Slot* slots             # written once, like the next four
-        Slot* last              # of them; after it comes the next lap
+        Slot* last              # the last slot; after it comes the next lap
         uint64_t capacity
         uint64_t one_lap        # 1 << lap_bits, a power of two above the capacity
         int lap_bits
@@ -87,11 +89,11 @@ cdef extern from *:
 cdef enum Result:
     NOT_NOW = 0                 # full, or empty
     DONE = 1
-    SHUT = 2                    # closed; for a getter: and drained
+    SHUT = 2                    # closed; for a get: and drained
 
 cdef enum:
     CLOSED_BIT = 63
-    BATCH = 128                 # slots that one claim takes at most: bounds how long others wait for one of them
+    BATCH = 128                 # the most slots that one claim takes: bounds how long other threads wait for one of them
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -109,16 +111,16 @@ cdef inline uint64_t after(Ring* ring, uint64_t word, uint64_t count) noexcept n
     return word + count if index < ring.capacity else word + count + ring.one_lap - ring.capacity
 
 cdef inline uint64_t next_word(Ring* ring, Slot* slot, uint64_t word) noexcept nogil:
-    # after(ring, word, 1) for who has the word's slot: for half the instructions.
+    # after(ring, word, 1) for a caller that has the word's slot, in half the instructions.
     return word + 1 if slot != ring.last else word + 1 + ring.one_lap - ring.capacity
 
 cdef inline uint64_t between(Ring* ring, uint64_t head, uint64_t tail) noexcept nogil:
-    # How many positions from head to tail; tail is not behind head, and not more than a lap ahead.
+    # The number of positions from head to tail; tail is not behind head, and at most one lap ahead.
     cdef uint64_t count = tail - head
     return count if tail >> ring.lap_bits == head >> ring.lap_bits else count - ring.one_lap + ring.capacity
 
 cdef inline uint64_t position_of(Ring* ring, uint64_t word) noexcept nogil:
-    # How many came before: lap * capacity + index.
+    # How many positions came before this one: lap * capacity + index.
     return (without_closed(word) >> ring.lap_bits) * ring.capacity + (word & (ring.one_lap - 1))
 
 
@@ -126,27 +128,27 @@ cdef inline uint64_t position_of(Ring* ring, uint64_t word) noexcept nogil:
 # put and get
 
 cdef inline bint fill_slot(Ring* ring, Slot* slot, uint64_t* tail, PyObject* item) noexcept nogil:
-    # Puts at `tail`, whose slot has been seen free. The caller's reference goes to the slot if True. False: another
-    # thread was faster, and `tail` is what it has become.
-    # seq_cst: the claim, which also publishes to sleepers (wait_queue.pyx); on failure: as the load in try_put
+    # Puts at `tail`, whose slot has been seen free. True: the slot owns the caller's reference. False: another thread
+    # was faster, and `tail` is its new value. seq_cst: the claim, which also publishes to sleepers (wait_queue.pyx); on
+    # failure: as the load in try_put
     if not swap64(ring.tail, tail[0], next_word(ring, slot, tail[0]), memory_order_seq_cst, memory_order_seq_cst):
         return False
     slot.item = item  # the slot owns the reference now
-    slot.stamp.store(tail[0] + 1, memory_order_release)  # release: the item; pairs with the looks of getters
+    slot.stamp.store(tail[0] + 1, memory_order_release)  # release: publishes the item; pairs with the getters' loads
     return True
 
 cdef inline bint take_slot(Ring* ring, Slot* slot, uint64_t* head, PyObject** item) noexcept nogil:
-    # Gets at `head`, whose slot has been seen filled. The slot's reference goes to the caller if True. False: another
-    # thread was faster, and `head` is what it has become.
-    # seq_cst: the claim, which also publishes to sleepers (wait_queue.pyx); relaxed on failure: the caller looks again
+    # Gets at `head`, whose slot has been seen filled. True: the caller owns the slot's reference. False: another thread
+    # was faster, and `head` is its new value. seq_cst: the claim, which also publishes to sleepers (wait_queue.pyx);
+    # relaxed on failure: the caller checks again
     if not swap64(ring.head, head[0], next_word(ring, slot, head[0]), memory_order_seq_cst, memory_order_relaxed):
         return False
     item[0] = slot.item  # the caller owns the reference now
-    slot.stamp.store(head[0] + ring.one_lap, memory_order_release)  # release: the read; pairs with the looks of putters
+    slot.stamp.store(head[0] + ring.one_lap, memory_order_release)  # release: after the read; pairs with the putters' loads
     return True
 
 cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexcept nogil:
-    # The caller's reference goes to the slot if DONE. `position`, unless NULL, gets how many were put before.
+    # DONE: the slot owns the caller's reference. `position`, unless NULL, receives how many items were put before.
     cdef uint64_t tail = ring.tail.load(memory_order_seq_cst)  # seq_cst: full and closed are decided at this instant
     cdef uint64_t stamp
     cdef Slot* slot
@@ -168,8 +170,8 @@ cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexc
     return SHUT
 
 cdef inline Result try_get(Ring* ring, PyObject** item, uint64_t* position) noexcept nogil:
-    # The slot's reference goes to the caller if DONE. `position` as in try_put.
-    cdef uint64_t head = ring.head.load(memory_order_acquire)  # acquire: not older than our last get
+    # DONE: the caller owns the slot's reference. `position` as in try_put.
+    cdef uint64_t head = ring.head.load(memory_order_acquire)  # acquire: not older than this thread's last get
     cdef uint64_t stamp, tail
     cdef Slot* slot
     cdef int spins = 0
@@ -190,25 +192,25 @@ cdef inline Result try_get(Ring* ring, PyObject** item, uint64_t* position) noex
         relax(&spins)
         head = ring.head.load(memory_order_acquire)  # acquire: as above
 
-# One look and no loop, for who calls try_put or try_get, out of line, only where it was in vain. Half the instructions:
-# without a call in it, no register is saved for after one.
+# One attempt without a loop, for callers that call try_put or try_get, out of line, only if it fails. Half the
+# instructions: a function without calls saves no registers.
 
 cdef inline bint put_at_once(Ring* ring, PyObject* item) noexcept nogil:
-    # The caller's reference goes to the slot if True. False says nothing: full, closed, or another was faster.
+    # True: the slot owns the caller's reference. False: full, or closed, or another thread was faster.
     cdef uint64_t tail = ring.tail.load(memory_order_relaxed)  # relaxed: the claim decides
     cdef Slot* slot = &ring.slots[tail & (ring.one_lap - 1)]
-    # acquire: as in try_put. No stamp has the closed bit, so none is like a tail that has it.
+    # acquire: as in try_put. No stamp has the closed bit, so none equals a tail that has it.
     return slot.stamp.load(memory_order_acquire) == tail and fill_slot(ring, slot, &tail, item)
 
 cdef inline bint get_at_once(Ring* ring, PyObject** item) noexcept nogil:
-    # The slot's reference goes to the caller if True. False says nothing: empty, or another was faster.
+    # True: the caller owns the slot's reference. False: empty, or another thread was faster.
     cdef uint64_t head = ring.head.load(memory_order_relaxed)  # relaxed: the claim decides
     cdef Slot* slot = &ring.slots[head & (ring.one_lap - 1)]
     # acquire: as in try_get
     return slot.stamp.load(memory_order_acquire) == head + 1 and take_slot(ring, slot, &head, item)
 
 cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, Py_ssize_t* done) noexcept nogil:
-    # Puts as many as there is room for. The first `done` of the caller's references are the slots' then.
+    # Puts as many items as there is room for. The slots own the first `done` of the caller's references then.
     cdef uint64_t tail, head, room, claimed, k
     cdef Slot* slot
     cdef int spins = 0
@@ -229,25 +231,25 @@ cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, 
             continue
         for k in range(claimed):
             slot = &ring.slots[tail & (ring.one_lap - 1)]
-            # acquire: pairs with the getter's release; it has claimed it, and is about to leave
+            # acquire: pairs with the release of the getter, which has claimed the slot and is about to free it
             while slot.stamp.load(memory_order_acquire) != tail:
                 relax(&spins)
             slot.item = items[k]  # the slot owns the reference now
-            slot.stamp.store(tail + 1, memory_order_release)  # release: the item; pairs with the getter's look
+            slot.stamp.store(tail + 1, memory_order_release)  # release: publishes the item; pairs with the getters' loads
             tail = after(ring, tail, 1)
         items += claimed
         done[0] += <Py_ssize_t>claimed
     return DONE
 
 cdef inline Result try_get_many(Ring* ring, PyObject** items, Py_ssize_t count, Py_ssize_t* done) noexcept nogil:
-    # Takes up to `count`, and no more than the tail it first saw. `done` references are the caller's then.
+    # Takes up to `count` items, and none beyond the tail that it saw first. The caller owns `done` references then.
     cdef uint64_t head, tail, limit, claimed, k
     cdef Slot* slot
     cdef int spins = 0
     done[0] = 0
     limit = ring.tail.load(memory_order_seq_cst)  # seq_cst: as in try_get, for empty
     while done[0] < count:
-        head = ring.head.load(memory_order_seq_cst)  # seq_cst: empty is decided on both
+        head = ring.head.load(memory_order_seq_cst)  # seq_cst: empty is decided on both cursors
         tail = without_closed(limit)
         if head >= tail:
             if done[0]:
@@ -255,25 +257,26 @@ cdef inline Result try_get_many(Ring* ring, PyObject** items, Py_ssize_t count, 
             limit = ring.tail.load(memory_order_seq_cst)  # seq_cst: as in try_get, for empty
             if without_closed(limit) == head:
                 return SHUT if says_closed(limit) else NOT_NOW
-            continue  # others have passed the tail that we saw
+            continue  # other getters have passed that tail
         claimed = min(between(ring, head, tail), <uint64_t>(count - done[0]), <uint64_t>BATCH)
         # seq_cst and relaxed: as in try_get
         if not swap64(ring.head, head, after(ring, head, claimed), memory_order_seq_cst, memory_order_relaxed):
             continue
         for k in range(claimed):
             slot = &ring.slots[head & (ring.one_lap - 1)]
-            # acquire: pairs with the putter's release; it has claimed it, and is about to publish
+            # acquire: pairs with the release of the putter, which has claimed the slot and is about to publish
             while slot.stamp.load(memory_order_acquire) != head + 1:
                 relax(&spins)
             items[k] = slot.item  # the caller owns the reference now
-            slot.stamp.store(head + ring.one_lap, memory_order_release)  # release: the read; pairs with the putter's look
+            slot.stamp.store(head + ring.one_lap, memory_order_release)  # release: after the read; pairs with the putters' loads
             head = after(ring, head, 1)
         items += claimed
         done[0] += <Py_ssize_t>claimed
     return DONE
 
 cdef inline void fill(Ring* ring, PyObject** items) noexcept nogil:
-    # Fills a new ring that nobody else knows yet to its capacity, and closes it. The references go to the slots.
+    # Fills a new ring, which no other thread has yet, to its capacity, and closes it. The slots own the references
+    # then.
     cdef uint64_t index
     for index in range(ring.capacity):
         ring.slots[index].item = items[index]
@@ -281,7 +284,7 @@ cdef inline void fill(Ring* ring, PyObject** items) noexcept nogil:
     ring.tail.store(ring.one_lap | <uint64_t>1 << CLOSED_BIT, memory_order_relaxed)  # relaxed: the same
 
 cdef inline bint shut(Ring* ring) noexcept nogil:
-    # seq_cst: as any claim of the tail. True for the first.
+    # Closes the ring; True for the first call. seq_cst: as any claim of the tail.
     return not says_closed(fetch_or64(ring.tail, <uint64_t>1 << CLOSED_BIT, memory_order_seq_cst))
 
 
@@ -289,30 +292,30 @@ cdef inline bint shut(Ring* ring) noexcept nogil:
 # observations
 
 cdef inline uint64_t put_count(Ring* ring) noexcept nogil:
-    # How many were ever put. seq_cst: read by those who ask whether all has been put that will be.
+    # How many items were ever put. seq_cst: callers ask whether all items that will be put have been put.
     return position_of(ring, ring.tail.load(memory_order_seq_cst))
 
 cdef inline uint64_t get_count(Ring* ring) noexcept nogil:
-    # How many were ever taken. seq_cst: as put_count.
+    # How many items were ever taken. seq_cst: as put_count.
     return position_of(ring, ring.head.load(memory_order_seq_cst))
 
 cdef inline Py_ssize_t size(Ring* ring) noexcept nogil:
     cdef uint64_t head, tail
     while True:
-        # seq_cst: tail stood still while head was read, so both were true at once
+        # seq_cst: tail did not change while head was read, so both had these values at one moment
         tail = ring.tail.load(memory_order_seq_cst)
         head = ring.head.load(memory_order_seq_cst)
         if ring.tail.load(memory_order_seq_cst) == tail:
             return <Py_ssize_t>between(ring, head, without_closed(tail))
 
 cdef inline bint is_shut(Ring* ring) noexcept nogil:
-    return says_closed(ring.tail.load(memory_order_seq_cst))  # seq_cst: a sleeper's last look
+    return says_closed(ring.tail.load(memory_order_seq_cst))  # seq_cst: a waiter's last check
 
 cdef inline bint has_items(Ring* ring) noexcept nogil:
-    # seq_cst: a sleeper's last look (wait_queue.pyx)
+    # seq_cst: a waiter's last check (wait_queue.pyx)
     return ring.head.load(memory_order_seq_cst) != without_closed(ring.tail.load(memory_order_seq_cst))
 
 cdef inline bint has_room(Ring* ring) noexcept nogil:
-    # seq_cst: a sleeper's last look. Tail first: head only grows, so room is never missed.
+    # seq_cst: a waiter's last check. Tail first: head only grows, so room is never missed.
     cdef uint64_t tail = ring.tail.load(memory_order_seq_cst)
     return ring.head.load(memory_order_seq_cst) + ring.one_lap != without_closed(tail)

@@ -1,4 +1,4 @@
-# The ring buffer: the ring of ring.pxd, and who waits for it.
+# RingBuffer: the ring of ring.pxd with its waiting threads and tasks. See ring_buffer.pyx.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -8,19 +8,18 @@ from ringmill._core.ring.ring cimport Ring
 from ringmill._core.waiting.wait_queue cimport WaitQueue
 
 cdef class RingBuffer:
-    cdef Ring* ring             # written once, in __init__, like the next
-    cdef readonly Py_ssize_t capacity
-    cdef WaitQueue not_empty    # who waits for an item
-    cdef WaitQueue not_full     # who waits for room
-    cdef atomic[uint64_t] getters_mark  # what the count was when a getter last waited; a hint, like the next
-    cdef atomic[uint64_t] putters_mark
-    cdef atomic[uint64_t] finished  # tasks; never more than were put: see the tasks in ring_buffer.pyx
-    cdef WaitQueue all_finished  # who waits in join
+    cdef Ring* ring             # written once more, in __init__: see ring_buffer.pyx
+    cdef WaitQueue not_empty    # getters
+    cdef WaitQueue not_full     # putters
+    cdef atomic[uint64_t] getters_mark  # get_count when a getter last waited; a hint
+    cdef atomic[uint64_t] putters_mark  # put_count when a putter last waited; a hint
+    cdef atomic[uint64_t] finished  # task_done() calls; at most put_count
+    cdef WaitQueue all_finished  # callers of join
     cdef atomic[uint32_t] made  # 1: __init__ has made the ring
-    cdef object traversed       # makes Cython give the type a traverse and a clear, which ours extend
+    cdef object traversed       # makes Cython generate tp_traverse and tp_clear, which ring_buffer.pyx extends
     cdef object __weakref__
 
-    # With waiting: called attached, may run other code (a Sleeper's wake).
+    # Called attached; may run other code (Sleeper.wake).
     cdef int put_item(self, PyObject* item, int64_t deadline, bint block) except -1
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1
     cdef object _put_tuple(self, tuple items, int64_t deadline)

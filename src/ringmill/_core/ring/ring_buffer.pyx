@@ -1,10 +1,14 @@
-# A bounded queue of Python objects on the lock-free ring (ring.pxd): the face that users see, and how it waits.
+# RingBuffer: the bounded queue of Python objects that users see, on the lock-free ring of ring.pxd.
 #
-# Sleeping and waking are wait_queue.pyx's: a put is followed by notify(not_empty), a get by notify(not_full). `ring` is made
-# in __init__, since a subclass may have an __init__ of its own, and freed in __dealloc__; its references are traversed for
-# the garbage collector at the end of this file. Until __init__ has been called, and where it never is, `ring` is one that
-# all such objects share, empty and closed: nothing is put into it, nothing is found in it, and what puts and gets do with a
-# closed ring, which is not the common case, is where they look whether it is that one.
+# May use `platform` and `waiting`. Waiting follows the protocol of wait_queue.pyx: each put is followed by
+# notify(not_empty), each get by notify(not_full).
+#
+# Life of the C ring: `ring` is made in __init__, because a subclass may have an __init__ with other arguments, and
+# freed in __dealloc__. Until __init__ has run (or if it never does), `ring` points to `unmade`, a ring shared by all
+# such objects that is empty and closed: nothing can be put into it and nothing is found in it. So the common path needs
+# no check; only the paths that handle a closed ring look whether it is `unmade`.
+#
+# Garbage collection: Cython does not traverse the slots (rule 11); the end of this file adds that.
 
 import queue
 from types import GenericAlias
@@ -15,7 +19,13 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset, strcmp
 from libc.stdint cimport uint64_t
-from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acq_rel,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_seq_cst,
+)
 
 from ringmill._core.platform.gil_atomics cimport exchange32, swap64
 from ringmill._core.ring.ring cimport (
@@ -85,12 +95,12 @@ cdef extern from "Python.h":
         traverseproc tp_traverse
         inquiry tp_clear
 
-# More slots than any address space holds are an error of the caller's, not a lack of memory.
+# More slots than any address space holds: a ValueError, not a MemoryError.
 MAX_CAPACITY = (1 << 47) // sizeof(Slot)
 
 
 cdef Ring* allocate(Py_ssize_t capacity) noexcept:
-    # A new ring, empty and open; NULL where there is no memory.
+    # A new ring, empty and open; NULL without memory.
     cdef Ring* ring = new_ring()
     cdef uint64_t index
     if ring == NULL:
@@ -105,7 +115,7 @@ cdef Ring* allocate(Py_ssize_t capacity) noexcept:
         return NULL
     ring.last = ring.slots + capacity - 1
     for index in range(<uint64_t>capacity):
-        # relaxed: the ring is published to other threads by whoever hands the object over
+        # relaxed: the ring becomes visible to other threads only with the object that owns it
         ring.slots[index].stamp.store(index, memory_order_relaxed)
     return ring
 
@@ -115,20 +125,20 @@ cdef void deallocate(Ring* ring) noexcept:
     delete_ring(ring)
 
 
-cdef Ring* unmade = allocate(1)  # the ring of all that have not been initialized: see the head
+cdef Ring* unmade = allocate(1)  # the ring of every object that has not been initialized: see the head
 if unmade == NULL:
     raise MemoryError
 shut(unmade)
 
 
 cdef inline uint64_t _since(atomic[uint64_t]* mark, uint64_t count) noexcept:
-    # How many since the last call. relaxed: only a guess at whether lingering pays
+    # How far the count has moved since the last call. relaxed: only a hint, for the linger time (spinning.pyx)
     cdef uint64_t last = mark.load(memory_order_relaxed)
     mark.store(count, memory_order_relaxed)
     return count - last
 
 
-cdef struct ItemRequest:               # what a waiting put or get wants
+cdef struct ItemRequest:        # a put or a get that waits
     PyObject* ring
     PyObject* item
 
@@ -136,8 +146,8 @@ cdef int put_attempt(void* request) noexcept:
     return try_put((<RingBuffer>(<ItemRequest*>request).ring).ring, (<ItemRequest*>request).item, NULL)
 
 cdef int put_counted(void* request) noexcept:
-    # For a task, which may be suspended for ever: it holds no reference for the slot meanwhile, that the collector knows
-    # nothing of.
+    # For a task, which may stay suspended without end: no reference that the collector cannot see is held meanwhile, so
+    # the slot's reference is taken at each attempt.
     cdef PyObject* item = (<ItemRequest*>request).item
     cdef int result
     Py_INCREF(<object>item)  # the slot's, if it gets there
@@ -156,14 +166,14 @@ cdef int get_more(void* request) noexcept:
     return has_items((<RingBuffer>(<ItemRequest*>request).ring).ring)
 
 
-# Tasks, as queue.Queue counts them: every item put is one, until task_done() is called for it. What was ever put is
-# known from the tail, so only task_done() counts: unfinished = put_count - finished. Both only grow, and finished never
-# passes put_count; so whoever reads finished, then an equal put_count, saw all finished at the moment of the second read.
-# Only a change of `finished` can make that true, and whoever makes it looks, then wakes; the accesses are sequentially
-# consistent, as wait_queue.pyx wants them.
+# Tasks as queue.Queue counts them: each item put is an unfinished task until task_done() is called for it. The number
+# of items ever put is known from the tail, so only task_done() needs a counter: unfinished = put_count - finished. Both
+# only grow and finished never passes put_count, so a thread that reads finished and then an equal put_count knows that
+# all were finished at the moment of the second read. Only a change of `finished` can make that true, so the thread that
+# changes it checks and wakes the waiters. All these accesses are sequentially consistent, as wait_queue.pyx requires.
 
 cdef inline bint all_finished(RingBuffer ring) noexcept:
-    # seq_cst: a sleeper's last look; before put_count, see above
+    # seq_cst: a waiter's last check; must come before put_count, see above
     cdef uint64_t finished = ring.finished.load(memory_order_seq_cst)
     return put_count(ring.ring) == finished
 
@@ -171,18 +181,32 @@ cdef int join_attempt(void* ring) noexcept:
     return all_finished(<RingBuffer>ring)
 
 
-@cython.trashcan(True)  # a long chain of rings in rings is dropped without as deep a recursion
+@cython.trashcan(True)  # deallocates a long chain of nested rings without deep recursion
 cdef class RingBuffer:
-    """A bounded first-in first-out queue of Python objects, lock-free, closable.
+    """RingBuffer(capacity=..., *, maxsize=...)
+--
 
-    Many threads may put and get at once. `capacity` is exact, any integer from 1 (items; not rounded). A put and a
-    get are linearizable; `len` and the other observations are snapshots, which may be out of date when they return.
-    An item costs 16 bytes of capacity, whether it is there or not. `maxsize` is another name for the argument `capacity`.
-    A subclass may have an `__init__` of its own, which calls `super().__init__(capacity)`; a second call changes nothing.
+    A bounded first-in first-out queue of Python objects: lock-free, many producers, many consumers, closable.
 
-    `put_nowait`, `get_nowait` and `close` never block and are re-entrant: they may be called from `__del__`, from
-    weakref callbacks, signal handlers and the garbage collector. A thread that waits uses no CPU beyond a spin of
-    some microseconds, does not hold the GIL, and wakes for KeyboardInterrupt.
+    Puts and gets are linearizable and may be called from any number of threads and event loops at once. `len()` and the
+    other observations are snapshots, which may be out of date when they return. Any object may be an item, None
+    included.
+
+    `put_nowait`, `get_nowait` and `close` never block and are re-entrant: they may be called from `__del__`, weakref
+    callbacks, signal handlers and the garbage collector. A waiting thread spins for some microseconds at most, then
+    uses no CPU; it never holds the GIL, and it wakes for KeyboardInterrupt.
+
+    A subclass may have an `__init__` of its own, which must call `super().__init__(capacity)`; a second call has no
+    effect.
+
+    Args:
+        capacity: The exact number of items that the ring can hold, from 1. Each costs 16 bytes, used or not.
+        maxsize: `queue.Queue`'s name for `capacity`; give one of the two.
+
+    Raises:
+        TypeError: The capacity is missing, given twice, or not an integer.
+        ValueError: The capacity is less than 1, or larger than any address space.
+        MemoryError: The ring does not fit into memory.
 
     >>> ring = RingBuffer(2)
     >>> ring.put("a")
@@ -202,6 +226,7 @@ cdef class RingBuffer:
         self.ring = unmade
 
     def __init__(self, capacity=..., *, maxsize=...):
+        """See the class."""
         cdef Ring* ring
         if self.made.load(memory_order_relaxed):  # relaxed: the exchange decides
             return  # called again: the ring is in use, and stays as it is
@@ -210,16 +235,16 @@ cdef class RingBuffer:
                 raise TypeError("missing argument: capacity")
             capacity = check_count("maxsize", maxsize, 1, MAX_CAPACITY)
         elif maxsize is not ...:
-            raise TypeError("maxsize is another name of capacity: give one of them")
+            raise TypeError("maxsize is another name for capacity: give one of them, not both")
         elif type(capacity) is not int or not 1 <= capacity <= MAX_CAPACITY:  # no Python code runs for an integer
             capacity = check_count("capacity", capacity, 1, MAX_CAPACITY)
         ring = allocate(capacity)
         if ring == NULL:
-            raise MemoryError(f"a ring of {capacity} slots does not fit in memory")
-        if exchange32(self.made, 1, memory_order_acq_rel):  # acq_rel: of two threads that initialize it, one does
+            raise MemoryError(f"a ring of {capacity} slots does not fit into memory")
+        # acq_rel: if two threads initialize the object at once, only one of them does
+        if exchange32(self.made, 1, memory_order_acq_rel):
             deallocate(ring)
             return
-        self.capacity = capacity
         self.ring = ring
 
     def __dealloc__(self):
@@ -229,7 +254,7 @@ cdef class RingBuffer:
         deallocate(self.ring)
 
     cdef int check_made(self) except -1:
-        # For all that does not raise at a closed ring by itself.
+        # For methods that do not fail on a closed ring anyway.
         if self.ring == unmade:
             raise RuntimeError(
                 f"{type(self).__qualname__} has not been initialized: its __init__ must call super().__init__(capacity)"
@@ -242,7 +267,8 @@ cdef class RingBuffer:
     # waiting
 
     cdef int put_item(self, PyObject* item, int64_t deadline, bint block) except -1:
-        # Puts, waiting for room. The caller's reference goes to the ring if DONE, and stays the caller's otherwise.
+        # Puts, waiting for room if `block`. DONE: the ring owns the caller's reference now; otherwise the caller keeps
+        # it.
         cdef ItemRequest request
         cdef int result = try_put(self.ring, item, NULL)
         if result == NOT_NOW and block:
@@ -257,7 +283,7 @@ cdef class RingBuffer:
         return result
 
     cdef int get_item(self, PyObject** item, int64_t deadline, bint block) except -1:
-        # Takes one, waiting for it. The caller owns the reference if DONE.
+        # Takes an item, waiting for it if `block`. DONE: the caller owns the reference.
         cdef ItemRequest request
         cdef int result = try_get(self.ring, item, NULL)
         if result == NOT_NOW and block:
@@ -272,7 +298,7 @@ cdef class RingBuffer:
         return result
 
     cdef object get_or_raise(self):
-        # What is left of get_nowait when one look was in vain.
+        # The rest of get_nowait, when the first look found nothing.
         cdef PyObject* item = NULL
         cdef int result = self.get_item(&item, NEVER, False)
         if result == NOT_NOW:
@@ -290,11 +316,12 @@ cdef class RingBuffer:
         return first
 
     cdef bint finish(self) except -1:
-        # One task more is finished; wakes who waits for the last. False: none is unfinished.
-        # acquire: pairs with the exchange: whoever finished a task had seen its put, so the tail is not older than that
+        # Counts one finished task, and wakes the waiters if it was the last. False: no task is unfinished.
+        # acquire: pairs with the exchange: the thread that finished a task had seen its put, so the tail is at least as
+        # new
         cdef uint64_t finished = self.finished.load(memory_order_acquire)
         while finished < put_count(self.ring):
-            # seq_cst: publishes to sleepers (wait_queue.pyx); acquire on failure: as the load above
+            # seq_cst: publishes to waiters (wait_queue.pyx); acquire on failure: as the load above
             if swap64(self.finished, finished, finished + 1, memory_order_seq_cst, memory_order_acquire):
                 # seq_cst: as in notify
                 if all_finished(self) and self.all_finished.word.load(memory_order_seq_cst):
@@ -303,13 +330,21 @@ cdef class RingBuffer:
         return False
 
     # -----------------------------------------------------------------------------------------------------------
-    # for Python
+    # the Python interface
 
     def put(self, item, block=True, timeout=None):
-        """Puts an item, waiting up to `timeout` seconds for room (None: without limit).
+        """Puts an item at the end, waiting for room.
 
-        Raises `queue.Full` when there is none in time, or at once with `block=False`; `Closed` when the ring is or
-        gets closed. The item stays the caller's then. Safe from any thread.
+        Blocks while the ring is full. May be called from any thread.
+
+        Args:
+            item: Any object.
+            block: Whether to wait for room.
+            timeout: Seconds to wait; None waits without limit. Ignored with `block=False`.
+
+        Raises:
+            queue.Full: There was no room in time. The item was not put.
+            Closed: The ring is closed, or was closed while this call waited. The item was not put.
         """
         cdef int64_t deadline = NEVER
         cdef int result
@@ -326,7 +361,17 @@ cdef class RingBuffer:
             _raise_put(self, result)
 
     def put_nowait(self, item):
-        """Puts an item, or raises `queue.Full` or `Closed`. Never blocks; re-entrant; safe from any thread."""
+        """Puts an item at the end without waiting.
+
+        Never blocks; re-entrant; may be called from any thread.
+
+        Args:
+            item: Any object.
+
+        Raises:
+            queue.Full: There is no room.
+            Closed: The ring is closed.
+        """
         cdef int result
         Py_INCREF(item)  # the slot's, if it gets there
         result = self.put_item(<PyObject*>item, NEVER, False)
@@ -335,10 +380,20 @@ cdef class RingBuffer:
             _raise_put(self, result)
 
     def get(self, block=True, timeout=None):
-        """Takes the oldest item, waiting up to `timeout` seconds for one (None: without limit).
+        """Takes the oldest item, waiting for one.
 
-        Raises `queue.Empty` when there is none in time, or at once with `block=False`; `Closed` when the ring is
-        closed and drained. Safe from any thread.
+        Blocks while the ring is empty. May be called from any thread.
+
+        Args:
+            block: Whether to wait for an item.
+            timeout: Seconds to wait; None waits without limit. Ignored with `block=False`.
+
+        Returns:
+            The item.
+
+        Raises:
+            queue.Empty: No item came in time.
+            Closed: The ring is closed and drained.
         """
         cdef int64_t deadline = NEVER
         cdef PyObject* item = NULL
@@ -351,7 +406,17 @@ cdef class RingBuffer:
         return steal(item)
 
     def get_nowait(self):
-        """Takes the oldest item, or raises `queue.Empty` or `Closed`. Never blocks; re-entrant; safe from any thread."""
+        """Takes the oldest item without waiting.
+
+        Never blocks; re-entrant; may be called from any thread.
+
+        Returns:
+            The item.
+
+        Raises:
+            queue.Empty: There is no item.
+            Closed: The ring is closed and drained.
+        """
         cdef PyObject* item
         if get_at_once(self.ring, &item):
             notify(&self.not_full)
@@ -359,12 +424,23 @@ cdef class RingBuffer:
         return self.get_or_raise()
 
     def put_many(self, iterable, timeout=None):
-        """Puts all items of an iterable, in order, waiting for room; returns how many.
+        """Puts all items of an iterable, in order, waiting for room.
 
-        A list or tuple costs one claim for up to 128 items; another iterable is drawn and put one by one. After
-        `timeout` seconds in all it raises `queue.Full`, and `Closed` when the ring is or gets closed: both carry
-        `count`, how many went in, and `rest`, a list of those that were drawn and did not. What an exception of the
-        iterable's own, or KeyboardInterrupt, leaves in the ring stays there. Safe from any thread.
+        Blocks until all are in. May be called from any thread. A list or tuple is put in batches of up to 128 items,
+        each with one atomic claim; another iterable is drawn and put item by item. If the iterable raises, or
+        KeyboardInterrupt arrives, the items that were put stay in the ring.
+
+        Args:
+            iterable: The items.
+            timeout: Seconds for the whole call; None waits without limit.
+
+        Returns:
+            The number of items put.
+
+        Raises:
+            queue.Full: Not all items were put in time. The error's `count` is the number of items that were put, its
+                `rest` the list of items that were drawn from the iterable and not put.
+            Closed: The ring is closed, or was closed while this call waited. `count` and `rest` as above.
         """
         cdef int64_t deadline = deadline_of(timeout)
         cdef Py_ssize_t count = 0
@@ -387,8 +463,8 @@ cdef class RingBuffer:
         return count
 
     cdef object _put_tuple(self, tuple items, int64_t deadline):
-        # The tuple is ours alone. Its references go to the ring, and NULL takes their place; the collector, which may
-        # look in between, must not count them for the tuple as well.
+        # No other code has a reference to the tuple. Its references move to the ring and are replaced by NULL. The
+        # collector may run in between and must not count them for the tuple as well, so the tuple is untracked.
         cdef Py_ssize_t total = len(items), count = 0, done
         cdef PyObject** owned = (<PyTupleObject*>items).ob_item
         cdef int result
@@ -400,7 +476,7 @@ cdef class RingBuffer:
                 memset(owned + count, 0, done * sizeof(PyObject*))
                 count += done
                 notify(&self.not_empty)
-            if result == NOT_NOW:  # wait with the next one alone, then go on
+            if result == NOT_NOW:  # wait until the next item alone is in, then go on
                 result = self.put_item(owned[count], deadline, True)
                 if result == DONE:
                     owned[count] = NULL
@@ -410,16 +486,26 @@ cdef class RingBuffer:
         return count
 
     def get_many(self, max=None, timeout=None):
-        """Waits for the first item, then takes what is there, up to `max`, as a list.
+        """Waits for the first item, then takes all that are there, up to `max`.
 
-        Takes no more than was there when it began to take, so it ends even while others put. Raises `queue.Empty`
-        when nothing came within `timeout` seconds (None: without limit), `Closed` when the ring is closed and
-        drained. One claim for up to 128 items. Safe from any thread.
+        Blocks while the ring is empty. Takes no more items than were there when it began to take, so it ends even while
+        other threads put. One atomic claim takes up to 128 items. May be called from any thread.
+
+        Args:
+            max: The largest number of items to take, from 1; None takes all.
+            timeout: Seconds to wait for the first item; None waits without limit.
+
+        Returns:
+            A list of at least one item, in order.
+
+        Raises:
+            queue.Empty: No item came in time.
+            Closed: The ring is closed and drained.
         """
         cdef int64_t deadline = deadline_of(timeout)
         cdef PyObject* item = NULL
         cdef int result
-        cdef Py_ssize_t limit = self.capacity
+        cdef Py_ssize_t limit = self.ring.capacity
         if max is not None:
             max = checked_max(max)
             if max < limit:
@@ -428,7 +514,7 @@ cdef class RingBuffer:
         items = self._take(limit if limit < length else length, [])
         if items:
             return items
-        items = [None]  # made before anything is taken, which would be lost if there were no memory for it
+        items = [None]  # made before an item is taken: without memory for the list, the item would be lost
         result = self.get_item(&item, deadline, True)
         if result != DONE:
             _raise_get(self, result)
@@ -438,15 +524,15 @@ cdef class RingBuffer:
         return self._take(limit if limit < length else length, items)
 
     cdef list _take(self, Py_ssize_t limit, list first):
-        # Up to `limit` items, without waiting, behind what was taken first: in a list made beforehand, since nothing may
-        # fail after the claim. Where there is no memory for that, what was taken first is all.
+        # Takes up to `limit` items without waiting. Returns a list of `first` and these. The list is made before the
+        # claim, since nothing may fail after it; without memory for the list, `first` alone is returned.
         cdef Py_ssize_t done = 0, kept = len(first), k
         cdef PyObject* item
         cdef PyObject* items
         if limit == 0:
             return first
         items = PyList_New(kept + limit)
-        if items == NULL:  # no except: what Cython makes of one crashes where a traceback cannot be made either
+        if items == NULL:  # no try/except: Cython's code for it crashes without memory for a traceback
             if not kept:
                 raise MemoryError
             PyErr_Clear()
@@ -462,11 +548,17 @@ cdef class RingBuffer:
         return <list>steal(items)
 
     async def aput(self, item):
-        """Puts an item, awaiting room: `put` for a task of asyncio or trio.
+        """Puts an item at the end, awaiting room: `put` for a task of asyncio or trio.
 
-        Raises `Closed` when the ring is or gets closed. A cancelled await has put nothing. Where there is room it does
-        not yield to the loop (under trio it is a checkpoint all the same). RuntimeError outside of a loop, if it must
-        wait. The other end may be other threads or loops.
+        A cancelled await has put nothing. If there is room, asyncio's loop does not run in between; under trio each
+        call is a checkpoint. Tasks of any loop and threads may use one ring together.
+
+        Args:
+            item: Any object.
+
+        Raises:
+            Closed: The ring is closed, or was closed during the await. The item was not put.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         cdef ItemRequest request
         cdef int result
@@ -490,8 +582,14 @@ cdef class RingBuffer:
     async def aget(self):
         """Takes the oldest item, awaiting one: `get` for a task of asyncio or trio.
 
-        Raises `Closed` when the ring is closed and drained. A cancelled await has taken nothing, so no item is lost.
-        Otherwise as `aput`.
+        A cancelled await has taken nothing, so no item is lost. In all else as `aput`.
+
+        Returns:
+            The item.
+
+        Raises:
+            Closed: The ring is closed and drained.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         cdef ItemRequest request
         cdef PyObject* item = NULL
@@ -510,12 +608,16 @@ cdef class RingBuffer:
         return steal(item)
 
     def __aiter__(self):
-        """Takes items until the ring is closed and drained. Several tasks, of several loops, may share the items."""
+        """Returns the ring itself: `async for` takes items until the ring is closed and drained.
+
+        Any number of tasks, of any loops, may iterate; each item goes to one of them.
+        """
         return self
 
     async def __anext__(self):
+        """Awaits and takes the oldest item; StopAsyncIteration when the ring is closed and drained."""
         cdef PyObject* item = NULL
-        if not in_trio() and try_get(self.ring, &item, NULL) == DONE:  # the short way; trio wants a checkpoint
+        if not in_trio() and try_get(self.ring, &item, NULL) == DONE:  # the fast path; trio requires a checkpoint
             notify(&self.not_full)
             return steal(item)
         try:
@@ -524,12 +626,21 @@ cdef class RingBuffer:
             raise StopAsyncIteration from None
 
     def close(self):
-        """Closes the ring. Puts fail with `Closed` from now on, blocked ones included, and keep their item; getters
-        drain what is left, then get `Closed`. Idempotent, never blocks, re-entrant; safe from any thread."""
+        """Closes the ring: nothing more can be put, and what is in it can still be taken.
+
+        Puts raise `Closed` from now on, those that are waiting included. Gets return the items that are left, then
+        raise `Closed`. Idempotent; never blocks; re-entrant; may be called from any thread.
+        """
         self.close_ring()
 
     def shutdown(self, immediate=False):
-        """`close` by `queue.Queue`'s name; `immediate=True` also drops what is left: tasks that are finished."""
+        """Closes the ring, by `queue.Queue`'s name for `close`.
+
+        Never blocks; may be called from any thread.
+
+        Args:
+            immediate: Whether to drop the items that are left as well, and count them as finished for `join`.
+        """
         cdef Py_ssize_t dropped
         self.close_ring()
         if immediate:
@@ -539,74 +650,88 @@ cdef class RingBuffer:
                 dropped -= 1
 
     def task_done(self):
-        """Says that an item that was taken has been dealt with, for `join`. Never blocks; safe from any thread.
+        """Counts one item that was taken as finished, for `join`.
 
-        ValueError when it is called more often than items were put. Who does not use it pays nothing for it.
+        Never blocks; may be called from any thread. Programs that do not call it pay nothing for it.
+
+        Raises:
+            ValueError: It was called more often than items were put.
         """
         if not self.finish():
             self.check_made()
             raise ValueError("task_done() called too many times")
 
     def join(self):
-        """Blocks until `task_done` has been called for every item that was put. Safe from any thread."""
+        """Blocks until `task_done` has been called for every item that was put. May be called from any thread."""
         self.check_made()
         if not all_finished(self):
             wait_for(&self.all_finished, join_attempt, join_attempt, <void*>self, NULL, 0, NEVER)
 
     @property
     def unfinished_tasks(self):
-        """For how many of the items that were put `task_done` has not been called; a snapshot."""
+        """The number of items put for which `task_done` has not been called; a snapshot."""
         cdef uint64_t finished
         self.check_made()
         finished = self.finished.load(memory_order_seq_cst)  # seq_cst: as in all_finished
         return put_count(self.ring) - finished
 
     def __len__(self):
-        """How many items are there; a snapshot."""
+        """The number of items in the ring; a snapshot."""
         self.check_made()
         return size(self.ring)
 
     def __bool__(self):
-        return True  # an empty ring is a ring
+        """Always True, also for an empty ring."""
+        return True
 
     def qsize(self):
-        """How many items are there; a snapshot."""
+        """The number of items in the ring; a snapshot."""
         self.check_made()
         return size(self.ring)
 
     def empty(self):
-        """Whether no item is there; a snapshot."""
+        """Whether the ring has no items; a snapshot."""
         self.check_made()
         return not has_items(self.ring)
 
     def full(self):
-        """Whether there is no room; a snapshot."""
+        """Whether the ring has no room; a snapshot."""
         self.check_made()
-        return size(self.ring) == self.capacity
+        return <uint64_t>size(self.ring) == self.ring.capacity
+
+    @property
+    def capacity(self):
+        """The number of items that the ring can hold."""
+        self.check_made()
+        return self.ring.capacity
 
     @property
     def maxsize(self):
-        """The capacity, by `queue.Queue`'s name."""
+        """The number of items that the ring can hold, by `queue.Queue`'s name for `capacity`."""
         self.check_made()
-        return self.capacity
+        return self.ring.capacity
 
     @property
     def closed(self):
-        """Whether the ring is closed; once True, for ever."""
+        """Whether the ring is closed. Once True, it stays True; items may be left to take."""
         self.check_made()
         return is_shut(self.ring)
 
     @property
     def is_shutdown(self):
-        """`closed`, by `queue.Queue`'s name."""
+        """Whether the ring is closed, by `queue.Queue`'s name for `closed`."""
         self.check_made()
         return is_shut(self.ring)
 
     def __iter__(self):
-        """Takes items until the ring is closed and drained. Several threads may iterate and share the items."""
+        """Returns the ring itself: a loop takes items until the ring is closed and drained.
+
+        Any number of threads may iterate; each item goes to one of them.
+        """
         return self
 
     def __next__(self):
+        """Waits for the oldest item and takes it; StopIteration when the ring is closed and drained."""
         cdef PyObject* item = NULL
         if self.get_item(&item, NEVER, True) != DONE:
             self.check_made()
@@ -614,25 +739,27 @@ cdef class RingBuffer:
         return steal(item)
 
     def __contains__(self, item):
-        raise TypeError("`in` would consume the ring's items: iterate it instead")
+        """Not supported: a search would consume items."""
+        raise TypeError("`in` would consume items of the ring: iterate the ring instead")
 
     def __repr__(self):
         if self.ring == unmade:
             return f"<{type(self).__name__}, not initialized>"
         state = "closed" if is_shut(self.ring) else "open"
-        return f"<{type(self).__name__} {state}, {size(self.ring)} of {self.capacity}>"
+        return f"<{type(self).__name__} {state}, {size(self.ring)} of {self.ring.capacity}>"
 
     def __reduce__(self):
-        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: its waiters live in this process")
+        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: its waiters belong to this process")
 
 
 cdef object checked_max(object value):
-    # The `max` of a get_many that was given one.
+    # The `max` argument of get_many, which is not None.
     return value if type(value) is int and value >= 1 else check_count("max", value, 1, optional=True)
 
 
 cdef tuple copy_of(tuple items):
-    # tuple() of a tuple makes no copy; by way of a list, CPython 3.11 and 3.12 leak the tuple where memory is short.
+    # tuple() of a tuple makes no copy, and a copy through a list leaks the tuple on CPython 3.11 and 3.12 when memory
+    # is short.
     cdef Py_ssize_t k, length = len(items)
     cdef tuple copy = PyTuple_New(length)
     cdef PyObject* item
@@ -669,11 +796,12 @@ cdef object _raise_get(RingBuffer ring, int result):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# put_nowait's short way in. What Cython compiles to take an argument that may be given by name costs as much as the put
-# itself, so the type's table of methods names a function that looks once and leaves all else to Cython's.
+# The fast path of put_nowait. Cython's code for an argument that may be given by keyword costs as much as the put
+# itself, so the type's method table names this function instead: it tries once and leaves every other case to Cython's
+# function.
 
 ctypedef PyObject* (*Method)(PyObject*, PyObject**, Py_ssize_t, PyObject*) noexcept
-ctypedef void (*Function)()  # any: compilers warn of a cast between two others
+ctypedef void (*Function)()  # the type to cast through: compilers warn of casts between other function types
 
 cdef Method cython_put
 
@@ -695,17 +823,18 @@ while method.ml_name != NULL and strcmp(method.ml_name, "put_nowait"):
 if (
     method.ml_name != NULL
     and method.ml_flags == METH_FASTCALL | METH_KEYWORDS
-    and method.ml_meth != <PyCFunction><Function>put_one  # by an import that failed after this
+    and method.ml_meth != <PyCFunction><Function>put_one  # replaced already by an import that failed later
 ):
     cython_put = <Method><Function>method.ml_meth
     method.ml_meth = <PyCFunction><Function>put_one
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the garbage collector: Cython knows nothing of the slots (rule 11)
+# garbage collection: Cython does not traverse the slots (rule 11)
 
 cdef Py_ssize_t _drop_items(RingBuffer self) noexcept:
-    # Takes and releases what is there now, and counts it; each DECREF may run anything, which finds the ring whole.
+    # Takes and drops the items that are there now; returns their number. A DECREF may run any code, which finds the
+    # ring in a consistent state.
     cdef PyObject* item = NULL
     cdef Py_ssize_t left = size(self.ring), dropped = 0
     while dropped < left and try_get(self.ring, &item, NULL) == DONE:
@@ -720,7 +849,7 @@ cdef inquiry base_clear = ring_type.tp_clear
 
 
 cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
-    # The collector runs with all attached threads stopped, or with the GIL: no slot is between claim and stamp.
+    # The collector runs with the GIL, or with all attached threads stopped: no slot is between its claim and its stamp.
     cdef Ring* ring = (<RingBuffer>self).ring
     cdef uint64_t head, tail
     cdef int status = base_traverse(self, visit, arg)
