@@ -1,8 +1,8 @@
 """Worker pools and publish/subscribe hubs on lock-free rings."""
 
+from ._core.hub.subscription_ring import SubscriptionRing
 from ._core.platform.build import version as __version__
 from ._core.ring.ring_buffer import RingBuffer
-from ._core.hub.subscription_ring import SubscriptionRing
 from .errors import (
     BrokenPool,
     Closed,

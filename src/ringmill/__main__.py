@@ -1,4 +1,4 @@
-"""`python -m ringmill` prints what a bug report needs: versions, the GIL's state, the core's compiler and its flags."""
+"""`python -m ringmill` prints the facts for a bug report: versions, the GIL, the compiler and its flags."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import platform
 import sys
 import sysconfig
 
-from ._core import build
+from ._core.platform import build
 
 
 def report() -> str:
-    """The lines that are printed."""
+    """Returns the text that is printed."""
     return "\n".join(
         [
             f"ringmill  {build.version}",

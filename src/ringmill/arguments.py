@@ -1,6 +1,6 @@
-"""How arguments are checked, and how messages quote a user's objects: alike in Python and in the compiled core.
+"""Checks of arguments, and how messages quote a user's objects, for Python code and the compiled core.
 
-May import nothing of ringmill.
+Imports nothing of ringmill.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ QUOTED = 200
 
 
 def describe(value: object) -> str:
-    """How a message quotes a user's object: its `repr`, at most 200 characters of it.
+    """Returns at most 200 characters of an object's `repr`, for a message; if the `repr` raises, its type and address.
 
-    Whatever that `repr` does, this returns: where it raises, the type and address are named instead. Only a
-    KeyboardInterrupt on the main thread is raised, since it is meant for the program. Runs user code, so no lock may be
-    held.
+    Raises only a KeyboardInterrupt on the main thread, which is meant for the program. Runs user code, so no lock may
+    be held.
     """
     try:
         text = repr(value)
@@ -31,29 +30,34 @@ def describe(value: object) -> str:
         text = object.__repr__(value)
     except BaseException:
         text = object.__repr__(value)
-    # A subclass of str may be returned, with methods of its own: str's are called.
+    # `text` may be of a subclass of str with methods of its own, so str's methods are called.
     if str.__len__(text) <= QUOTED:
         return str.__str__(text)
     return str.__getitem__(text, slice(QUOTED - 3)) + "..."
 
 
 def count(name: str, value: Any, least: int | None, most: int | None = None, *, optional: bool = False) -> int:
-    """The integer that an argument gives: anything with `__index__`, but no bool.
+    """Returns an argument as an integer.
 
     Args:
-        name: The argument's, for the message.
-        least: The least that is allowed; None is no limit.
-        most: The most that is allowed, where `least` is given; None is no limit.
-        optional: Whether None was allowed as well; only the message says so.
+        name: The argument's name, for messages.
+        value: Anything with `__index__`, except bool.
+        least: The smallest value that is allowed; None: no limit.
+        most: The largest value that is allowed, if `least` is given; None: no limit.
+        optional: Whether the message should mention that None is allowed too.
+
+    Raises:
+        TypeError: The value is not an integer.
+        ValueError: The value is out of range.
     """
     number = None
     problem = None
     try:
         if hasattr(type(value), "__index__") and not _is_bool(value):
             number = operator.index(value)
-    except (MemoryError, RecursionError):  # no fault of the argument's
+    except (MemoryError, RecursionError):  # the argument is not at fault
         raise
-    except Exception as error:  # of an array of numpy's that is no scalar, or of what the user has written
+    except Exception as error:  # for example a numpy array that is not a scalar, or code of the user
         problem = error
     if number is None:
         raise TypeError(
@@ -66,14 +70,18 @@ def count(name: str, value: Any, least: int | None, most: int | None = None, *, 
 
 
 def seconds(name: str, value: Any, *, optional: bool = False, negative: bool = False) -> float:
-    """The seconds that an argument gives: any int, float, Decimal, Fraction or real number of numpy's, but no bool.
-
-    Infinity, and an integer too large for a float, is infinity: no limit.
+    """Returns an argument as a number of seconds. Infinity means no limit.
 
     Args:
-        name: The argument's, for the message.
-        optional: Whether None was allowed as well; only the message says so.
+        name: The argument's name, for messages.
+        value: Any int, float, Decimal, Fraction or real number of numpy, except bool. An integer too large for a float
+            counts as infinity.
+        optional: Whether the message should mention that None is allowed too.
         negative: Whether a negative number is allowed.
+
+    Raises:
+        TypeError: The value is not a real number.
+        ValueError: The value is NaN, or negative.
     """
     number = None
     problem: Exception | None = None
@@ -84,12 +92,12 @@ def seconds(name: str, value: Any, *, optional: bool = False, negative: bool = F
                 number = float(value)
             except OverflowError:
                 number = math.inf if value > 0 else -math.inf
-    except (MemoryError, RecursionError):  # no fault of the argument's
+    except (MemoryError, RecursionError):  # the argument is not at fault
         raise
-    except ValueError as error:  # a Decimal's signalling NaN, for instance
+    except ValueError as error:  # for example a Decimal's signalling NaN
         problem = error
         wrong = ValueError
-    except Exception as error:  # of what the user has written
+    except Exception as error:  # raised by the user's class
         problem = error
     if number is None and wrong is TypeError:
         raise TypeError(
@@ -116,7 +124,7 @@ def _is_real(value: object) -> bool:
 
 
 def _kind(value: object) -> str | None:
-    """What numpy calls the kind of its scalars and arrays: "b", "i", "u", "f" and others; None for other objects."""
+    """Returns the `kind` of a numpy scalar or array: "b", "i", "u", "f" or another one; None for other objects."""
     if isinstance(value, (int, float)):
         return None
     kind = getattr(getattr(value, "dtype", None), "kind", None)

@@ -1,16 +1,16 @@
-"""The end of the program: running pools finish what they accepted, before the program's own exit hooks run.
+"""The exit of the interpreter: running pools finish their accepted work before the program's own exit hooks run.
 
-`threading` calls what is registered with its `_register_atexit` when the main thread has ended, before it joins the
-non-daemon threads, and so before `atexit`, `weakref.finalize` and `TemporaryDirectory`. `concurrent.futures` uses it
-too. It is private, the one private name of the standard library that ringmill depends on. The functions are called in
-reverse order, so this module registers after `concurrent.futures.thread`, and once more after
-`concurrent.futures.process`: the pools come first, and their operations may use executors until the end.
+`threading` calls the functions registered with its `_register_atexit` when the main thread has ended, before it joins
+the non-daemon threads, and so before `atexit`, `weakref.finalize` and `TemporaryDirectory`. `concurrent.futures` uses
+it too. It is private, the only private name of the standard library that ringmill depends on. The functions are called
+in reverse order, so this module registers after `concurrent.futures.thread`, and once more after
+`concurrent.futures.process`: the pools end first, and their operations may use executors until then.
 
-Where the name is missing, or another function of that kind was left by an exception, `atexit` calls the hook: later
-than the hooks that were registered after ringmill was imported, and otherwise the same.
+If the name is missing, or if an exception of another such function kept this one from being called, `atexit` calls the
+hook: after the hooks that were registered after the import of ringmill, otherwise with the same effect.
 
-An exception that left the hook would skip the older hooks and the joining of non-daemon threads; so none does. It waits
-on events of the runs: on CPython 3.11 a Thread.join that was interrupted cannot be repeated.
+An exception that left the hook would skip the older hooks and the joining of non-daemon threads, so none does. The hook
+waits for events of the runs: on CPython 3.11 an interrupted Thread.join cannot be repeated.
 
 May import `supervisor` and the compiled core.
 """
@@ -28,32 +28,32 @@ from ._core.pool.operation import complete, take_interrupt
 from .supervisor import Supervisor
 
 _register: Callable[[Callable[[], None]], object] | None = getattr(threading, "_register_atexit", None)
-_begun = False  # nothing is started any more
-_ended = False  # the hook has run
-_ahead_of_processes = False
-_runs: dict[int, weakref.ref[Supervisor]] = {}  # those that were started, by id; some are over, or gone
+_begun = False  # no pool may be started any more
+_ended = False  # the hook has run to its end
+_registered_after_processes = False
+_runs: dict[int, weakref.ref[Supervisor]] = {}  # the runs that were started, by id; some have ended, or were collected
 
 
 def has_begun() -> bool:
-    """Whether the main thread has ended, so that no pool may be started."""
+    """Returns whether the main thread has ended, so that no pool may be started."""
     return _begun
 
 
 def add(run: Supervisor) -> bool:
-    """Has the run finished when the main thread ends. False: that has begun, and the caller ends the run."""
-    global _ahead_of_processes
+    """Registers a run to be finished when the main thread ends. False: it has ended, so the caller must end the run."""
+    global _registered_after_processes
     for key, reference in list(_runs.items()):
         if reference() is None:
             _runs.pop(key, None)
     _runs[id(run)] = weakref.ref(run)
-    if not _ahead_of_processes and "concurrent.futures.process" in sys.modules:
-        _ahead_of_processes = True
+    if not _registered_after_processes and "concurrent.futures.process" in sys.modules:
+        _registered_after_processes = True
         _register_hook()
-    return not _begun  # read after the run was added; _finish does it in the other order, so one sees the other
+    return not _begun  # read after the run was added; _finish uses the other order, so one sees the other
 
 
 def after_fork_in_child() -> None:
-    """The runs are the parent's, and a thread of the parent may have been inside the dict."""
+    """Forgets the parent's runs. A new dict, since a thread of the parent may have been changing the old one."""
     global _runs
     _runs = {}
 
@@ -73,14 +73,14 @@ def _at_exit() -> None:
 
 
 def _was_interrupted() -> bool:
-    """Whether a KeyboardInterrupt ended the program. In an interactive one it ended a statement only."""
+    """Returns whether a KeyboardInterrupt ended the program. In an interactive session it ends a statement only."""
     return not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
 
 
 def _finish(interrupts: int) -> None:
-    """Finishes all runs; after one interrupt only what has begun, after a second one it does not wait.
+    """Finishes all runs: after one interrupt only the work that has begun; after a second one it does not wait.
 
-    Called again, with one more, whenever it is left by an exception: see `complete`.
+    Called again, with one interrupt more, each time it raises: see `complete`.
     """
     global _begun, _ended
     _begun = True
@@ -90,7 +90,7 @@ def _finish(interrupts: int) -> None:
         run.stop_accepting()
     if interrupts:
         for run in runs:
-            with contextlib.suppress(MemoryError):  # all are cancelled; the list of them is of no use here
+            with contextlib.suppress(MemoryError):  # all are cancelled; the list of them is not needed here
                 run.core.cancel_pending()
     interrupt = take_interrupt()
     if interrupt is not None:
@@ -103,7 +103,7 @@ def _finish(interrupts: int) -> None:
     _ended = True
 
 
-with contextlib.suppress(RuntimeError):  # it registers a hook of its own, which is too late once the end has begun
+with contextlib.suppress(RuntimeError):  # it registers a hook of its own, which fails once the exit has begun
     import concurrent.futures.thread  # noqa: F401
 _register_hook()
 atexit.register(_at_exit)

@@ -1,6 +1,6 @@
-"""Runs a blocking call on a thread of its own while a task of asyncio or trio awaits it.
+"""BlockingCall: a blocking call on a thread of its own, which a task of asyncio or trio awaits.
 
-May import the compiled core.
+May import `errors` and the compiled core.
 """
 
 from __future__ import annotations
@@ -11,28 +11,35 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ._core.waiting.event_loop import in_trio
 from ._core.ring.ring_buffer import RingBuffer
+from ._core.waiting.event_loop import in_trio
 from .errors import Closed
 
 __all__ = ["BlockingCall"]
 
 R = TypeVar("R")
 
-_here = threading.local()  # .offloaded: whose thread this is
+_this_thread = threading.local()  # .call: the BlockingCall that runs on this thread
 
 
 class BlockingCall(Generic[R]):
-    """A call of `owner`'s that runs on a thread of its own, from now on; it finds this object by `running_for(owner)`.
+    """A call that runs on a thread of its own, from the construction on.
 
-    Two may want the last word: the call, when what it began is ready, and who waits, when that is given up. `keep` and
-    `leave` are said under one lock, so whoever comes second knows of the first, and undoes what was begun.
+    The called function finds this object by `running_for(owner)`.
+
+    The call may complete (`keep`) while the waiting task is cancelled (`leave`). Both are decided under one lock, so
+    the second of the two knows of the first, and undoes the effect of the call.
+
+    Args:
+        call: A function without arguments.
+        name: The thread's name.
+        owner: The object for which the call is made.
     """
 
     def __init__(self, call: Callable[[], R], name: str, owner: object = None) -> None:
         self._call = call
         self._owner = owner
-        self._lock = threading.Lock()  # guards the next two
+        self._lock = threading.Lock()  # guards `_left` and `_kept`
         self._left = False
         self._kept = False
         self._result: R | None = None
@@ -41,7 +48,7 @@ class BlockingCall(Generic[R]):
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
-        _here.offloaded = self
+        _this_thread.call = self
         try:
             self._result = self._call()
         except BaseException as error:
@@ -51,9 +58,9 @@ class BlockingCall(Generic[R]):
 
     @staticmethod
     def running_for(owner: object) -> BlockingCall[Any] | None:
-        """The call that runs on this thread, if it is that owner's."""
-        offloaded: BlockingCall[Any] | None = getattr(_here, "offloaded", None)
-        return offloaded if offloaded is not None and offloaded._owner is owner else None
+        """Returns the BlockingCall that runs on this thread, if it has that owner; else None."""
+        call: BlockingCall[Any] | None = getattr(_this_thread, "call", None)
+        return call if call is not None and call._owner is owner else None
 
     async def result(self) -> R:
         """Awaits the end of the call; returns what it returned, or raises, once, what it raised."""
@@ -65,7 +72,7 @@ class BlockingCall(Generic[R]):
                 raise error
             finally:
                 del error
-        return self._result  # type: ignore[return-value]  # the call's own
+        return self._result  # type: ignore[return-value]  # the call's result
 
     @property
     def is_over(self) -> bool:
@@ -73,22 +80,22 @@ class BlockingCall(Generic[R]):
         return self._over.closed
 
     def keep(self) -> bool:
-        """For the call: what it began is ready. False: nobody waits any more, so the call undoes it."""
+        """Called by the call when it is complete. False: no task waits any more, so the call must undo its effect."""
         with self._lock:
             self._kept = not self._left
             return self._kept
 
     def leave(self) -> bool:
-        """Nobody waits any more. True: it was ready by then, so the caller undoes it."""
+        """Called by the task when it stops waiting. True: the call is complete, so the caller must undo its effect."""
         with self._lock:
             self._left = True
             return self._kept
 
 
 def shield() -> contextlib.AbstractContextManager[Any]:
-    """A context in which an await is not cancelled by what has been cancelled already.
+    """Returns a context in which an earlier cancellation does not cancel an await.
 
-    trio and anyio deliver a cancellation at each await, asyncio delivers it once.
+    trio and anyio deliver a cancellation at each await; asyncio delivers it once.
     """
     library = sys.modules.get("anyio") or (sys.modules["trio"] if in_trio() else None)
     if library is None:

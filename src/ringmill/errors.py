@@ -1,6 +1,8 @@
-"""Every exception that ringmill raises, and the two signals a worker raises.
+"""Every exception that ringmill defines, and the two signals that a worker raises: Retry and Reject.
 
-`queue.Full`, `queue.Empty` and `TimeoutError` are the standard ones and are used as they are.
+`queue.Full`, `queue.Empty` and `TimeoutError` are used as they are.
+
+May import `arguments`.
 """
 
 from __future__ import annotations
@@ -32,45 +34,45 @@ __all__ = [
 
 
 class RingmillError(Exception):
-    """The root of ringmill's own exceptions.
+    """The base class of ringmill's exceptions.
 
-    They can be copied and pickled, subclasses with an `__init__` of any signature included: it is not called again. A
-    subclass's `__getnewargs__`, `__getnewargs_ex__` and `__getstate__` are honoured, as in other objects. `__notes__`
-    travel; `__cause__`, `__context__` and the traceback do not, as with all exceptions.
+    They can be copied and pickled, also subclasses whose `__init__` has another signature: it is not called again. A
+    subclass's `__getnewargs__`, `__getnewargs_ex__` and `__getstate__` are honoured. `__notes__` are copied;
+    `__cause__`, `__context__` and the traceback are not, as with all exceptions.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
         names: dict[str, Any] = {}
         standard: Any = super().__reduce__()
-        arguments: tuple[Any, ...] = standard[1]  # an OSError's are more than `args`
+        arguments: tuple[Any, ...] = standard[1]  # of an OSError, they are more than `args`
         given = arguments
         if hasattr(self, "__getnewargs_ex__"):
             given, names = self.__getnewargs_ex__()
         elif hasattr(self, "__getnewargs__"):
             given = self.__getnewargs__()
-        fields: dict[str, Any] = {}  # what a built-in base keeps outside of `args` and `__dict__`: an ImportError's name
+        fields: dict[str, Any] = {}  # what a built-in base stores outside `args` and `__dict__`: the name of an ImportError
         if len(standard) > 2 and isinstance(standard[2], dict):
             for name, value in standard[2].items():
                 if name not in self.__dict__:
                     fields[name] = value
-        return _made_again, (type(self), arguments, given, names, fields), self.__getstate__()
+        return _recreate, (type(self), arguments, given, names, fields), self.__getstate__()
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2:  # of a subclass with slots
+        if isinstance(state, tuple) and len(state) == 2:  # a subclass with slots
             state, slots = state
             for name, value in slots.items():
                 setattr(self, name, value)
         super().__setstate__(state)
 
 
-def _made_again(
+def _recreate(
     cls: type[BaseException],
     arguments: tuple[Any, ...],
     given: tuple[Any, ...],
     names: dict[str, Any],
     fields: dict[str, Any],
 ) -> BaseException:
-    """An exception as it was when it was pickled, but for its state. The interpreter's own `__init__` sets `args`."""
+    """Returns a pickled exception, without its state. Calls the built-in base's `__init__`, which sets `args`."""
     error: BaseException = cls.__new__(cls, *given, **names)
     builtin: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     builtin.__init__(error, *arguments)
@@ -79,7 +81,7 @@ def _made_again(
     return error
 
 
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that was made by Python code
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by Python code
 
 
 if sys.version_info >= (3, 13):
@@ -87,31 +89,37 @@ if sys.version_info >= (3, 13):
 else:
 
     class _ShutDown(Exception):
-        """Stands in for queue.ShutDown, which is new in CPython 3.13."""
+        """Takes the place of queue.ShutDown, which is new in CPython 3.13."""
 
 
 class Closed(RingmillError, _ShutDown):
-    """The ring, stream or hub is closed, and nothing is left in it. A `queue.ShutDown`, from CPython 3.13 on.
+    """The ring, subscription, stream or hub is closed, and nothing is left in it.
 
-    Raised by `RingBuffer.put_many`, it carries `count`, how many items went in, and `rest`, those that were drawn
-    from the iterable and did not.
+    From CPython 3.13 on it is a `queue.ShutDown`.
+
+    Raised by `RingBuffer.put_many` it has two more attributes: `count`, the number of items that were put, and `rest`,
+    the list of items that were drawn from the iterable and not put.
     """
 
 
 class PoolNotRunning(RingmillError, RuntimeError):
-    """The pool has not been started, or has been shut down, or was inherited through a fork."""
+    """The pool has not been started, was shut down, or belongs to the parent of a fork."""
 
 
 class BrokenPool(RingmillError, BrokenExecutor):
-    """The pool lost its last worker; what was pending has failed with this error."""
+    """The pool has lost its last worker. Pending operations have failed with this error, and later calls raise it."""
 
 
 class WorkerInitError(RingmillError):
-    """`start` failed because a worker's `init` raised; `causes` lists each worker with its exception.
+    """`WorkerPool.start` failed because the `init` of a worker raised.
 
-    In a copy they are the same objects. In a pickle, a worker or an exception that cannot be pickled, or not be
-    unpickled, is replaced: a worker by its description, a string, and an exception by a RingmillError that has the
-    description as its message.
+    A copy has the same causes. In a pickle, a worker or exception that cannot be pickled or unpickled is replaced: a
+    worker by its description, a string; an exception by a RingmillError with the description as its message.
+
+    Args:
+        message: The message.
+        causes: The value of the attribute `causes`: a list of pairs, each a worker and the exception that its `init`
+            raised.
     """
 
     def __init__(self, message: str, causes: Iterable[tuple[Worker[Any], BaseException]]) -> None:
@@ -120,7 +128,7 @@ class WorkerInitError(RingmillError):
 
 
 class _Causes(list[Any]):
-    """The causes of a WorkerInitError, which may hold what cannot be copied, such as a worker's connection."""
+    """The causes of a WorkerInitError. They may refer to objects that cannot be copied, such as a connection."""
 
     def __deepcopy__(self, memo: object) -> _Causes:
         return _Causes(self)
@@ -130,8 +138,8 @@ class _Causes(list[Any]):
 
 
 def _pickled(value: object) -> tuple[bytes | None, str]:
-    """The value, pickled on its own, unless it cannot be, and its description."""
-    import pickle  # seldom needed
+    """Returns the pickled value, or None if it cannot be pickled, and its description."""
+    import pickle  # here, since it is rarely needed
 
     try:
         return pickle.dumps(value), describe(value)
@@ -151,12 +159,12 @@ def _unpickled(packed: tuple[bytes | None, str], otherwise: type) -> Any:
         try:
             return pickle.loads(data)
         except Exception:
-            pass  # its class cannot be imported here, for instance
+            pass  # for example, its class cannot be imported here
     return otherwise(description)
 
 
 class OperationReused(RingmillError, ValueError):
-    """The operation is pending, or it is finished and was not `reset()`."""
+    """The operation is pending, or has ended and was not reset: call `reset()` first."""
 
 
 class Unroutable(RingmillError):
@@ -164,17 +172,23 @@ class Unroutable(RingmillError):
 
 
 class RetriesExhausted(RingmillError):
-    """The operation was tried `max_tries` times; `__cause__` is the last error."""
+    """The operation was tried `max_tries` times; `__cause__` is the error of the last try."""
 
 
 class Retry(RingmillError):
-    """Raised by `Worker.process`: failed this time, try again.
+    """Raised by `Worker.process`: this try failed, try the operation again.
 
-    `delay`, in seconds, says when at the earliest, and goes before the pool's `backoff`. None: at once, or as `backoff`
-    says.
+    Args:
+        args: As for any exception.
+        delay: The least number of seconds before the next try, instead of the pool's `backoff`. None: as `backoff`
+            says, or at once without a `backoff`.
+
+    Raises:
+        TypeError: `delay` is not a number.
+        ValueError: `delay` is negative or NaN.
     """
 
-    delay: float | None = None  # of a subclass whose `__init__` does not call this one
+    delay: float | None = None  # the default for a subclass whose `__init__` does not call this one
 
     def __init__(self, *args: object, delay: float | None = None) -> None:
         super().__init__(*args)
@@ -182,4 +196,4 @@ class Retry(RingmillError):
 
 
 class Reject(RingmillError):
-    """Raised by `Worker.process`: this operation is not for this worker, hand it to another."""
+    """Raised by `Worker.process`: this worker does not take the operation; give it to another worker."""

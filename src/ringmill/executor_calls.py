@@ -1,17 +1,21 @@
-"""What a PoolExecutor's threads run: the calls of `submit`, with their futures, and those of `map`.
+"""The calls of a PoolExecutor, from `submit` (with futures) and from `map`; and the worker that runs them.
 
-A submitted call is an operation, which carries its future. The future's own state is what counts: it moves under the
-future's lock, as in every `concurrent.futures.Future`; the operation is how the call reaches a worker, and what
-`result` sleeps on. Calls that `map` makes have no futures: its iterator waits for the operations.
+A submitted call is an operation that carries its future. The state of the future is the authoritative one: it changes
+under the future's lock, as in every `concurrent.futures.Future`. The operation brings the call to a worker, and
+`result` waits for the operation.
 
-    Call -> [core] -> Hand.process -> run: the future is FINISHED -> done(): callbacks -> who waits is woken
-               |
-               +-- cancelled by the pool (shutdown, breakage, Ctrl-C) ------> done(): the future fails or is cancelled
+    SubmittedCall -> [pool] -> ExecutorWorker.process -> run: the future is FINISHED -> done(): callbacks -> waiters
+    wake
+                        |
+                        +-- cancelled by the pool (shutdown, breakage, Ctrl-C) ------> done(): the future fails or is
+                        cancelled
 
-Calls and workers know the `Crew`, which knows neither the executor nor its pool: an executor that is dropped is
-collected, and its threads end when the calls that are pending are done.
+`map` makes no futures: its iterator waits for the operations (MapCall).
 
-May import `operation`, `worker`, `supervisor`, and nothing above.
+Calls and workers refer to the ExecutorState, which refers neither to the executor nor to its pool. So an executor that
+is dropped is collected, and its threads end when the pending calls are done.
+
+May import `operation`, `worker`, `supervisor` and the compiled core.
 """
 
 from __future__ import annotations
@@ -33,11 +37,11 @@ from .operation import Operation
 from .supervisor import Supervisor
 from .worker import Worker
 
-__all__ = ["Call", "Crew", "Hand", "Item", "PoolFuture"]
+__all__ = ["ExecutorState", "ExecutorWorker", "MapCall", "PoolFuture", "SubmittedCall"]
 
 R = TypeVar("R")
 
-logger = logging.getLogger("concurrent.futures")  # where users of executors look for what goes wrong in them
+logger = logging.getLogger("concurrent.futures")  # where users of executors expect log messages
 
 OVER = (FINISHED, CANCELLED_AND_NOTIFIED)
 wake = Operation.done
@@ -45,14 +49,14 @@ run: Callable[[SubmittedCall | MapCall[Any]], None] = operator.methodcaller("run
 
 
 class ExecutorState:
-    """What an executor, its workers and its calls share."""
+    """The state that an executor, its workers and its calls share."""
 
     def __init__(
         self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...], context: bool = False
     ) -> None:
         self.initializer = initializer
         self.initargs = initargs
-        self.context = context  # whether calls run in their submitter's
+        self.context = context  # whether calls run in a copy of their submitter's context
         self.broken: BaseException | None = None  # what the initializer raised
         self.run: weakref.ref[Supervisor] | None = None
 
@@ -64,7 +68,7 @@ class ExecutorState:
         return error
 
     def break_down(self, error: BaseException) -> None:
-        """The initializer has failed: what is pending fails, and nothing more is taken."""
+        """The initializer has failed: pending calls fail, and no more are accepted."""
         if self.broken is None:
             self.broken = error
         run = self.run() if self.run is not None else None
@@ -73,11 +77,13 @@ class ExecutorState:
 
 
 class SubmittedCall(Operation):
-    """A call that was submitted."""
+    """A call of `submit`."""
 
     __slots__ = ("args", "executor_state", "fn", "future", "kwargs")
 
-    def __init__(self, executor_state: ExecutorState, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, executor_state: ExecutorState, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self.executor_state = executor_state
         self.fn = fn
         self.args = args
@@ -98,26 +104,27 @@ class SubmittedCall(Operation):
             del self, future  # an error's traceback holds this frame
 
     def refuse(self) -> None:
-        """It will not run, see `done`."""
+        """The call will not run; `done` finishes the future."""
 
     @repeatable
     def done(self) -> None:
-        """The pool is through with it: in whatever way, the future is finished now."""
+        """The operation has ended: makes sure that the future is finished, and calls the callbacks."""
         future = self.future
-        if future._state not in OVER or future._giving_up:
-            future._give_up(self.executor_state.broken_error() if self.executor_state.broken is not None else self.error)
+        if future._state not in OVER or future._is_abandoning:
+            state = self.executor_state
+            future._abandon(self.error if state.broken is None else state.broken_error())
         future._call = None
         if future._done_callbacks:
-            wake(self)  # a callback may wait for one that waits for the result
+            wake(self)  # a callback may wait for a thread that waits for the result
             future._call_back()
 
 
 class MapCall(Operation, Generic[R]):
-    """A call of `map`'s."""
+    """A call of `map`."""
 
     __slots__ = ("args", "executor_state", "fn", "raised", "value")
 
-    value: R  #: what it returned, until the iterator takes it
+    value: R  #: what the function returned, until the iterator takes it
 
     def __init__(self, executor_state: ExecutorState, fn: Callable[..., R], args: tuple[Any, ...]) -> None:
         self.executor_state = executor_state
@@ -138,7 +145,7 @@ class MapCall(Operation, Generic[R]):
 
 
 class ExecutorWorker(Worker[Any]):
-    """Runs Calls and Items, once it has called the initializer."""
+    """Runs calls, and the initializer before its first call."""
 
     def __init__(self, executor_state: ExecutorState, name: str) -> None:
         self.executor_state = executor_state
@@ -149,14 +156,14 @@ class ExecutorWorker(Worker[Any]):
         threading.current_thread().name = self.name
 
     def process(self, op: SubmittedCall | MapCall[Any]) -> None:
-        call = self.run or self._get_ready()
+        call = self.run or self._initialize()
         if call is not None:
             call(op)
         else:
             op.refuse()
-        del op  # an error's traceback holds the frame that ran it, and that this one
+        del op  # an error's traceback holds the frame that ran the call, and that frame holds this one
 
-    def _get_ready(self) -> Callable[[SubmittedCall | MapCall[Any]], None] | None:
+    def _initialize(self) -> Callable[[SubmittedCall | MapCall[Any]], None] | None:
         executor_state = self.executor_state
         if executor_state.initializer is not None:
             try:
@@ -165,25 +172,26 @@ class ExecutorWorker(Worker[Any]):
                 logger.critical("Exception in initializer:", exc_info=True)
                 executor_state.break_down(error)
                 return None
-        self.run = InContext(run) if executor_state.context else run  # made now: it looks at what the initializer has set
+        # InContext must be made after the initializer, whose variables it reads.
+        self.run = InContext(run) if executor_state.context else run
         return self.run
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# its future
+# the future
 
 
 class PoolFuture(Future[R]):
-    """A `Future` without a Condition, which costs more than all the rest: who waits for a result sleeps on the call.
+    """A `Future` without a Condition, which would cost more than all the rest: `result` waits for the call instead.
 
-    Its lock is where the Condition would be, and guards the same. What a pool does when it ends a call may be
-    interrupted on the main thread, between any two bytecodes, and is repeated then (Call.done), so it keeps how far it
-    came.
+    A lock takes the place of the Condition and guards the same fields. When a pool ends a call on the main thread, a
+    KeyboardInterrupt may arrive between any two bytecodes; the work is repeated then (SubmittedCall.done), so the
+    fields below record how far it has come.
     """
 
-    _giving_up = False  # _finish or _give_up was begun, and has not told all yet
+    _is_abandoning = False  # _abandon has begun, and has not notified all waiters yet
     _caller: int | None = None  # the thread that calls the callbacks; guarded by the lock
-    _called = 0  # how many it has begun to call
+    _called = 0  # how many callbacks that thread has begun to call
 
     def __init__(self, call: SubmittedCall) -> None:
         self._condition = threading.RLock()  # type: ignore[assignment]
@@ -192,11 +200,11 @@ class PoolFuture(Future[R]):
         self._exception: BaseException | None = None
         self._waiters: list[Any] = []
         self._done_callbacks: list[Callable[[Future[R]], object]] = []
-        self._call: SubmittedCall | None = call  # until it is over
-        self._raised = False  # somebody raises the exception itself; guarded by the lock
+        self._call: SubmittedCall | None = call  # until it has ended
+        self._raised = False  # a thread raises the exception itself, so others raise copies; guarded by the lock
 
     def result(self, timeout: float | None = None) -> R:
-        """As every future's; RuntimeError where no thread of the executor would be left to make the call."""
+        """As `Future.result`; RuntimeError if no thread of the executor would be left to run the call."""
         try:
             self._wait(timeout)
             if self._state != FINISHED:
@@ -208,7 +216,7 @@ class PoolFuture(Future[R]):
             del self  # the error's traceback holds this frame
 
     def _own_exception(self, error: BaseException) -> BaseException:
-        """The exception for the first that raises it, a copy for each later one: two threads must not raise one object."""
+        """Returns the exception for the first thread, a copy for later ones: two threads must not raise one object."""
         with self._condition:
             if not self._raised:
                 self._raised = True
@@ -217,7 +225,7 @@ class PoolFuture(Future[R]):
         return raise_copy(error, self._traceback)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As every future's; RuntimeError as `result`."""
+        """As `Future.exception`; RuntimeError as in `result`."""
         self._wait(timeout)
         if self._state != FINISHED:
             raise CancelledError
@@ -250,11 +258,11 @@ class PoolFuture(Future[R]):
         self._end()
 
     def _finish(self, result: R | None, error: BaseException | None) -> None:
-        """Finished, though nobody but `wait` and `as_completed` is told yet."""
+        """Makes the future FINISHED and notifies `wait` and `as_completed`; `_end` notifies all others."""
         with self._condition:
             if self._state not in (PENDING, RUNNING):
                 raise InvalidStateError(f"{self._state}: {self!r}")
-            self._giving_up = True  # if this is left for want of memory, `done` goes on with it
+            self._is_abandoning = True  # if this is left for want of memory, `done` goes on with it
             self._result = result
             self._exception = error
             self._state = FINISHED
@@ -263,14 +271,14 @@ class PoolFuture(Future[R]):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-            self._giving_up = False
+            self._is_abandoning = False
 
-    def _give_up(self, error: BaseException | None) -> None:
-        """The call will not be made, or its end was lost: failed with the error, or cancelled if there is none."""
+    def _abandon(self, error: BaseException | None) -> None:
+        """Ends a future that its call has not finished: FAILED with the error, or CANCELLED without one."""
         with self._condition:
-            if self._state in OVER and not self._giving_up:
+            if self._state in OVER and not self._is_abandoning:
                 return
-            self._giving_up = True
+            self._is_abandoning = True
             if self._state not in OVER:
                 if error is not None and self._state != CANCELLED:
                     self._exception = error
@@ -279,14 +287,14 @@ class PoolFuture(Future[R]):
                     self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
                 if self in waiter.finished_futures:
-                    continue  # told before an interrupt
+                    continue  # it was notified before an interrupt
                 if self._state == FINISHED and self._exception is None:
                     waiter.add_result(self)
                 elif self._state == FINISHED:
                     waiter.add_exception(self)
                 else:
                     waiter.add_cancelled(self)
-            self._giving_up = False
+            self._is_abandoning = False
 
     def _end(self) -> None:
         call = self._call
@@ -295,17 +303,17 @@ class PoolFuture(Future[R]):
         self._call_back()
 
     def _call_back(self) -> None:
-        """Calls what is to be called, each once. Raises a KeyboardInterrupt, or its like, when all have been called."""
+        """Calls each callback once. A KeyboardInterrupt or SystemExit is raised when all have been called."""
         with self._condition:
             if self._caller is None:
                 self._caller = threading.get_ident()
             if self._caller != threading.get_ident():
                 return  # another thread calls them
         interrupt: BaseException | None = None
-        callbacks = self._done_callbacks  # it does not grow any more
+        callbacks = self._done_callbacks  # no callback is added any more
         while self._called < len(callbacks):
             callback = callbacks[self._called]
-            self._called += 1  # no signal is handled between this and the call
+            self._called += 1  # no signal handler runs between this and the call
             try:
                 callback(self)
             except Exception:

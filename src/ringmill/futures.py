@@ -1,9 +1,9 @@
-"""PoolExecutor: `concurrent.futures`' way to call functions, on a WorkerPool.
+"""PoolExecutor: the interface of `concurrent.futures.Executor` on a WorkerPool.
 
-Each call is an operation (calls.py). It goes to the side list of the pool's core, which has no bound and keeps the
-order, so nothing here blocks.
+Each call is an operation (executor_calls.py). It goes into the retry queue of the run, which is unbounded and keeps the
+order, so that `submit` never blocks.
 
-May import `pool`, `calls`, `operation` and the compiled core.
+May import `pool`, `executor_calls`, `operation` and the compiled core.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ._core.platform import clock
 from ._core.pool.run import PoolRun
 from ._core.pool.operation import OperationBase
 from .arguments import count, describe, seconds
-from .executor_calls import SubmittedCall, ExecutorState, ExecutorWorker, MapCall
 from .errors import BrokenPool, PoolNotRunning
+from .executor_calls import ExecutorState, ExecutorWorker, MapCall, SubmittedCall
 from .operation import Outcome
 from .pool import WorkerPool
 
@@ -30,14 +30,35 @@ __all__ = ["PoolExecutor"]
 
 _numbers = itertools.count()
 _processors = getattr(os, "process_cpu_count", os.cpu_count)
-LONGEST_BEGINNING = 1.0  # seconds in which a free thread surely takes a call, unless all threads wait for calls
+BEGIN_TIMEOUT = 1.0  # seconds in which a free thread surely takes a call, unless all threads wait for calls
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class PoolExecutor(Executor):
-    """A `concurrent.futures.Executor` whose calls cost a fraction of `ThreadPoolExecutor`'s.
+    """A `concurrent.futures.Executor` whose calls cost a fraction of those of `ThreadPoolExecutor`.
+
+    It behaves as `ThreadPoolExecutor`: when `initializer` raises, pending and later calls raise a `BrokenExecutor`;
+    when the executor is dropped, pending calls are done, then its threads end; at interpreter exit, pending calls are
+    done (after Ctrl-C only those that have begun). The differences: all threads start at the first submission, and each
+    calls `initializer` before its first call; a call that waits for another one, when no thread would be left to run
+    that, raises RuntimeError; in the child of a fork, `submit` raises RuntimeError.
+
+    All methods may be called from any thread, `submit` and `map` also from the executor's own threads. As a context
+    manager the executor is shut down at the end of the body.
+
+    Args:
+        max_workers: The number of threads, from 1; None: the number of processors plus 4, at most 32.
+        thread_name_prefix: The prefix of the threads' names.
+        initializer: Called by each thread before its first call.
+        initargs: The arguments of `initializer`.
+        context: Whether calls run in a copy of their submitter's context, as in a `WorkerPool`; by default they run in
+            the context of their thread, as in `ThreadPoolExecutor`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: `max_workers` is less than 1.
 
     >>> from ringmill import PoolExecutor
     >>> with PoolExecutor(max_workers=4) as executor:
@@ -45,16 +66,6 @@ class PoolExecutor(Executor):
     ...     list(executor.map(abs, [-1, -2, -3]))
     256
     [1, 2, 3]
-
-    The arguments are `ThreadPoolExecutor`'s, and so is what happens when `initializer` raises (later calls raise a
-    `BrokenExecutor`, pending futures get it), when the executor is dropped (pending calls are done, then its threads
-    end), and at interpreter exit (pending calls are done; after Ctrl-C, only those that have begun). `max_workers=None`
-    is the number of processors and 4, at most 32. `context=True`: calls run in a copy of the submitter's context, as those of
-    a `WorkerPool`; by default in the context of their thread, as in `ThreadPoolExecutor`. Different from `ThreadPoolExecutor`: all threads start at the first
-    submission, and each calls `initializer` before its first call; a call that waits for another one, where no thread
-    is left to do that, raises RuntimeError; in the child of a fork `submit` raises RuntimeError.
-
-    All calls may be made from any thread, and `submit` and `map` from the executor's own.
     """
 
     def __init__(
@@ -89,7 +100,7 @@ class PoolExecutor(Executor):
         self._executor_state = ExecutorState(initializer, initargs, context)
         self._pool = _Pool(
             [ExecutorWorker(self._executor_state, f"{name}_{index}") for index in range(max_workers)],
-            queue_size=1,  # nothing goes there
+            queue_size=1,  # not used: calls go into the retry queue
             max_restarts=None,
             name=name,
         )
@@ -100,11 +111,22 @@ class PoolExecutor(Executor):
     # calls
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Has `fn(*args, **kwargs)` called by a thread of the executor; returns the future of it.
+        """Submits the call `fn(*args, **kwargs)` to the executor's threads.
 
-        Never blocks, however many calls are pending. What the function raises, `KeyboardInterrupt` and its like
-        included, is the future's exception. RuntimeError after `shutdown`, after the end of the interpreter has begun,
-        and in the child of a fork; `BrokenPool`, a `BrokenExecutor`, once the initializer has failed.
+        Never blocks, however many calls are pending. May be called from any thread.
+
+        Args:
+            fn: The function.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The future of the call. What the function raises, KeyboardInterrupt and SystemExit included, is its
+            exception.
+
+        Raises:
+            RuntimeError: The executor was shut down, the interpreter is shutting down, or this is the child of a fork.
+            BrokenPool: The initializer has failed. It is a `BrokenExecutor`.
         """
         core = self._core
         if core is None:
@@ -125,19 +147,33 @@ class PoolExecutor(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[R]:
-        """Calls `fn` with the items of the iterables, side by side; returns an iterator of the results, in their order.
+        """Calls `fn` concurrently with the items of the iterables, as the built-in `map` does one after another.
 
-        `timeout`: seconds from now, after which the iterator raises TimeoutError. What a call raises, the iterator
-        raises in its turn. When the iterator ends early, what has not begun is cancelled. `buffersize`: how many calls
-        may be submitted whose results have not been taken; None draws the iterables to their end at once. `chunksize`
-        is there for `ProcessPoolExecutor` and does nothing. Raises as `submit`.
+        Draws the iterables; does not wait for results, which the iterator does. May be called from any thread.
+
+        Args:
+            fn: The function, with one parameter for each iterable.
+            iterables: The arguments. They are drawn to the end of the shortest one.
+            timeout: Seconds from now, after which the iterator raises TimeoutError; None: no limit.
+            chunksize: Has no effect; `ProcessPoolExecutor` has the parameter.
+            buffersize: The number of calls that may be submitted whose results have not been taken; None draws the
+                iterables to their end at once.
+
+        Returns:
+            An iterator of the results, in the order of the arguments. It raises what a call raised, in its place. When
+            it ends early, calls that have not begun are cancelled.
+
+        Raises:
+            RuntimeError: As `submit`.
+            BrokenPool: As `submit`.
+            ValueError: `buffersize` is less than 1.
         """
         if buffersize is not None:
             size = count("buffersize", buffersize, None, optional=True)
             if size < 1:
                 raise ValueError(f"buffersize must be None or > 0, got {describe(buffersize)}")
             buffersize = size
-        if type(self).submit is not PoolExecutor.submit:  # whoever overrides it wants to see all calls
+        if type(self).submit is not PoolExecutor.submit:  # an override must see all calls
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
         limit = None if timeout is None else seconds("timeout", timeout, optional=True, negative=True)
@@ -148,7 +184,7 @@ class PoolExecutor(Executor):
             self._submit_map_call(items, fn, args)
         if buffersize is None:
             return _results(items, deadline, None)
-        executor = weakref.ref(self)  # the iterator keeps no executor alive
+        executor = weakref.ref(self)  # the iterator does not keep the executor alive
 
         def submit_next() -> None:
             owner = executor()
@@ -173,7 +209,7 @@ class PoolExecutor(Executor):
     # start and end
 
     def _start(self) -> PoolRun:
-        """Starts the threads, at the first submission: an executor that is not used costs none."""
+        """Starts the threads, at the first submission, so that an executor that is not used costs none."""
         if self._closed:
             raise self._refusal(None)
         try:
@@ -183,14 +219,14 @@ class PoolExecutor(Executor):
         run = self._pool._run
         assert run is not None
         self._executor_state.run = weakref.ref(run)
-        if self._closed:  # it may have come before there was anything to shut down
+        if self._closed:  # `shutdown` may have been called before there was a run to end
             self._pool.shutdown(wait=False)
             raise self._refusal(None)
         self._core = run.core
         return run.core
 
     def _refusal(self, error: Exception | None) -> Exception:
-        """Why a call is not taken, in the words of `ThreadPoolExecutor`."""
+        """Returns the error for a call that is not accepted, with `ThreadPoolExecutor`'s messages."""
         core = self._core
         if self._executor_state.broken is not None:
             return self._executor_state.broken_error()
@@ -201,12 +237,18 @@ class PoolExecutor(Executor):
         return RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Takes no more calls. Waits until those that are pending are done and the threads have ended, if `wait`.
+        """Accepts no more calls, and waits until the pending calls are done and the threads have ended.
 
-        `cancel_futures`: what has not begun is cancelled, once each thread that is free has begun one. Idempotent. One
-        of the executor's own threads cannot wait for its end: RuntimeError, after the rest of this. A KeyboardInterrupt
-        on the main thread, also one in a callback, cancels what has not begun, and is raised once what has is finished;
-        a second one is raised at once.
+        Idempotent. May be called from any thread. A KeyboardInterrupt on the main thread, also one in a callback,
+        cancels the calls that have not begun, and is raised once the others are finished; a second one is raised at
+        once.
+
+        Args:
+            wait: Whether to wait.
+            cancel_futures: Whether to cancel the calls that have not begun, once each free thread has begun one.
+
+        Raises:
+            RuntimeError: Called with `wait=True` from one of the executor's own threads; all but the wait is done.
         """
         self._closed = True
         run = self._pool._current()
@@ -215,7 +257,7 @@ class PoolExecutor(Executor):
         own = run.core.is_own_thread()
         try:
             if cancel_futures:
-                self._let_begin()
+                self._await_begin()
         except KeyboardInterrupt:
             run.end(wait and not own, True, None, interrupted=True)
             raise
@@ -223,9 +265,9 @@ class PoolExecutor(Executor):
         if wait and own:
             self._pool.shutdown()  # RuntimeError
 
-    def _let_begin(self) -> None:
-        """A call that a free thread was about to begin has not been left for want of a thread: for a moment, waits."""
-        deadline = clock.now() + LONGEST_BEGINNING
+    def _await_begin(self) -> None:
+        """Waits briefly, so that free threads begin the calls that they are about to take: those are not cancelled."""
+        deadline = clock.now() + BEGIN_TIMEOUT
         pause = OperationBase()
         while clock.now() < deadline:
             stats = self._pool.stats()
@@ -238,7 +280,7 @@ class PoolExecutor(Executor):
         state = "shut down" if self._closed else "broken" if self._executor_state.broken is not None else "open"
         return f"<PoolExecutor {state}, {self._max_workers} workers, {stats.queued} pending, {stats.running} running>"
 
-    # What programs look at in a ThreadPoolExecutor, though they should not.
+    # Private attributes of ThreadPoolExecutor that programs read all the same.
 
     @property
     def _threads(self) -> set[threading.Thread]:
@@ -255,7 +297,7 @@ class PoolExecutor(Executor):
 
 
 def _results(items: deque[MapCall[R]], deadline: float | None, submit_next: Callable[[], None] | None) -> Iterator[R]:
-    """The results, in the order of the items. It holds no result, and no item whose turn has come."""
+    """Yields the results in order. Holds no reference to a result, nor to a call whose result has been taken."""
     try:
         while items:
             if submit_next is not None:
@@ -273,9 +315,10 @@ def _take(item: MapCall[R], deadline: float | None) -> R:
         if item.raised is not None:
             raise item.raised
         if item.outcome is not Outcome.SUCCEEDED:
-            raise item.error or (item.executor_state.broken_error() if item.executor_state.broken is not None else CancelledError())
+            state = item.executor_state
+            raise item.error or (CancelledError() if state.broken is None else state.broken_error())
         value = item.value
-        del item.value  # the worker may hold the item for a moment yet
+        del item.value  # the worker may keep the item a little longer
         return value
     except BaseException:
         item.cancel()
@@ -285,7 +328,7 @@ def _take(item: MapCall[R], deadline: float | None) -> R:
 
 
 class _Pool(WorkerPool[Any]):
-    """A pool that may be dropped while it runs: its threads end when what is pending is done."""
+    """A pool that may be dropped while it runs: its threads end when the pending calls are done."""
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)

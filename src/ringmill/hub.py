@@ -1,4 +1,6 @@
-"""Hub, publish/subscribe: `signal` reaches one subscriber, in turn; `broadcast` reaches all.
+"""Hub and Subscription, publish/subscribe: `signal` reaches one subscriber, in turn; `broadcast` reaches all.
+
+Checks arguments; the delivery is compiled, in _core/hub/subscription.pyx.
 
 May import the compiled core.
 """
@@ -9,8 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
-from ._core.ring.ring_buffer import MAX_CAPACITY
 from ._core.hub.subscription import HubBase, SubscriptionBase, policy
+from ._core.ring.ring_buffer import MAX_CAPACITY
 from .arguments import count, describe
 
 __all__ = ["Hub", "Overflow", "Subscription"]
@@ -21,12 +23,19 @@ Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_incoming", "latest",
 
 
 class Subscription(SubscriptionBase, Generic[T]):
-    """One subscriber's end of a hub: a buffer to read from, made by `Hub.subscribe`.
+    """The buffer from which one subscriber of a hub reads. Made by `Hub.subscribe`.
 
-    `get`, `get_nowait`, `get_many` and iteration take the items in the order of delivery. `id` is never used again.
-    When the subscription ends, by `close`, `Hub.unsubscribe` or `Hub.close`, what was delivered before stays
-    readable, then iteration ends. A context manager that closes it. A subscription that is dropped ends as well: the
-    hub does not keep it alive, except while a thread or task waits in it.
+    `get`, `get_nowait`, `get_many`, `aget` and iteration take the items in the order of delivery. Any number of threads
+    and tasks may read one subscription; each item goes to one of them.
+
+    The subscription ends by `close`, as a context manager, by `Hub.unsubscribe` or by `Hub.close`. Items delivered
+    before stay readable; then iteration ends. **A subscription that is dropped ends too**: the hub does not keep it
+    alive, except while a thread or task waits in it.
+
+    Args:
+        buffer: The number of items that it can hold, from 1.
+        overflow: The overflow policy, as in `Hub`.
+        hub: The hub.
     """
 
     def __init__(self, buffer: int, overflow: Overflow, hub: Hub[T]) -> None:
@@ -48,15 +57,20 @@ class Subscription(SubscriptionBase, Generic[T]):
         async def __anext__(self) -> T: ...
 
     def close(self) -> None:
-        """Ends the subscription. Idempotent, never blocks, safe from any thread."""
+        """Ends the subscription; items delivered before can still be read.
+
+        Idempotent; never blocks; may be called from any thread.
+        """
         self._end()
 
     def __enter__(self) -> Subscription[T]:
+        """Returns the subscription itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Calls `close`."""
         self.close()
 
     def __repr__(self) -> str:
@@ -68,11 +82,19 @@ class Subscription(SubscriptionBase, Generic[T]):
 class Hub(HubBase, Generic[T]):
     """Publish/subscribe on a circular list of subscriptions.
 
-    `buffer`: how many items a subscription holds, unless `subscribe` says otherwise. `overflow`: what happens to an
-    item for a subscription that is full: "block" makes the publisher wait, "drop_oldest" makes room, "drop_incoming"
-    drops the item, "latest" keeps the newest item only, "raise" raises `queue.Full` at the publisher. Items from one
-    publisher reach one subscriber in order. `signal`, `broadcast` and their async twins are compiled
-    (_core/subscription.pyx). All calls may be made from any thread.
+    Items from one publisher reach one subscriber in order. All methods may be called from any thread. As a context
+    manager the hub closes at the end of the body. A hub that is dropped is closed.
+
+    Args:
+        buffer: The number of items that a subscription can hold, from 1, unless `subscribe` gives another one.
+        overflow: What happens to an item for a subscription that is full, unless `subscribe` gives another policy:
+            "block": the publisher waits for room; "drop_oldest": the oldest item in the buffer is dropped;
+            "drop_incoming": the new item is dropped; "latest": only the newest item is kept; "raise": the publisher
+            gets `queue.Full`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: `buffer` is less than 1, or there is no such policy.
 
     >>> hub = Hub(buffer=8)
     >>> left, right = hub.subscribe(), hub.subscribe()
@@ -101,34 +123,56 @@ class Hub(HubBase, Generic[T]):
         async def abroadcast(self, item: T) -> int: ...
 
     def subscribe(self, buffer: int | None = None, overflow: Overflow | None = None) -> Subscription[T]:
-        """Adds a subscription, at the end of the ring. Never blocks. `Closed` when the hub is closed."""
+        """Adds a subscription at the end of the circle.
+
+        Never blocks; may be called from any thread. Keep the subscription: it ends when it is dropped.
+
+        Args:
+            buffer: The number of items that it can hold, from 1; None: the hub's. With "latest" it is always 1.
+            overflow: The overflow policy, as in `Hub`; None: the hub's.
+
+        Returns:
+            The new subscription.
+
+        Raises:
+            Closed: The hub is closed.
+            ValueError: `buffer` is less than 1, or there is no such policy.
+        """
         size = self._buffer if buffer is None else _buffer(buffer)
         name = self._overflow if overflow is None else policy(overflow)
         self._check_open()
         return Subscription(size, name, self)
 
     def unsubscribe(self, subscription: Subscription[T]) -> bool:
-        """Ends a subscription; returns whether it was one of this hub's that had not ended.
+        """Ends a subscription; items delivered before can still be read. Other subscribers lose nothing.
 
-        What was delivered before stays readable; the others lose nothing. Idempotent, never blocks.
+        Idempotent; never blocks; may be called from any thread.
+
+        Args:
+            subscription: The subscription to end.
+
+        Returns:
+            Whether it was an open subscription of this hub.
         """
         if not isinstance(subscription, Subscription):
             raise TypeError(f"subscription must be a Subscription, not {describe(subscription)}")
         return self._remove(subscription)
 
     def close(self) -> None:
-        """Ends all subscriptions, after what was delivered; later calls raise `Closed`. Idempotent, never blocks.
+        """Ends all subscriptions; items delivered before can still be read. Later publishing raises `Closed`.
 
-        A hub that is dropped is closed.
+        Idempotent; never blocks; may be called from any thread.
         """
         self._close()
 
     def __enter__(self) -> Hub[T]:
+        """Returns the hub itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Calls `close`."""
         self.close()
 
     def __repr__(self) -> str:

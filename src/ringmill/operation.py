@@ -1,6 +1,9 @@
-"""Operation, the unit of work; Task, one that calls a function; Outcome, how one stands.
+"""Operation, the unit of work; Task, an operation that calls a function; Outcome, the state of an operation.
 
-May import the compiled core, and nothing above.
+The compiled base, _core/pool/operation.pyx, has the state and the waiting; this file has what concerns Python classes:
+reserved names, copies, and Task.
+
+May import `errors` and the compiled core.
 """
 
 from __future__ import annotations
@@ -19,18 +22,21 @@ __all__ = ["Operation", "Outcome", "Task"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Names that are not fields of an operation: what the pool keeps, and the verbs, which may be overridden as methods.
-KEPT = ("outcome", "error", "tries")
+#: Names that cannot be fields of an operation: its state, and the verbs, which may be overridden as methods.
+STATE_NAMES = ("outcome", "error", "tries")
 VERBS = ("wait", "done", "increment_try", "cancel", "check", "reset")
 
 
 class Operation(OperationBase, ABC):
-    """One unit of work: it carries its own input and output, and can be waited for.
+    """One unit of work: an object that carries its own input and output, and that can be waited for.
 
-    Subclass it and add fields; `super().__init__()` need not be called, and `@dataclass` and `@attrs.define` work:
-    operations are never hashed or compared. `outcome`, `error`, `tries`, `wait`, `done`, `increment_try`, `cancel`,
-    `check` and `reset` cannot be fields. The verbs `increment_try`, `wait` and `done` may be overridden, to be told;
-    nothing depends on what an override does. They are looked up on the class. A copy or pickle arrives new.
+    Subclass it and add fields. `super().__init__()` need not be called; `@dataclass`, `@dataclass(slots=True)` and
+    `@attrs.define` work; operations are never hashed or compared. The names `outcome`, `error`, `tries`, `wait`,
+    `done`, `increment_try`, `cancel`, `check` and `reset` are reserved: a field of such a name is a TypeError when the
+    class is made.
+
+    `increment_try`, `wait` and `done` may be overridden to be notified; nothing depends on what an override does. They
+    are looked up on the class. A copy, and an operation that is unpickled, is new.
 
     >>> class Square(Operation):
     ...     def __init__(self, number: int) -> None:
@@ -43,55 +49,64 @@ class Operation(OperationBase, ABC):
 
     @property
     def __weakref__(self) -> Any:
-        # The compiled base takes weak references without it, but attrs and others know by it that a class does.
+        # The compiled base supports weak references without this property; attrs and others look for it to know that.
         return next(iter(weakref.getweakrefs(self)), None)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _refuse_fields(cls, KEPT, VERBS, OperationBase, "Operation")
+        _refuse_fields(cls, STATE_NAMES, VERBS, OperationBase, "Operation")
 
 
-# As if it had the slot: so that @dataclass(slots=True, weakref_slot=True) adds no second one (CPython 3.11 and 3.12).
+# Pretends to have the slot, so that @dataclass(slots=True, weakref_slot=True) adds no second one (CPython 3.11 and
+# 3.12).
 Operation.__slots__ = ("__weakref__",)
 
 
-def _refuse_fields(cls: type, kept: tuple[str, ...], verbs: tuple[str, ...], base: type, kind: str) -> None:
-    """TypeError for a class that has a field of a reserved name, its own or that of a class mixed in."""
+def _refuse_fields(cls: type, state_names: tuple[str, ...], verbs: tuple[str, ...], base: type, kind: str) -> None:
+    """Raises TypeError if a class, or a class mixed into it, has a field with a reserved name."""
     for owner in cls.__mro__:
         if owner is not cls:
             if base in owner.__mro__ or owner in base.__mro__:
-                continue  # checked when it was made, or none of the user's
+                continue  # checked when it was made, or not the user's class
             if getattr(owner, "_is_protocol", False):
-                continue  # it describes what an operation has
+                continue  # a protocol describes an operation and adds no fields
         annotated = _annotations(owner)
-        for name in (*kept, *verbs):
-            # Of a method, the class gives a function; of a slot, a property or a field, what cannot be called.
+        for name in (*state_names, *verbs):
+            # A method is callable on the class; a slot, a property or a field's default is not.
             if name in annotated or (
-                name in owner.__dict__ and (name in kept or not callable(getattr(owner, name, None)))
+                name in owner.__dict__ and (name in state_names or not callable(getattr(owner, name, None)))
             ):
-                raise TypeError(f"{owner.__qualname__}.{name}: the name is reserved by {kind}, choose another")
+                raise TypeError(f"{owner.__qualname__}.{name}: this name is reserved by {kind}: choose another one")
 
 
 if sys.version_info >= (3, 14):
     import annotationlib
 
     def _annotations(cls: type) -> Mapping[str, Any]:
-        """The class's own annotations, unevaluated: they may name what comes later."""
+        """Returns the class's own annotations, unevaluated: they may refer to names that are defined later."""
         return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
 
 else:
 
     def _annotations(cls: type) -> Mapping[str, Any]:
-        """The class's own annotations."""
+        """Returns the class's own annotations."""
         own: Mapping[str, Any] = cls.__dict__.get("__annotations__", {})  # noqa: RUF063  # they are evaluated here
         return own
 
 
 class Task(Operation, Generic[R]):
-    """An operation that calls `fn(*args, **kwargs)`; run by a `TaskWorker`, or by a worker that calls `run`.
+    """An operation that calls `fn(*args, **kwargs)`. Run by a `TaskWorker`, or by a worker that calls `run`.
 
-    What `fn` raises, `KeyboardInterrupt` and its like included, becomes the task's error, and the outcome is FAILED; it
-    is no crash of the worker. `Retry` and `Reject` pass through to the pool.
+    What `fn` raises, KeyboardInterrupt and SystemExit included, becomes the task's error, and the outcome is FAILED; it
+    never counts as a crash of the worker. `Retry` and `Reject` are passed on to the pool.
+
+    Args:
+        fn: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        TypeError: `fn` is not callable.
 
     >>> task = Task(pow, 2, 5)
     >>> task.run()
@@ -101,7 +116,7 @@ class Task(Operation, Generic[R]):
 
     __slots__ = ("args", "fn", "kwargs", "value")
 
-    value: R  #: what `fn` returned, once it did
+    value: R  #: what `fn` returned; not set before
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -115,7 +130,11 @@ class Task(Operation, Generic[R]):
         self.kwargs: dict[str, Any] = kwargs
 
     def run(self) -> None:
-        """Calls the function and keeps what it returns or raises. For the worker's `process`."""
+        """Calls the function, and stores what it returns or raises. To be called by a worker's `process`.
+
+        Raises:
+            Retry: The function raised it; likewise `Reject`.
+        """
         try:
             self.value = self.fn(*self.args, **self.kwargs)
         except (Retry, Reject):
@@ -124,33 +143,57 @@ class Task(Operation, Generic[R]):
             self._fail(error)
 
     def result(self, timeout: float | None = None) -> R:
-        """Waits, at most `timeout` seconds, and returns what the function returned, or raises what it raised.
+        """Waits until the task is done, and returns what the function returned, or raises what it raised.
 
-        TimeoutError if it is not done in time; `concurrent.futures.CancelledError` if it was cancelled.
+        Blocks as `wait`. May be called from any thread.
+
+        Args:
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            The function's return value.
+
+        Raises:
+            BaseException: What the function raised, as in `check`.
+            TimeoutError: The task was not done in time.
+            concurrent.futures.CancelledError: The task was cancelled.
         """
         self._wait(timeout)
         self.check()
         return self.value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Waits, at most `timeout` seconds, and returns what the function raised, or None. Raises as `result`."""
+        """Waits until the task is done, and returns what the function raised.
+
+        Blocks as `wait`. May be called from any thread.
+
+        Args:
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            The exception; None if the function returned.
+
+        Raises:
+            TimeoutError: The task was not done in time.
+            concurrent.futures.CancelledError: The task was cancelled.
+        """
         self._wait(timeout)
         if self.outcome is Outcome.CANCELLED:
             self.check()
         return self.error
 
     def __await__(self) -> Generator[Any, None, R]:  # type: ignore[override]  # of an operation: itself
-        """Waits until the task is done, and gives what the function returned, or raises what it raised."""
+        """Waits until the task is done; `await task` gives what the function returned, or raises what it raised."""
         yield from super().__await__()
         self.check()
         return self.value
 
     def __getstate__(self) -> object:
-        """As object's, without the value: a copy arrives new."""
+        """Returns the state without `value`: a copy is new."""
         state = super().__getstate__()
         if isinstance(state, tuple):
             fields, slots = state
-            slots = dict(slots)  # no comprehension: where memory is short, CPython 3.13 crashes in one
+            slots = dict(slots)  # not a comprehension: when memory is short, CPython 3.13 crashes in it
             slots.pop("value", None)
             return fields, slots
         return state

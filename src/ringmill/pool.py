@@ -1,4 +1,7 @@
-"""WorkerPool: stateful workers behind a queue. Stream: where finished operations come out.
+"""WorkerPool: stateful workers that share one queue. PoolStats, WorkerStats: the counters of a run.
+
+Checks arguments, starts and ends runs (supervisor.py), and makes the streams of `wrap`. The calls that every operation
+goes through (`do`, `ado`, `execute`) are compiled, in _core/pool/stream.pyx.
 
 May import `operation`, `worker`, `supervisor` and the compiled core.
 """
@@ -18,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from . import at_exit
 from ._core.platform import clock
 from ._core.pool.context import copy_context
+from ._core.pool.stream import PoolBase, Stream, draw_on_thread
 from ._core.pool.work_source import WorkSource
 from ._core.ring.ring_buffer import MAX_CAPACITY, RingBuffer
-from ._core.pool.stream import PoolBase, Stream, draw_on_thread
 from ._core.waiting.wait_queue import check_threads
 from .arguments import count, describe, seconds
-from .errors import PoolNotRunning, WorkerInitError
 from .blocking_call import BlockingCall, shield
+from .errors import PoolNotRunning, WorkerInitError
 from .operation import Operation
 from .supervisor import Settings, Started, Supervisor
 from .worker import Worker, check_worker, checked_retry_on
@@ -36,7 +39,16 @@ OpT = TypeVar("OpT", bound=Operation)
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """What one worker has done in this run."""
+    """The counters of one worker in one run. All but `running` only grow.
+
+    Attributes:
+        name: The name of the worker's thread.
+        running: 1 while it runs an operation, otherwise 0.
+        succeeded: The number of operations that succeeded.
+        failed: The number of operations that failed.
+        tries: The number of failed tries.
+        restarts: The number of times the worker was restarted.
+    """
 
     name: str
     running: int
@@ -48,9 +60,21 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """One consistent snapshot of a run: accepted = queued + running + delayed + succeeded + failed + cancelled.
+    """The counters of one run, as one consistent snapshot. All but `queued`, `running` and `delayed` only grow.
 
-    All but `queued`, `running` and `delayed` only grow.
+    accepted = queued + running + delayed + succeeded + failed + cancelled
+
+    Attributes:
+        accepted: The number of operations that the pool has accepted.
+        queued: The number of operations that wait in a queue.
+        running: The number of operations that a worker runs now.
+        delayed: The number of operations that wait for the time of their retry.
+        succeeded: The number of operations that succeeded.
+        failed: The number of operations that failed.
+        cancelled: The number of operations that were cancelled.
+        tries: The number of failed tries.
+        restarts: The number of times a worker was restarted.
+        workers: The same for each worker, in the order of `WorkerPool.workers`.
     """
 
     accepted: int
@@ -66,7 +90,35 @@ class PoolStats:
 
 
 class WorkerPool(PoolBase, Generic[OpT]):
-    """A set of workers, alike or not, that read operations off one shared queue, each on a thread of its own.
+    """A set of workers that share one queue, each on a thread of its own.
+
+    The workers need not be of one class. As a context manager, `with` or `async with`, the pool starts and is shut
+    down; if the body raises, the work that has not begun is cancelled. A pool can be started again after it was shut
+    down. All methods may be called from any thread.
+
+    Args:
+        workers: An iterable of Workers. A Worker belongs to one pool.
+        queue_size: The number of operations that can wait before `do` blocks, from 1.
+        max_tries: How often `process` is called for one operation before it fails with `RetriesExhausted`; None: no
+            limit.
+        backoff: Called as `backoff(tries)`; returns the seconds to wait before an operation is tried again. None: at
+            once.
+        max_restarts: How many crashes of one worker within `restart_period` are repaired; after one more, the worker is
+            lost. None: no limit. When the last worker is lost, the pool is broken.
+        restart_period: Seconds.
+        restart_pause: Seconds before the second restart in a row; doubles with each further one, up to 30. The first
+            restart is immediate.
+        context: Whether `process` and `handle_error` run in a copy of the submitter's context (contextvars), with a
+            copy of its decimal context. Variables that `init` set on the worker's thread, and that the submitter's
+            context lacks, are set in the copy too. What `process` and `handle_error` set is discarded. For `wrap`, the
+            submitter is the thread or task that draws the source; for a RingBuffer, the thread that called `wrap`. By
+            default workers run in the context of their thread, which is empty when the thread starts.
+        name: The prefix of thread names and log messages.
+
+    Raises:
+        TypeError: An argument has the wrong type, or a worker's method is a coroutine function or a generator function.
+        ValueError: An argument is out of range, there are no workers, a worker is listed twice, or it belongs to
+            another pool.
 
     >>> from ringmill import Operation, Worker, WorkerPool
     >>> class Square(Operation):
@@ -78,18 +130,6 @@ class WorkerPool(PoolBase, Generic[OpT]):
     >>> with WorkerPool([Squarer() for _ in range(4)]) as pool:
     ...     sorted(op.result for op in pool.execute(Square(n) for n in range(5)))
     [0, 1, 4, 9, 16]
-
-    `queue_size`: how many operations may wait before `do` blocks. `max_tries`: how often `process` is called for one
-    operation before it fails with `RetriesExhausted`; None is no limit. `backoff(tries)`: seconds before a failed try
-    is repeated; None is at once. `max_restarts`: how many crashes of one worker within `restart_period` seconds are
-    repaired; None is no limit. `restart_pause`: seconds before the second restart in a row, doubling up to 30.
-    `context=True`: `process` and `handle_error` run in a copy of the submitter's context (contextvars), with a copy of
-    its decimal context. Variables that `init` has set on the worker's thread, and that the submitter's context lacks,
-    are set in the copy too; what `process` and `handle_error` set is discarded. By default they run in the context of
-    the worker's thread, which is empty when the thread starts. For `wrap`, the submitter is the thread or task that
-    draws the source; for a RingBuffer, the one that called `wrap`.
-
-    All calls may be made from any thread. A pool can be started again after it was shut down.
     """
 
     def __init__(
@@ -106,9 +146,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
         name: str = "ringmill",
     ) -> None:
         if isinstance(workers, Worker):
-            raise TypeError(f"workers must be an iterable of Workers, got one: {describe(workers)}")
+            raise TypeError(f"workers must be an iterable of Workers, got a single Worker: {describe(workers)}")
         try:
-            listed = [worker for worker in workers]  # noqa: C416 - list() leaks a list: see list_of in run.pyx
+            listed = [worker for worker in workers]  # noqa: C416 - list() can leak a list: see list_of in run.pyx
         except TypeError:
             raise TypeError(f"workers must be an iterable of Workers, got {describe(workers)}") from None
         if not listed:
@@ -149,20 +189,28 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     @property
     def name(self) -> str:
-        """The name that its threads and its log lines carry."""
+        """The pool's name: the prefix of thread names and log messages."""
         return self._name
 
     # ------------------------------------------------------------------------------------------------------------
     # start and end
 
     def start(self, timeout: float | None = None) -> None:
-        """Starts each worker on its thread and returns when all are ready. Does nothing while the pool runs.
+        """Starts each worker on a thread of its own and calls its `init`. Does nothing while the pool runs.
 
-        When an `init` raises, those that came up are cleaned up, and `WorkerInitError` carries every cause; the pool is
-        stopped then and may be started again. TimeoutError after `timeout` seconds (None: without limit): late inits
-        are cleaned up. While a thread of an earlier run still lives it waits for it, up to `timeout`, then raises
-        RuntimeError. `PoolNotRunning` once the main thread has ended; RuntimeError where gevent or eventlet has
-        replaced threads by greenlets.
+        Blocks until every `init` has returned, and first until the threads of an earlier run have ended. If it raises,
+        the workers that have started are cleaned up, the pool is stopped, and it may be started again. May be called
+        from any thread but the pool's own workers.
+
+        Args:
+            timeout: Seconds to wait; None waits without limit.
+
+        Raises:
+            WorkerInitError: An `init` raised; `causes` lists each such worker with its exception.
+            TimeoutError: The workers were not ready in time, or another thread is still starting the pool.
+            RuntimeError: Threads of an earlier run are still alive after `timeout`; or it was called from a worker of
+                this pool; or gevent or eventlet has replaced threads by greenlets.
+            PoolNotRunning: The interpreter is shutting down.
         """
         check_threads()
         limit = _limit(timeout)
@@ -172,12 +220,12 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise RuntimeError(f"{describe(self)} cannot be started from one of its own workers")
         done = self._alone(self._start, deadline)
         if done is None:
-            raise TimeoutError(f"{describe(self)} is being started by another thread, for {timeout} s by now")
+            raise TimeoutError(f"{describe(self)}: another thread is still starting it after {timeout} s")
         causes, late = done
         if causes:
             worker, error = causes[0]
             raise WorkerInitError(
-                f"{len(causes)} of {len(self._workers)} workers did not come up; the first: {describe(worker)}: "
+                f"{len(causes)} of {len(self._workers)} workers failed to start; the first: {describe(worker)}: "
                 f"{describe(error)}",
                 causes,
             ) from error
@@ -185,28 +233,28 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise TimeoutError(f"{describe(self)} was not ready within {timeout} s")
 
     def _start(self, deadline: float | None) -> Started:
-        """What `start` does, by one thread at a time."""
+        """The body of `start`, called by one thread at a time."""
         earlier = self._current()
         if earlier is not None:
             if earlier.verdict and earlier.core.is_open:
                 return [], False
             if not earlier.join(deadline):
                 stuck = ", ".join([thread.name for thread in earlier.alive()])
-                raise RuntimeError(f"{describe(self)} cannot start: threads of an earlier run still live: {stuck}")
+                raise RuntimeError(f"{describe(self)} cannot start: threads of an earlier run are still alive: {stuck}")
         if at_exit.has_begun():
             raise self._too_late()
         run = self._starting = Supervisor(self._workers, self._settings)
         try:
             causes, late = run.start(deadline)
         finally:
-            self._run = run  # a shutdown that runs beside comes before this start
+            self._run = run  # a concurrent shutdown until here counts as one before this start
             self._starting = None
         if not causes and not late:
             try:
                 in_time = at_exit.add(run)
                 if in_time:
                     self._open(run.core)
-            except BaseException:  # no memory, or Ctrl-C: nobody can use it, so it ends
+            except BaseException:  # no memory, or Ctrl-C: the run cannot be used, so it ends
                 run.core.end_now()
                 raise
             if not in_time:
@@ -214,7 +262,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
                 raise self._too_late()
             entering = BlockingCall.running_for(self)
             if entering is not None and not entering.keep():  # an `async with` that was cancelled
-                run.end(False, True, None)  # before the next start, which begins a run of its own
+                run.end(False, True, None)  # before a next start begins another run
         elif not late:
             run.join(None)
         return causes, late
@@ -222,18 +270,29 @@ class WorkerPool(PoolBase, Generic[OpT]):
     def _too_late(self) -> PoolNotRunning:
         return PoolNotRunning(f"{self!r} cannot be started: the interpreter is shutting down")
 
-    def shutdown(
-        self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None
-    ) -> list[OpT]:
-        """Accepts no new work, finishes what was accepted, cleans up the workers and joins their threads.
+    def shutdown(self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None) -> list[OpT]:
+        """Ends the run: accepts no new work, finishes the accepted work, cleans up the workers and joins their threads.
 
-        Streams close after their last operation; wraps draw no more. `cancel_pending=True` ends what has not begun as
-        CANCELLED and returns it. After `timeout` seconds, what is left is cancelled and returned, and the log names
-        each worker that is still stuck, with its stack. `wait=False` returns at once; a later call can wait.
-        Idempotent, quiet on a broken pool; afterwards `start()` works again. RuntimeError from one of the pool's own
-        workers, unless `wait=False`. A KeyboardInterrupt on the main thread, also one in an operation's `done()` or in
-        a worker's `interrupt()`, cancels what has not begun, and is raised when the rest is finished; a second one is
-        raised at once.
+        Streams end after their last operation; wraps draw no more. Blocks until all threads have ended, unless
+        `wait=False`. Idempotent; raises nothing on a broken pool; afterwards `start()` works again. May be called from
+        any thread.
+
+        A KeyboardInterrupt on the main thread, also one in an operation's `done()` or in a worker's `interrupt()`,
+        cancels the work that has not begun, and is raised when the rest is finished. A second one is raised at once.
+
+        Args:
+            wait: Whether to wait for the end. With False it returns at once; a later call can wait.
+            cancel_pending: Whether operations that have not begun end as CANCELLED instead of being run.
+            timeout: Seconds to wait; None waits without limit. Then the operations that are left are cancelled,
+                `interrupt` is called for each worker that still runs one, and the log names these workers with their
+                stacks.
+
+        Returns:
+            The operations that were cancelled.
+
+        Raises:
+            RuntimeError: Called with `wait=True` from one of the pool's own workers.
+            ValueError: `timeout` is given with `wait=False`.
         """
         limit = _limit(timeout)
         if timeout is not None and not wait:
@@ -246,12 +305,14 @@ class WorkerPool(PoolBase, Generic[OpT]):
         return run.end(wait, cancel_pending, limit)
 
     def __enter__(self) -> WorkerPool[OpT]:
+        """Starts the pool; returns it."""
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Shuts the pool down and waits; if the body raised, cancels the work that has not begun."""
         run = self._current()
         if run is not None and kind is not None and issubclass(kind, KeyboardInterrupt):
             run.end(True, True, None, interrupted=True)
@@ -259,7 +320,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             self.shutdown(cancel_pending=kind is not None)
 
     async def __aenter__(self) -> WorkerPool[OpT]:
-        """As `with`, without blocking the loop: workers are started, and ended, while other tasks run."""
+        """Starts the pool without blocking the event loop; returns it."""
         check_threads()  # before it waits for another thread
         start = BlockingCall(self.start, f"{self._name}-start", self)
         try:
@@ -273,9 +334,10 @@ class WorkerPool(PoolBase, Generic[OpT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """A cancelled await cancels what has not begun, and is raised when the rest is finished.
+        """Shuts the pool down without blocking the event loop; if the body raised, cancels the work that has not begun.
 
-        Where no thread can be started for it, the pool is ended first, and `shutdown` is called when it has.
+        A cancellation of this await cancels the work that has not begun, and is raised when the rest is finished. If no
+        thread can be started to wait in, the run is ended first, and `shutdown` is called when it has ended.
         """
         run = self._current()
         if run is None or run.core.is_own_thread():
@@ -311,15 +373,16 @@ class WorkerPool(PoolBase, Generic[OpT]):
         run = getattr(self, "_run", None)
         if run is not None and run.core.is_open:
             run.core.drain()  # before the warning, which may be an error
-            warnings.warn(f"{describe(self)} was dropped while it ran", ResourceWarning, stacklevel=2, source=self)
+            message = f"{describe(self)} was dropped while it was running: call shutdown(), or use `with`"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def _current(self) -> Supervisor | None:
-        """The run that this process has started, if any: a run that was inherited through a fork is none."""
+        """The current or last run that this process started; None for one that was inherited through a fork."""
         run = self._run
         return None if run is None or run.core.is_inherited else run
 
     # ------------------------------------------------------------------------------------------------------------
-    # work: `do`, `ado` and `execute` are compiled (_core/stream.pyx)
+    # work: `do`, `ado` and `execute` are compiled (_core/pool/stream.pyx)
 
     if TYPE_CHECKING:
 
@@ -338,23 +401,34 @@ class WorkerPool(PoolBase, Generic[OpT]):
         drawn_by: Literal["reader", "thread"] = "reader",
         reset: bool = False,
     ) -> Stream[OpT]:
-        """Streams a source through the workers; returns the `Stream` on which its operations come out.
+        """Streams a source of operations through the workers.
 
-        At most `buffer` operations are between source and reader, so a slow reader slows the source down, and an
-        endless source needs no more memory than a short one. An iterable is drawn by the reading thread, lazily, one
-        reader at a time: each read draws one for the one that it takes, and more while nothing is ready. With
-        `drawn_by="thread"` a thread of its own draws it, for sources that block. A RingBuffer is drawn by the workers as
-        items arrive. The stream closes when the source is exhausted, or closed, and all its operations are done; an
-        exception in the source is raised once, by one reader, after what was accepted before it; the source is closed then
-        (its `close()` or `aclose()` is called, if it has one). `ordered=True`: in the
-        order of the source. `reset=True`: each operation that succeeded is reset as it is drawn, so that pools can be
-        chained; one that failed or was cancelled before is not accepted, and comes out in its place as it is.
+        Never blocks; may be called from any thread. At most `buffer` operations are between source and reader, so a
+        slow reader slows the source down, and an endless source needs no more memory than a short one.
 
-        An async iterable is drawn by the reading task, so the stream must be read by `async for` or `aget`. A read that
-        draws waits for the source; where a source gives its next operation only in answer to a result, use `buffer=1`,
-        or a RingBuffer that a task of yours fills.
+        An iterable is drawn lazily by the reading thread, one reader at a time: each read draws one operation to
+        replace the one that it takes, and more while nothing is ready. An async iterable is drawn by the reading task,
+        so the stream must be read by `async for` or `aget`. A RingBuffer is drawn by the workers as items arrive. A
+        read that draws waits for the source; if the source gives its next operation only in answer to a result, use
+        `buffer=1`, or a RingBuffer that another task or thread fills.
 
-        Never blocks. `PoolNotRunning` when the pool does not run. Safe from any thread.
+        Args:
+            source: An iterable or async iterable of new operations, or a RingBuffer.
+            buffer: The largest number of operations between source and reader, from 1.
+            ordered: Whether operations come out in the order of the source, instead of the order in which they end.
+            drawn_by: "reader", or "thread" to draw the source on a thread of its own, for sources that block.
+            reset: Whether each operation that has succeeded is reset as it is drawn, so that pools can be chained. One
+                that failed or was cancelled is not accepted, and comes out in its place as it is.
+
+        Returns:
+            The `Stream` on which the operations come out. It ends when the source is exhausted or closed and all its
+            operations have ended. An exception of the source is raised once, to one reader, after all that was accepted
+            before; the source is closed then, by its `close()` or `aclose()` if it has one.
+
+        Raises:
+            PoolNotRunning: The pool does not run.
+            TypeError: The source is neither iterable nor a RingBuffer.
+            ValueError: `buffer` or `drawn_by` is out of range, or a thread would have to draw an async iterable.
         """
         size = count("buffer", buffer, 1, MAX_CAPACITY)
         if drawn_by not in ("reader", "thread"):
@@ -364,7 +438,9 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise PoolNotRunning(f"{describe(self)} is not running: call start()")
         ready: RingBuffer[OpT] = RingBuffer(size)
         if isinstance(source, RingBuffer) and drawn_by == "reader":
-            work_source = WorkSource(source, ready, ordered=ordered, external=True, resets=reset, context=copy_context())
+            work_source = WorkSource(
+                source, ready, ordered=ordered, external=True, resets=reset, context=copy_context()
+            )
             return self._wrap(run.core, work_source, None, False, reset)
         awaits = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
         if awaits and drawn_by == "thread":
@@ -386,13 +462,19 @@ class WorkerPool(PoolBase, Generic[OpT]):
         return stream
 
     def stats(self) -> PoolStats:
-        """Counts of the current run, or of the last one: one consistent snapshot. Costs a short lock."""
+        """Returns the counters of the current or the last run, as one consistent snapshot.
+
+        Never blocks, but holds a lock for a time that grows with the number of workers. May be called from any thread.
+
+        Returns:
+            The counters; all 0 if the pool has never been started.
+        """
         run = self._current()
         if run is None:
             return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, 0, ())
         total, rows = run.core.stats()
         names = [worker_loop.name for worker_loop in run.core.worker_loops]
-        # A list, no generator: where memory is short, CPython 3.12 and 3.13 crash in one whose call fails.
+        # A list, not a generator: when memory is short, CPython 3.12 and 3.13 crash in a generator whose call fails.
         workers = [WorkerStats(name=name, **row) for name, row in zip(names, rows, strict=True)]
         return PoolStats(**total, workers=tuple(workers))
 
@@ -403,7 +485,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         counts = ""
         if run is not None and not run.core.is_inherited:
             total, _ = run.core.stats()
-            counts = "".join([f", {total[what]} {what}" for what in ("queued", "running", "delayed") if total[what]])
+            counts = "".join([f", {total[key]} {key}" for key in ("queued", "running", "delayed") if total[key]])
         return f"<{type(self).__name__} {getattr(self, '_name', '?')!r} {state}, {len(workers)} workers{counts}>"
 
 
@@ -414,7 +496,7 @@ _pools: weakref.WeakSet[WorkerPool[Any]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """Locks that a thread of the parent may have held are made anew; the core does the same for its own."""
+    """Replaces the locks that a thread of the parent may have held; the core does the same with its own."""
     global _claims_lock
     _claims_lock = threading.RLock()
     at_exit.after_fork_in_child()
@@ -434,18 +516,18 @@ _claims_lock = threading.RLock()  # re-entrant: the collector may run a finalize
 
 
 def _claim(listed: list[Any], pool: WorkerPool[Any]) -> None:
-    """Makes the workers the pool's, all or none. By identity: a worker need not be hashable.
+    """Records that the workers belong to the pool, all or none. By identity: a worker need not be hashable.
 
-    Under the lock no user's code is called, and nothing is dropped: messages and errors are made after it.
+    Under the lock no user code is called and no reference is dropped: errors and their messages are made after it.
     """
     claims = []
     for worker in listed:
-        # Called with the dead reference, which pop takes for its default; no inner function: where one cannot be
-        # made for want of memory, 3.12 and 3.13 crash.
+        # Called with the dead reference, which pop takes for its default. Not an inner function: CPython 3.12 and 3.13
+        # crash if there is no memory to make one.
         forget = functools.partial(_claims.pop, id(worker))
         claims.append((weakref.ref(worker, forget), weakref.ref(pool)))
     seen: dict[int, None] = {}
-    held: list[Any] = []  # what the claims refer to: it may be the last reference
+    held: list[Any] = []  # objects that the claims refer to: this may be the last reference
     taken = owner = None
     with _claims_lock:
         for worker in listed:
@@ -469,7 +551,7 @@ def _claim(listed: list[Any], pool: WorkerPool[Any]) -> None:
 
 
 def _limit(timeout: Any) -> float | None:
-    """Seconds, or None for no limit, which infinity is as well."""
+    """Returns the seconds, or None for no limit: for None, infinity, and more than a lock can wait."""
     if timeout is None:
         return None
     limit = seconds("timeout", timeout, optional=True)

@@ -1,6 +1,6 @@
-"""Worker, the stateful processor of operations, and TaskWorker, which runs Tasks.
+"""Worker, the stateful processor of operations; TaskWorker, which runs Tasks; and the checks of a pool's workers.
 
-May import `operation`, and nothing above.
+May import `operation` and `errors`.
 """
 
 from __future__ import annotations
@@ -20,80 +20,105 @@ OpT = TypeVar("OpT", bound=Operation)
 
 
 class Worker(ABC, Generic[OpT]):
-    """A stateful processor of operations, living on one thread of its own.
+    """A stateful processor of operations, with a thread of its own.
 
-    Only `process` must be written. The pool calls all of these on the worker's own thread, so a connection opened in
-    `init` can be used in `process`: `init`, then `process` for one operation after another, then `cleanup`. A worker
-    belongs to one pool.
+    Only `process` must be defined. The pool calls `init`, then `process` for one operation after another, then
+    `cleanup`, all on the worker's own thread, so that a connection opened in `init` can be used in `process`. Only
+    `interrupt` is called from another thread. A worker belongs to one pool.
 
     >>> class Doubler(Worker):
     ...     def process(self, op):
     ...         op.number *= 2
     """
 
-    #: Exceptions of `process` that mean: failed this time, try again. As if it had raised `Retry`. A subclass of
-    #: Exception, or a tuple of them; not `Retry` or `Reject`.
+    #: Exceptions of `process` that count as `Retry`: the operation is tried again. A subclass of Exception other than
+    #: `Retry` and `Reject`, or a tuple of such classes. Checked when the pool is made.
     retry_on: type[Exception] | tuple[type[Exception], ...] = ()
 
     def init(self) -> None:
-        """Called before the first operation, and after each restart."""
+        """Called before the first operation and after each restart. If it raises, `WorkerPool.start` does too."""
 
     @abstractmethod
     def process(self, op: OpT) -> None:
-        """Does the work. What it returns is ignored; what it raises decides what happens to the operation.
+        """Does the work of one operation. If it returns, the operation has succeeded; the return value is ignored.
 
-        `Retry`, or an exception of `retry_on`: failed this time, put it back for another worker; counts a try.
-        `Reject`: not mine, hand it to a worker that has not rejected it; counts no try. Any other `Exception`: failed
-        for good. Any other `BaseException`: failed for good, and the worker has crashed; it is cleaned up and
-        restarted.
+        Args:
+            op: The operation.
+
+        Raises:
+            Retry: The try failed: the operation goes back to the queue, for another worker if there is one, and one try
+                is counted. An exception of `retry_on` does the same.
+            Reject: This worker does not take the operation: it is given to a worker that has not rejected it. No try is
+                counted. Rejected by all workers, it fails with `Unroutable`.
+            Exception: Any other one: the operation fails for good.
+            BaseException: Any other one is a crash: the operation fails for good, and the worker is cleaned up and
+                restarted.
         """
 
     def handle_error(self, error: BaseException, op: OpT) -> None:
-        """Called after an operation failed for good, before its `done()`; not after a crash.
+        """Called after an operation has failed for good, before its `done()`. Not called after a crash.
 
-        What it raises means that the worker is broken: it is restarted; the operation keeps its error.
+        If it raises, the worker counts as crashed and is restarted; `op.error` stays what `process` raised.
+
+        Args:
+            error: What `process` raised.
+            op: The operation.
         """
 
     def equal(self, other: Worker[Any]) -> bool:
-        """Whether the other worker would do no better with an operation that this one failed. Default: only itself.
+        """Whether another worker is equivalent to this one for retries. Default: identity.
 
-        Asked on this worker's thread; must be constant during a run.
+        A retried operation goes to a worker that is not equal to those that have tried it, as long as such a worker is
+        alive. Called on this worker's thread; must be constant during a run.
+
+        Args:
+            other: A worker of the same pool.
+
+        Returns:
+            Whether an operation that failed here would be expected to fail there as well.
         """
         return self is other
 
     def cleanup(self) -> None:
-        """Called once after each `init`, also after one that raised. What it raises is logged."""
+        """Called once after each `init`, also after an `init` that raised. What it raises is logged."""
 
     def interrupt(self) -> None:
-        """Called when `shutdown(timeout=)` has run out while this worker still runs an operation. Default: nothing.
+        """Makes a running `process` return early. Default: does nothing.
 
-        The one method that is called from another thread, the one that shuts down: make `process` return soon, by
-        closing its socket, say.
+        Called when the `timeout` of `WorkerPool.shutdown` has passed while this worker still runs an operation. The
+        only method that is called from another thread, the one that calls `shutdown`. It may close a socket, for
+        example.
         """
 
 
 class TaskWorker(Worker[Task[Any]]):
-    """Runs Tasks."""
+    """A worker that runs Tasks: `process` calls `Task.run`."""
 
     def process(self, op: Task[Any]) -> None:
+        """Calls `op.run()`.
+
+        Args:
+            op: The task.
+        """
         op.run()
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# what a pool checks when it is made
+# checks that a pool makes when it is created
 
 _METHODS = ("init", "process", "handle_error", "equal", "cleanup", "interrupt")
 
 
 def check_worker(worker: Worker[Any], known: set[type]) -> None:
-    """TypeError for a method that would not run when a pool's thread calls it: a coroutine's or a generator's.
+    """Raises TypeError if a method would not run when it is called: a coroutine function or a generator function.
 
     Args:
-        known: Classes whose functions have been found good; a class is added to them.
+        worker: The worker to check.
+        known: Classes that need no further check; the worker's class is added if all its methods are plain functions.
     """
     cls = type(worker)
     own = getattr(worker, "__dict__", ())
-    if cls in known and True not in [name in own for name in _METHODS]:  # no generator: see WorkerPool.stats
+    if cls in known and True not in [name in own for name in _METHODS]:  # not a generator: see WorkerPool.stats
         return
     for name in _METHODS:
         method = getattr(worker, name)
@@ -110,10 +135,10 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
 
 
 def _returns(method: Any) -> str | None:
-    """What kind of function it is that does not run when it is called, as far as can be seen; or None."""
+    """Returns the kind of a function that does not run when it is called, if that can be detected; None for others."""
     while isinstance(method, functools.partial):
         method = method.func
-    for function in (method, getattr(type(method), "__call__", None)):  # noqa: B004  # to look at it
+    for function in (method, getattr(type(method), "__call__", None)):  # noqa: B004  # inspected, not called
         if inspect.iscoroutinefunction(function):
             return "a coroutine function (async def)"
         if inspect.isasyncgenfunction(function):
@@ -139,7 +164,7 @@ def refuse_unstarted(worker: Worker[Any], name: str, result: object) -> None:
 
 
 def checked_retry_on(worker: Worker[Any]) -> tuple[type[Exception], ...]:
-    """The worker's `retry_on`, as a tuple; TypeError unless it is a subclass of Exception, or a tuple of them."""
+    """Returns the worker's `retry_on` as a tuple. TypeError unless it is a subclass of Exception or a tuple of them."""
     given: Any = worker.retry_on
     kinds = tuple(given) if isinstance(given, tuple) else (given,)
     for kind in kinds:
