@@ -286,7 +286,7 @@ def test_a_stopped_loop_of_this_very_thread_does_not_delay_the_one_that_runs() -
 
 
 def test_a_ring_and_notified_tasks_of_a_stopped_loop_are_collected() -> None:
-    """The landing's chain, a cycle of raw pointers, is known to the collector."""
+    """The chain of a LoopMailbox, a cycle of raw pointers, is visible to the garbage collector."""
 
     class Item:
         """Marks the loop that goes with it."""

@@ -15,7 +15,7 @@ CORE = Path("src/ringmill/_core")
 MACHINE = [HERE / "memory.cc", HERE / "threads.cc"]
 OWN_MODULES = ["fixture", "ring_calls", "pool_calls", "hub_calls", "execution"]
 
-# What is changed in the copy: file, text (once there), what stands there instead.
+# Changes in the copy: file, text (found exactly once), replacement.
 CHANGED = [
     # a slot's item is watched for races
     (CORE / "ring/ring.pxd", "        PyObject* item;\n", "        std::plain_variable<PyObject*> item;\n"),
@@ -29,7 +29,7 @@ class BuildError(Exception):
 
 
 def build(folder: Path, source: Path = ROOT, instead: dict[str, str] | None = None) -> None:
-    """Builds what is in `source` in `folder`; once more, only what has changed since.
+    """Builds the core of `source` in `folder`; a second time, only what has changed since.
 
     `instead`: other texts of the core's files, by their paths within the core.
     """
@@ -42,7 +42,7 @@ def build(folder: Path, source: Path = ROOT, instead: dict[str, str] | None = No
     texts |= {CORE / name: text for name, text in (instead or {}).items()}
     for name, old, new in CHANGED:
         if texts[name].count(old) != 1:
-            raise BuildError(f"{name}: {old.strip()!r} stands there {texts[name].count(old)} times")
+            raise BuildError(f"{name}: {old.strip()!r} occurs {texts[name].count(old)} times")
         texts[name] = texts[name].replace(old, new)
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

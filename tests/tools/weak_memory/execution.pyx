@@ -14,7 +14,7 @@
 #   j        wait until all tasks are done, then write to its own items again   RingBuffer.join
 #   o        a task of a stopped loop waits for an item, from here on; once     begin_sleep, of a Sleeper
 #
-#   a0       hand operation 0 over: write its input, have it accepted, put it   accept
+#   a0       submit operation 0: write its input, accept it, put it in the ring   accept
 #   r        take one, waiting, and run it, unless it has been cancelled        begin, end, unplace
 #   q0       cancel it, unless it has begun                                     try_cancel, tell
 #   k0 k0?   wait until it is done, or for a while; if it is, read its output   OperationBase.wait
@@ -22,14 +22,14 @@
 #   z0       reset it, as soon as it can be                                     reset
 #
 #   W0       worker 0, until the pool ends; reads inputs, writes outputs        WorkerLoop
-#   d0 D0    hand operation 0 over to the pool, by its queue or its side list   Core.do, submit
-#            d0r: it is put back once; d0j: worker 0 rejects it; d0f: it fails
-#   E2 R     hand over the last two as a batch; read its stream to the end      Core.execute, Stream.read
+#   d0 D0    submit operation 0 to the pool, by its queue or its retry queue     PoolRun.do, submit
+#            d0r: it is retried once; d0j: worker 0 rejects it; d0f: it fails
+#   E2 R     submit the last two as a batch; read its stream to the end         PoolRun.execute, Stream.read
 #   N        read the wrap that there is to the end                             Stream.read
 #   u0       put operation 0 into the ring that is wrapped                      RingBuffer.put
-#   c0       cancel it                                                          Core.cancel
-#   v        look whether the books agree with themselves                       Core.stats
-#   s        accept nothing any more, let the workers finish                    Core.drain
+#   c0       cancel it                                                          PoolRun.cancel
+#   v        check that the counters are consistent                             PoolRun.stats
+#   s        accept no more operations, let the workers finish                  PoolRun.drain
 #
 #   H S      publish an item to all subscriptions of a hub, or to one           HubBase.broadcast, signal
 #   M0       read subscription 0 until it ends; M0o: it drops the oldest,       RingBuffer.get_item
@@ -37,7 +37,7 @@
 #   Y0 U0    subscribe it, which has not been till then; unsubscribe it         HubBase._add, _remove
 #   K        close the hub                                                      HubBase._close
 #
-#   l        add one to a number under a short lock                             acquire, release
+#   l        add one to a number under a SpinLock                               acquire, release
 #
 # Each item has a variable that is not atomic, which its putter writes before the put and its getter reads after the get:
 # where the ring does not order the two, that is a race; as are slots that are read and written at once. Operations have
@@ -112,7 +112,7 @@ cdef void make(Actor* actor, Call* call, Entry* entry) noexcept:
 
 
 cdef void act(void* argument) noexcept:
-    # A thread: makes its calls, and writes down when each began and what it returned.
+    # A thread: makes its calls, and records when each began and what it returned.
     global history_length
     cdef Actor* actor = <Actor*>argument
     cdef Entry entry
@@ -271,7 +271,7 @@ def search(str scenario, int capacity, uint64_t first, int count):
     items, ways, threads = read_scenario(scenario)
     letters = {word[0] for word in scenario.replace("|", " ").split()}
     pool = letters & set(OF_A_POOL)
-    stream = "foreign" if "u" in letters else "drawn" if "N" in letters else ""
+    stream = "external" if "u" in letters else "drawn" if "N" in letters else ""
     late = {int(word[1:]) for word in scenario.replace("|", " ").split() if word[0] == "Y"}
     histories = {}
     for seed in range(first, first + count):

@@ -57,8 +57,8 @@ cdef class Fixture:
     cdef Idle idle              # waits for an item of the ring, if it was told to
     cdef list items             # by number
     cdef list operations
-    cdef int ended[OPERATIONS]  # how often each was ended by a worker, or cancelled, in whatever life
-    cdef int submitted[OPERATIONS]  # how often each was handed over
+    cdef int ended[OPERATIONS]  # how often each was ended by a worker, or cancelled, over all submissions
+    cdef int submitted[OPERATIONS]  # how often each was submitted
     cdef int counted            # under the lock
     cdef SpinLock lock
     cdef PoolRun core              # pools only, like the next
@@ -66,8 +66,8 @@ cdef class Fixture:
     cdef dict streams           # of each thread's execute
     cdef set streamed           # numbers of the operations that come out of one
     cdef int out[OPERATIONS]    # how often each came out of a stream
-    cdef dict ways              # by an operation's number: f, fails; r, is put back once; j, is rejected by worker 0
-    cdef list retries           # by number: how often it was put back
+    cdef dict ways              # by an operation's number: f, fails; r, is retried once; j, is rejected by worker 0
+    cdef list retries           # by number: how often it was retried
     cdef HubBase hub            # hubs only, like the next
     cdef list subscriptions
     cdef list reads             # of each, the numbers of the items that it gave

@@ -207,15 +207,15 @@ cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
         if core.cancel(op):
             fixture.ended[call.number] += 1
     elif call.letter == b"v":
-        check_books(core.stats()[0])
+        check_accounting(core.stats()[0])
     elif call.letter == b"s":
         core.drain()
 
 
-cdef void check_books(dict counts) noexcept:
+cdef void check_accounting(dict counts) noexcept:
     rest = [counts[name] for name in ("queued", "running", "delayed", "succeeded", "failed", "cancelled")]
     if min(rest) < 0 or counts["accepted"] != sum(rest):
-        wm_find("the books do not agree with themselves")
+        wm_find("the counters are not consistent")
 
 
 cdef str complaint(Fixture fixture):
@@ -224,12 +224,12 @@ cdef str complaint(Fixture fixture):
     for k in range(OPERATIONS):
         submitted += fixture.submitted[k]
         if fixture.ended[k] != fixture.submitted[k]:
-            return f"operation {k} was handed over {fixture.submitted[k]} times, and ended {fixture.ended[k]} times"
+            return f"operation {k} was submitted {fixture.submitted[k]} times, and ended {fixture.ended[k]} times"
         if fixture.out[k] != (fixture.ended[k] if k in fixture.streamed else 0):
             return f"operation {k} ended {fixture.ended[k]} times, and came out {fixture.out[k]} times"
     if fixture.core is not None:
         total = fixture.core.stats()[0]
         if total["accepted"] != submitted or total["queued"] or total["running"] or total["delayed"]:
-            return f"{submitted} were handed over, and the books say {total}"
+            return f"{submitted} were submitted, and the counters are {total}"
         fixture.core.finish()
     return ""

@@ -23,7 +23,7 @@ Scenario = tuple[int, str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended: "" or what was found; and all there is to tell."""
+    """The result of a run: "" or the finding; and the full text."""
 
     complaint: str
     text: str

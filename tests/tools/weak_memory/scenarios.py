@@ -95,7 +95,7 @@ POOLS = [
     (1, "u0 u1 x | N s | W0 | W1"),
     (2, "u0 x | N i1 s | d1 | W0 | W1"),
     (1, "u0 u1 x | N s | W0 | c0"),
-    # what comes next covers up for a wake-up that was lost: so nothing comes before it is done
+    # a later submission would hide a lost wake-up: so the next one follows only after the first is done
     (2, "D0 i0 d1 i1 s | W0 | W1"),
     (1, "u0 i0 x | N s | W0"),
     (1, "u0 i0 u1 i1 x | N s | W0 | W1"),
