@@ -7,6 +7,7 @@ pytest runs tests on the main thread; whatever a hook raises, the test sees wher
 
 from __future__ import annotations
 
+import gc
 import asyncio
 import functools
 import logging
@@ -23,6 +24,12 @@ from tests.threads import run_threads, start_threads, wait_until
 
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operations_of_earlier_tests_are_collected() -> None:
+    """Otherwise the errors that those tests left unread are logged during these, which check the log."""
+    gc.collect()
 
 
 def by_raise() -> None:
