@@ -7,9 +7,9 @@ pytest runs tests on the main thread; whatever a hook raises, the test sees wher
 
 from __future__ import annotations
 
-import gc
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import threading
