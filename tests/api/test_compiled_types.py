@@ -61,7 +61,7 @@ for info in pkgutil.walk_packages(ringmill._core.__path__, "ringmill._core."):
                 attempt(lambda: iter(one))
                 for name in dir(kind):
                     if name in ("__class__", "__init_subclass__", "__subclasshook__", "wait", "get", "join", "__next__",
-                                "pause", "put", "await_reports", "await_verdict", "await_over"):
+                                "pause", "put", "await_reports", "await_verdict", "await_over", "run_timer"):
                         continue
                     for count in range(4):
                         if name == "get_many" and count < 2 or name == "aget" and "Sub" in str(kind):
@@ -100,7 +100,7 @@ def made():
 for which, one in enumerate(made()):
     for name in dir(type(one)):
         # These wait, or end the thread's work; or take what no caller of Python's gives.
-        if name in ("__class__", "__next__", "__iter__", "__del__", "wait", "_wait",
+        if name in ("__class__", "__next__", "__iter__", "__del__", "wait", "_wait", "run_timer",
                     "pause", "result", "exception", "get", "put", "aget", "join",
                     "run_timer", "run", "__init_subclass__", "__subclasshook__", "start", "__enter__", "__aenter__",
                     "__await__"):

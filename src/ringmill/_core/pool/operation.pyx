@@ -181,7 +181,7 @@ cdef PyObject* new_error_record(PyObject* error, PyObject* kind, bint seen) noex
         (<ErrorRecord>error_record).kind = <object>kind
         (<ErrorRecord>error_record).seen.store(seen, memory_order_relaxed)  # relaxed: see ErrorRecord
         # not by attribute, which the error's class may override
-        trace = PyException_GetTraceback(error) if error != <PyObject*>None else NULL
+        trace = PyException_GetTraceback(error) if PyExceptionInstance_Check(<object>error) else NULL
         if trace != NULL:
             (<ErrorRecord>error_record).traceback = steal(trace)
     return error_record
@@ -543,6 +543,8 @@ cdef class OperationBase:
 
     def _fail(self, error):
         # Called by the worker that runs the operation: it ends as FAILED although process returns. Task.run uses it.
+        if not PyExceptionInstance_Check(error):
+            raise TypeError(f"error must be an exception, not {describe(error)}")
         cdef PyObject* error_record = new_error_record(<PyObject*>error, <PyObject*>Py_TYPE(<PyObject*>self), False)
         if error_record == NULL:
             raise_set()
