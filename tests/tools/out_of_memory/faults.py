@@ -10,6 +10,7 @@ CPython 3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
 | function | a function is made: where there is no memory, its code loses a reference | CPython 3.12.1, 3.13.0 |
 | hooks | a thread that frees without the GIL while `_testcapi` swaps the allocators crashes | CPython 3.11.7 |
 | start | Thread.start waits for ever: its thread died before it said that it runs | all |
+| kept | Thread.start that raises keeps the thread, and what it was to call, for ever | 3.12.1, 3.13.0 |
 | keywords | an object of a Python subclass of an extension type, made with keywords, crashes | Cython 3.3.1 |
 | raised | a function that raises loses the exception where there is no memory for a frame object | 3.12.1, 3.13.0 |
 | future | asyncio's Future.set_result finds no memory: it is done, and its callback is not called | 3.12.1, 3.13.0 |
@@ -31,6 +32,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +120,23 @@ def start(k: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
+def kept(k: int) -> bool:
+    child = os.fork()  # it may wait for ever as well: see start
+    if child == 0:
+        os.close(2)
+        faulthandler.dump_traceback_later(1, exit=True, file=os.open(os.devnull, os.O_WRONLY))
+        thread = threading.Thread(target=int)
+        reference = weakref.ref(thread)
+        fails(k, thread.start)
+        if thread.is_alive():
+            thread.join()
+        del thread
+        threading._limbo.clear()  # type: ignore[attr-defined]
+        gc.collect()
+        os._exit(2 if reference() is not None else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+
+
 def keywords(k: int) -> bool:
     from faults_base import Base  # type: ignore[import-not-found]
 
@@ -176,7 +195,7 @@ def variable(k: int) -> bool:
 
 if __name__ == "__main__":
     shows = {
-        "spread": spread, "generator": generator, "function": function, "hooks": hooks, "start": start,
+        "spread": spread, "generator": generator, "function": function, "hooks": hooks, "start": start, "kept": kept,
         "keywords": keywords, "variable": variable, "raised": raised, "future": future,
     }[sys.argv[1]]
     for _ in range(2):

@@ -159,6 +159,7 @@ def wrap_ordered(trial: Shortage) -> None:
 @path
 def wrap_thread(trial: Shortage) -> None:
     wrapping(trial, iter, ok, fails, retries, ok, drawn_by="thread")
+    trial.refs.clear()  # CPython keeps a thread that could not start (faults.py: kept), and that holds them
 
 
 def filled(ops: list[Any]) -> RingBuffer[Any]:
