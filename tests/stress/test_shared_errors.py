@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from ringmill import BrokenPool, Closed, Operation, PoolExecutor, PoolNotRunning, Stream, Task, TaskWorker, Worker, WorkerPool
+from ringmill._core.pool.operation import raise_copy
 from tests.threads import run_threads, start_threads
 
 LONG = 30.0  # seconds; reached only by a test that fails
@@ -333,6 +334,16 @@ def test_threads_that_check_one_failed_operation(kind: type[BaseException]) -> N
     finally:
         logging.getLogger("ringmill").removeHandler(handler)
     assert handler.count or kind is ValueError
+
+
+@pytest.mark.stress
+def test_threads_that_copy_one_error() -> None:
+    """The error has no dictionary of attributes yet, which CPython makes when it is asked for."""
+    for _ in range(ROUNDS * 5):
+        error = ValueError("in the worker")
+        copies = run_threads(*[lambda error=error: raise_copy(error, None)] * 3)
+        assert len({id(copy) for copy in copies}) == 3
+        assert all(copy.__cause__ is error for copy in copies)
 
 
 class Formatting(logging.Handler):

@@ -766,10 +766,10 @@ cdef object copy_of(object error):
         for base in kind.__mro__:
             if not base.__flags__ & HEAPTYPE:
                 break
+        fields = error.__dict__  # made by the first who asks; before __reduce__, which does not guard its look at that
         reduced = base.__reduce__(error)
         own = base.__new__(kind, *reduced[1])
         base.__init__(own, *reduced[1])
-        fields = error.__dict__
         if len(reduced) > 2 and type(reduced[2]) is dict:
             for name, value in list(reduced[2].items()):
                 if name not in fields:
