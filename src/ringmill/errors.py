@@ -50,7 +50,8 @@ class RingmillError(Exception):
             given, names = self.__getnewargs_ex__()
         elif hasattr(self, "__getnewargs__"):
             given = self.__getnewargs__()
-        fields: dict[str, Any] = {}  # what a built-in base stores outside `args` and `__dict__`: the name of an ImportError
+        # what a built-in base stores outside `args` and `__dict__`, such as the name of an ImportError
+        fields: dict[str, Any] = {}
         if len(standard) > 2 and isinstance(standard[2], dict):
             for name, value in standard[2].items():
                 if name not in self.__dict__:

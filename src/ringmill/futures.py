@@ -18,8 +18,8 @@ from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from ._core.platform import clock
-from ._core.pool.run import PoolRun
 from ._core.pool.operation import OperationBase
+from ._core.pool.run import PoolRun
 from .arguments import count, describe, seconds
 from .errors import BrokenPool, PoolNotRunning
 from .executor_calls import ExecutorState, ExecutorWorker, MapCall, SubmittedCall

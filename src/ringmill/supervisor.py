@@ -1,15 +1,16 @@
 """The policy of one run of a pool: what happens to operations that fail, when workers restart, how the run ends.
 
 A Supervisor lives from `WorkerPool.start` to the end of its threads. It knows nothing of the WorkerPool, so that a pool
-that is dropped can be collected while its threads still work. Each worker's thread runs `WorkerLoop.run` (worker_loop.pyx),
-which calls `_live` for the worker's life, and `_judge` for each operation that did not simply succeed:
+that is dropped can be collected while its threads still work. Each worker's thread runs `WorkerLoop.run`
+(worker_loop.pyx), which calls `_live` for the worker's life, and `_judge` for each operation that did not simply
+succeed:
 
     init -> report -> (all came up?) -> serve -> [crash -> cleanup -> pause -> init]* -> cleanup -> end
                        no: cleanup, end                  too many: retire; the last one breaks the pool
 
-What runs on a worker's thread here takes no lock and changes nothing in two steps that belong together: an exception may
-come at any line, from a tracer, from another thread, or for want of memory. `WorkerLoop.run` ends the current operation then,
-and calls `_live` again.
+What runs on a worker's thread here takes no lock and changes nothing in two steps that belong together: an exception
+may come at any line, from a tracer, from another thread, or for want of memory. `WorkerLoop.run` ends the current
+operation then, and calls `_live` again.
 
 May import `operation`, `stacks`, `worker` and the compiled core.
 """
@@ -30,8 +31,8 @@ from typing import Any
 
 from ._core.platform import clock
 from ._core.pool.context import InContext
-from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_interrupt
+from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.waiting.wait_queue import check_threads
 from .arguments import seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
@@ -119,7 +120,8 @@ class Supervisor:
                 Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
             while not lost:
                 left = None if deadline is None else max(0.0, deadline - clock.now())
-                if self.core.threads.await_reports(len(self.threads), self.SLICE if left is None else min(self.SLICE, left)):
+                slice_ = self.SLICE if left is None else min(self.SLICE, left)
+                if self.core.threads.await_reports(len(self.threads), slice_):
                     break
                 if left == 0.0:
                     late = True
@@ -129,7 +131,9 @@ class Supervisor:
             self._announce(False)
             raise
         causes = lost + [
-            (worker_loop.worker, worker_loop.start_error) for worker_loop in self.core.worker_loops if worker_loop.start_error is not None
+            (worker_loop.worker, worker_loop.start_error)
+            for worker_loop in self.core.worker_loops
+            if worker_loop.start_error is not None
         ]
         self._announce(not causes and not late)
         return causes, late
@@ -339,9 +343,8 @@ class Supervisor:
             while crashes.times and crashes.times[0] < now - period:
                 crashes.times.popleft()
             if self.settings.max_restarts is not None and len(crashes.times) > self.settings.max_restarts:
-                log_event(
-                    logging.ERROR, "worker %s crashed %d times in %g s", (worker_loop.name, len(crashes.times), period), crash
-                )
+                values = (worker_loop.name, len(crashes.times), period)
+                log_event(logging.ERROR, "worker %s crashed %d times in %g s", values, crash)
                 self._retire(worker_loop)
                 return False
             crashes.streak += 1
@@ -371,7 +374,9 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------------------
     # what becomes of an operation that did not succeed; on its worker's thread
 
-    def _judge(self, worker_loop: WorkerLoop, op: Operation, error: BaseException, raised: bool) -> BaseException | None:
+    def _judge(
+        self, worker_loop: WorkerLoop, op: Operation, error: BaseException, raised: bool
+    ) -> BaseException | None:
         """Ends the current operation or has it tried again. Returns the error if the worker is broken by it.
 
         `raised`: `process` raised the error; otherwise a Task recorded it. What this raises ends the operation, too.
@@ -457,13 +462,13 @@ class Supervisor:
             if timer in self.timers and isinstance(error, RuntimeError):  # it has not started
                 self.timers.remove(timer)
             self.core.give_up_timer()
-            log_event(
-                logging.ERROR, "%r cannot start a thread for the delays of retries, which are not delayed", (self,), error
-            )
+            message = "%r cannot start a thread for the delays of retries, which are not delayed"
+            log_event(logging.ERROR, message, (self,), error)
 
     def _reject(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
         tried_by, rejected_by = worker_loop.retry_masks
-        rejected_by = _union(rejected_by, bytes([index == worker_loop.index for index in range(len(self.core.worker_loops))]))
+        this = bytes([index == worker_loop.index for index in range(len(self.core.worker_loops))])
+        rejected_by = _union(rejected_by, this)
         if not self.core.is_routable(rejected_by):
             unroutable = Unroutable(f"every worker has rejected {describe(op)}")
             unroutable.__cause__ = error

@@ -1,4 +1,6 @@
-"""A fork inside a worker's hook: the child leaves the pool, which is its parent's; the parent goes on as if nothing was."""
+"""A fork inside a worker's hook: the child leaves the pool, which is its parent's; the parent goes on as if nothing
+was.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,7 @@ def source():
 
 def read():
     try:
-        came = list(pool.wrap(source(), buffer=4, feed=sys.argv[1]))
+        came = list(pool.wrap(source(), buffer=4, drawn_by=sys.argv[1]))
     except PoolNotRunning:
         if os.getpid() != parent:
             os._exit(0)
@@ -145,6 +147,6 @@ def test_the_child_of_a_hook_leaves_the_pool(hook: str) -> None:
     run(HOOKS, hook)
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_the_child_of_a_source_is_told_that_the_pool_is_its_parents(feed: str) -> None:
-    run(SOURCE, feed)
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_the_child_of_a_source_is_told_that_the_pool_is_its_parents(drawn_by: str) -> None:
+    run(SOURCE, drawn_by)

@@ -1,7 +1,7 @@
 """Objects of the user's whose every attribute may raise: operations end, waits return, streams end, messages are made.
 
-The code of the pool must look at exceptions by their type alone, never by `__class__`, `__traceback__`, `__cause__` or a
-method that their class, or its metaclass, may have replaced.
+The code of the pool must look at exceptions by their type alone, never by `__class__`, `__traceback__`, `__cause__` or
+a method that their class, or its metaclass, may have replaced.
 """
 
 from __future__ import annotations
@@ -222,13 +222,13 @@ class Source:
 
 
 @pytest.mark.parametrize("error", [*ODD, Closed])
-@pytest.mark.parametrize("feed", ["reader", "thread"])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_what_a_source_raises_comes_out_once(error: type[BaseException], feed: Any, ordered: bool) -> None:
+def test_what_a_source_raises_comes_out_once(error: type[BaseException], drawn_by: Any, ordered: bool) -> None:
     with WorkerPool([Hand()]) as pool:
-        stream = pool.wrap(Source(error), feed=feed, ordered=ordered)
+        stream = pool.wrap(Source(error), drawn_by=drawn_by, ordered=ordered)
         assert all(isinstance(stream.get(LONG), Job) for _ in range(2))
-        with pytest.raises(BaseException) as raised:
+        with pytest.raises(BaseException) as raised:  # noqa: PT011 - the type is checked below
             stream.get(LONG)
         assert type(raised.value) is error
         with pytest.raises(Closed):
@@ -238,7 +238,7 @@ def test_what_a_source_raises_comes_out_once(error: type[BaseException], feed: A
 def test_stop_async_iteration_of_a_source_is_not_the_end() -> None:
     async def read(stream: AsyncIterator[Job]) -> None:
         read = 0
-        with pytest.raises(RuntimeError, match="StopAsyncIteration"):
+        with pytest.raises(RuntimeError, match="StopAsyncIteration"):  # noqa: PT012
             async for _ in stream:
                 read += 1
         assert read == 2
@@ -259,7 +259,7 @@ def test_a_future_raises_an_odd_exception(error: type[BaseException]) -> None:
     with PoolExecutor(1) as executor:
         future = executor.submit(fail)
         for _ in range(3):
-            with pytest.raises(BaseException) as raised:
+            with pytest.raises(BaseException) as raised:  # noqa: PT011 - the type is checked below
                 future.result(LONG)
             assert type(raised.value) is error
         assert executor.submit(int).result(LONG) == 0
@@ -290,10 +290,10 @@ class Overflowing:
 
 @pytest.mark.parametrize("value", [Number(), Described(), OddFloat(1.0), Overflowing()])
 def test_a_number_that_raises_is_a_bad_argument(value: Any) -> None:
-    with pytest.raises(TypeError, match="^limit must be a number of seconds, not ") as raised:
+    with pytest.raises(TypeError, match=r"^limit must be a number of seconds, not ") as raised:
         seconds("limit", value)
     assert raised.value.__cause__ is not None
-    with pytest.raises(TypeError, match="^size must be an integer, not "):
+    with pytest.raises(TypeError, match=r"^size must be an integer, not "):
         count("size", value, 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, InvalidStateError

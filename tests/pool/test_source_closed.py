@@ -74,15 +74,15 @@ class AsyncIterable(Source):
         self.note_close()
 
 
-def make(pool: WorkerPool[Any], feed: str, *args: Any) -> tuple[Any, Stream[Any]]:
-    if feed == "async":
+def make(pool: WorkerPool[Any], drawn_by: str, *args: Any) -> tuple[Any, Stream[Any]]:
+    if drawn_by == "async":
         source: Any = AsyncIterable(*args)
         return source, pool.wrap(source, buffer=3)
     source = Iterable(*args)
-    return source, pool.wrap(source, buffer=3, feed=feed)  # type: ignore[arg-type]
+    return source, pool.wrap(source, buffer=3, drawn_by=drawn_by)  # type: ignore[arg-type]
 
 
-def read(stream: Stream[Any], feed: str) -> tuple[int, list[Exception]]:
+def read(stream: Stream[Any], drawn_by: str) -> tuple[int, list[Exception]]:
     """How many operations came, and what reading raised, until the stream ended."""
     count = 0
     errors: list[Exception] = []
@@ -97,7 +97,7 @@ def read(stream: Stream[Any], feed: str) -> tuple[int, list[Exception]]:
             except Exception as error:
                 errors.append(error)
 
-    if feed == "async":
+    if drawn_by == "async":
         asyncio.run(main())
         return count, errors
     while len(errors) < 5:
@@ -110,62 +110,64 @@ def read(stream: Stream[Any], feed: str) -> tuple[int, list[Exception]]:
     return count, errors
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread", "async"])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread", "async"])
 @pytest.mark.parametrize("count", [0, 1, 10])
-def test_a_source_that_raises_is_closed_once(feed: str, count: int) -> None:
+def test_a_source_that_raises_is_closed_once(drawn_by: str, count: int) -> None:
     error = OSError("the source")
     with WorkerPool([Quick()]) as pool:
-        source, stream = make(pool, feed, count, error)
-        assert read(stream, feed) == (count, [error])
+        source, stream = make(pool, drawn_by, count, error)
+        assert read(stream, drawn_by) == (count, [error])
         assert source.closed == 1
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread", "async"])
-def test_a_source_that_gives_no_operation_is_closed(feed: str) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread", "async"])
+def test_a_source_that_gives_no_operation_is_closed(drawn_by: str) -> None:
     with WorkerPool([Quick()]) as pool:
-        source, stream = make(pool, feed, 4, "no operation")
-        count, errors = read(stream, feed)
+        source, stream = make(pool, drawn_by, 4, "no operation")
+        count, errors = read(stream, drawn_by)
         assert count == 4
         assert [type(error) for error in errors] == [TypeError]
         assert source.closed == 1
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread", "async"])
-def test_what_closing_raises_is_logged(feed: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread", "async"])
+def test_what_closing_raises_is_logged(drawn_by: str, caplog: pytest.LogCaptureFixture) -> None:
     """The reader is told what the source raised, and that alone."""
     error = OSError("the source")
     with WorkerPool([Quick()]) as pool, caplog.at_level(logging.ERROR, "ringmill"):
-        source, stream = make(pool, feed, 2, error, ValueError("closing"))
-        assert read(stream, feed) == (2, [error])
+        source, stream = make(pool, drawn_by, 2, error, ValueError("closing"))
+        assert read(stream, drawn_by) == (2, [error])
     assert source.closed == 1
     assert ["raised while it was closed" in record.getMessage() for record in caplog.records] == [True]
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread", "async"])
-def test_an_exhausted_source_is_not_closed(feed: str) -> None:
-    last = StopAsyncIteration() if feed == "async" else StopIteration()
+@pytest.mark.parametrize("drawn_by", ["reader", "thread", "async"])
+def test_an_exhausted_source_is_not_closed(drawn_by: str) -> None:
+    last = StopAsyncIteration() if drawn_by == "async" else StopIteration()
     with WorkerPool([Quick()]) as pool:
-        source, stream = make(pool, feed, 5, last)
-        assert read(stream, feed) == (5, [])
+        source, stream = make(pool, drawn_by, 5, last)
+        assert read(stream, drawn_by) == (5, [])
         assert source.closed == 0
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_an_error_goes_through_chained_pools_and_closes_all_streams(feed: Any) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_an_error_goes_through_chained_pools_and_closes_all_streams(drawn_by: Any) -> None:
     error = OSError("the source")
     with WorkerPool([Quick()]) as one, WorkerPool([Quick()]) as two, WorkerPool([Quick()]) as three:
         source = Iterable(7, error)
-        first = one.wrap(source, buffer=2, feed=feed)
-        second = two.wrap(first, buffer=2, reset=True, feed=feed)
-        third = three.wrap(second, buffer=2, reset=True, feed=feed)
-        assert read(third, feed) == (7, [error])
+        first = one.wrap(source, buffer=2, drawn_by=drawn_by)
+        second = two.wrap(first, buffer=2, reset=True, drawn_by=drawn_by)
+        third = three.wrap(second, buffer=2, reset=True, drawn_by=drawn_by)
+        assert read(third, drawn_by) == (7, [error])
         assert source.closed == 1
-        assert first.closed and second.closed and third.closed
+        assert [first.closed, second.closed, third.closed] == [True] * 3
 
 
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_a_reader_that_closes_the_last_stream_ends_the_ones_before_it(feed: Any) -> None:
-    """The stream refers to its source no more: nobody reads the first one, so its work is cancelled, its source dropped."""
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_a_reader_that_closes_the_last_stream_ends_the_ones_before_it(drawn_by: Any) -> None:
+    """The stream refers to its source no more: nobody reads the first one, so its work is cancelled, its source
+    dropped.
+    """
     ended = threading.Event()
 
     def source() -> Iterator[Number]:
@@ -178,7 +180,7 @@ def test_a_reader_that_closes_the_last_stream_ends_the_ones_before_it(feed: Any)
             ended.set()
 
     with WorkerPool([Quick()]) as one, WorkerPool([Quick()]) as two:
-        stream = two.wrap(one.wrap(source(), buffer=3, feed=feed), buffer=2, reset=True)
+        stream = two.wrap(one.wrap(source(), buffer=3, drawn_by=drawn_by), buffer=2, reset=True)
         assert next(stream).outcome is Outcome.SUCCEEDED
         stream.close()
         # Polled: free-threaded, what another thread drops lives until its maker, this thread, attaches again.

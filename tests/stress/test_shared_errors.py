@@ -1,9 +1,11 @@
-"""An exception object that several threads get hold of at the same moment: none of them raises it while another one does.
+"""An exception object that several threads get hold of at the same moment: none of them raises it while another one
+does.
 
-CPython adds the frames of each raiser to the object's traceback, which a free-threaded build of CPython 3.13 does not guard.
-Run under ThreadSanitizer (tests/tsan.sh), the stress tests show that.
+CPython adds the frames of each raiser to the object's traceback, which a free-threaded build of CPython 3.13 does not
+guard. Run under ThreadSanitizer (tests/tools/tsan.sh), the stress tests show that.
 """
 
+# ruff: noqa: B023 - the functions end within the turn of the loop that defines them
 from __future__ import annotations
 
 import asyncio
@@ -17,7 +19,18 @@ from typing import Any
 
 import pytest
 
-from ringmill import BrokenPool, Closed, Operation, PoolExecutor, PoolNotRunning, Stream, Task, TaskWorker, Worker, WorkerPool
+from ringmill import (
+    BrokenPool,
+    Closed,
+    Operation,
+    PoolExecutor,
+    PoolNotRunning,
+    Stream,
+    Task,
+    TaskWorker,
+    Worker,
+    WorkerPool,
+)
 from ringmill._core.pool.operation import raise_copy
 from tests.threads import run_threads, start_threads
 
@@ -68,10 +81,10 @@ class HiddenExit(BaseException):
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("feed", ["reader", "thread"])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
 @pytest.mark.parametrize("kind", [Hidden, HiddenExit])
 def test_a_source_may_raise_an_exception_of_which_nothing_can_be_asked(
-    kind: type[BaseException], feed: Any, ordered: bool
+    kind: type[BaseException], drawn_by: Any, ordered: bool
 ) -> None:
     """The stream ends with it, rather than that its readers wait without end."""
     error = kind("odd")
@@ -81,7 +94,7 @@ def test_a_source_may_raise_an_exception_of_which_nothing_can_be_asked(
         raise error
 
     with WorkerPool([Quick()]) as pool:
-        stream = pool.wrap(source(), feed=feed, ordered=ordered)
+        stream = pool.wrap(source(), drawn_by=drawn_by, ordered=ordered)
         got = 0
         raised: list[BaseException] = []
         while not raised:
@@ -152,7 +165,7 @@ def test_what_the_worker_goes_on_to_log_is_raised_as_a_copy_only() -> None:
         assert error is not None
         raised = [raised_by(op.check), raised_by(op.check)]
         assert sum(one is error for one in raised) == (0 if FREE_THREADED else 1)
-        assert all(one is error or one is not None and one.__cause__ is error for one in raised)
+        assert all(one is error or (one is not None and one.__cause__ is error) for one in raised)
 
 
 def test_what_done_raises_is_not_chained_to_the_error_that_others_raise(caplog: pytest.LogCaptureFixture) -> None:
@@ -213,8 +226,8 @@ def test_an_interrupt_in_a_source_is_raised_by_the_reader_that_drew_alone() -> N
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("feed", ["reader", "thread"])
-def test_readers_of_a_source_that_raises(feed: Any) -> None:
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_readers_of_a_source_that_raises(drawn_by: Any) -> None:
     """One reader raises the source's error, the others end, all at the same moment; and each logs what it got."""
 
     def read(stream: Stream[Op]) -> BaseException | None:
@@ -236,7 +249,7 @@ def test_readers_of_a_source_that_raises(feed: Any) -> None:
                     yield Op()
                 raise error
 
-            stream = pool.wrap(source(), buffer=2, feed=feed)
+            stream = pool.wrap(source(), buffer=2, drawn_by=drawn_by)
             raised = run_threads(*[lambda: read(stream)] * 4)
             assert [one for one in raised if one is not None] == [error]
 

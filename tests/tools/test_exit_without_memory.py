@@ -1,4 +1,6 @@
-"""The end of the program while memory is short: that is no Ctrl-C, so no work is cancelled and nothing is left running."""
+"""The end of the program while memory is short: that is no Ctrl-C, so no work is cancelled and nothing is left
+running.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 Each public call runs in a process of its own (out_of_memory): with each of its first allocations failing alone, and
 with those after it. RINGMILL_LONG=1 fails the first 200 instead of 40. Each path that an operation can take runs with a
 sample of shortages of 1 to 8 and of 100 allocations, which begin at the points of the path, on its thread
-(out_of_memory/shortage.py); `python -m tests.tools.out_of_memory --long` runs all of them. What CPython and Cython do wrong
-themselves is in out_of_memory/faults.py. Not shown: free-threaded builds (below).
+(out_of_memory/shortage.py); `python -m tests.tools.out_of_memory --long` runs all of them. What CPython and Cython do
+wrong themselves is in out_of_memory/faults.py. Not shown: free-threaded builds (below).
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ GROUPS = 4
 SAMPLE = 3  # cases for each point of each path
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="set_nomemory fails on other threads than its caller's from 3.12 on only")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="set_nomemory fails on other threads than its caller's from 3.12 on only"
+)
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_no_path_of_an_operation_loses_it_where_memory_is_short(group: int) -> None:
     """No crash, no hang; one outcome, out of the stream once, counts that agree, threads that end, nothing leaked."""

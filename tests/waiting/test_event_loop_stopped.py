@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import functools
 import gc
 import random
@@ -295,7 +296,7 @@ def test_a_ring_and_notified_tasks_of_a_stopped_loop_are_collected() -> None:
     stopped = StoppedLoop(ring.aget, ring.aget)
     for task in stopped.tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-    start_threads(lambda: ring.put_many([1]), lambda: ring.put(2)).join()
+    start_threads(functools.partial(ring.put_many, [1]), functools.partial(ring.put, 2)).join()
     gone: list[Any] = []
     gone.append(weakref.ref(ring))
     stopped.loop.marks = Item()  # type: ignore[attr-defined]
@@ -385,10 +386,8 @@ def test_threads_and_loops_share_a_ring_while_other_loops_are_idle(kind: str, ca
     late: list[int] = []
 
     async def take_one() -> None:
-        try:
+        with contextlib.suppress(Closed):
             late.append(await ring.aget())
-        except Closed:
-            pass
 
     async def take_all() -> list[int]:
         return [item async for item in ring]

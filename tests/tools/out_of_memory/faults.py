@@ -17,9 +17,9 @@ CPython 3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
 | variable | ContextVar.set crashes where two allocations in a row fail: its token's, and the next | 3.11.7 to 3.13.0 |
 
 `start` is excused, and `function` made harmless (__main__.py); the hooks are put in once (trial.py). The others are
-avoided: compiled code has an exception where one was lost (primitives.pxd), copies are made by hand, lists stand for generators, setup.py turns that code of Cython's off, and allocations
-fail one by one only where a variable is set (trial.alone). For `keywords`, compile `cdef class Base: pass` as
-faults_base.pyx.
+avoided: compiled code has an exception where one was lost (primitives.pxd), copies are made by hand, lists stand for
+generators, setup.py turns that code of Cython's off, and allocations fail one by one only where a variable is set
+(trial.alone). For `keywords`, compile `cdef class Base: pass` as faults_base.pyx.
 """
 
 from __future__ import annotations

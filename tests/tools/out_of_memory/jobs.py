@@ -9,7 +9,6 @@ from typing import Any
 from ringmill import Closed, Operation, Outcome, Reject, Retry, RingBuffer, Worker, WorkerPool
 from tests.tools.out_of_memory.shortage import LIMIT, OUTCOMES, Shortage, Waiter, attempt, read, threads_of, wait_for
 
-
 Act = Callable[["Hand", "Job"], None]
 
 

@@ -8,7 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 from ringmill import Closed, Reject, Retry, RingBuffer, WorkerInitError, WorkerPool
-from tests.tools.out_of_memory.jobs import Gate, Hand, Job, Told, each, fails, finish, ok, pool_of, retries, retries_late, stands
+from tests.tools.out_of_memory.jobs import (
+    Gate,
+    Hand,
+    Job,
+    Told,
+    each,
+    fails,
+    finish,
+    ok,
+    pool_of,
+    retries,
+    retries_late,
+    stands,
+)
 from tests.tools.out_of_memory.shortage import LIMIT, Shortage, Waiter, attempt, path, read, wait_for
 
 

@@ -36,12 +36,13 @@ def awaited(trial: Shortage) -> None:
     async def limited() -> None:
         await asyncio.wait_for(main(), 2.0)
 
-    attempt(trial, lambda: asyncio.run(limited()), RuntimeError, SystemError, AttributeError, TimeoutError)  # asyncio's own
+    # asyncio's own errors:
+    attempt(trial, lambda: asyncio.run(limited()), RuntimeError, SystemError, AttributeError, TimeoutError)
     gate.open()
     wait_for(ops)
     came.rest(stream)
-    # Not that all came out: a future of asyncio loses a callback (faults.py: future), a coroutine its result, for want of
-    # memory on the loop's thread.
+    # Not that all came out: a future of asyncio loses a callback (faults.py: future), a coroutine its result, for want
+    # of memory on the loop's thread.
     assert len({id(op) for op in came.items[: came.count]}) == came.count
     assert {id(op) for op in came.items[: came.count]} <= {id(op) for op in ops}
     finish(trial, pool, [gate, *ops])

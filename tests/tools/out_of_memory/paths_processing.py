@@ -7,7 +7,32 @@ from collections.abc import Callable
 from typing import Any
 
 from ringmill import Reject, Retry, Task, TaskWorker, WorkerPool
-from tests.tools.out_of_memory.jobs import Alike, Broken, Crash, Gate, Hand, Handling, Job, Raises, Told, crashes, each, fails, finish, never_ends, odd, odd_retry, ok, pool_of, rejects, rejects_first, retries, retries_late, retries_on, runs
+from tests.tools.out_of_memory.jobs import (
+    Alike,
+    Broken,
+    Crash,
+    Gate,
+    Hand,
+    Handling,
+    Job,
+    Raises,
+    Told,
+    crashes,
+    each,
+    fails,
+    finish,
+    never_ends,
+    odd,
+    odd_retry,
+    ok,
+    pool_of,
+    rejects,
+    rejects_first,
+    retries,
+    retries_late,
+    retries_on,
+    runs,
+)
 from tests.tools.out_of_memory.shortage import Shortage, Waiter, attempt, path, read, wait_for
 
 

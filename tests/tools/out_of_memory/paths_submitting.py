@@ -9,7 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 from ringmill import Outcome, PoolNotRunning, RingBuffer
-from tests.tools.out_of_memory.jobs import Act, Gate, Hand, Job, crashes, each, fails, finish, ok, pool_of, rejects, retries, stands
+from tests.tools.out_of_memory.jobs import (
+    Act,
+    Gate,
+    Hand,
+    Job,
+    each,
+    fails,
+    finish,
+    ok,
+    pool_of,
+    rejects,
+    retries,
+)
 from tests.tools.out_of_memory.shortage import LIMIT, Read, Shortage, attempt, path, read, threads_of, wait_for
 
 
@@ -122,7 +134,9 @@ def executes_refused(trial: Shortage) -> None:
     assert not finish(trial, pool, ops)
 
 
-def wrapping(trial: Shortage, source: Callable[[list[Any]], Any], *acts: Act, ordered: bool = False, **options: Any) -> None:
+def wrapping(
+    trial: Shortage, source: Callable[[list[Any]], Any], *acts: Act, ordered: bool = False, **options: Any
+) -> None:
     pool = pool_of(trial)
     pool.start()
     trial.live = True
@@ -133,7 +147,7 @@ def wrapping(trial: Shortage, source: Callable[[list[Any]], Any], *acts: Act, or
 
     def section() -> None:
         trial.at("wrap")
-        stream[0] = pool.wrap(made, buffer=2, ordered=ordered, **options)
+        stream[0] = pool.wrap(made, buffer=2, ordered=ordered, **options)  # noqa: F821 - it is deleted after this
         trial.at("read")
         came.all(stream[0])
 

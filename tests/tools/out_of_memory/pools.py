@@ -339,7 +339,7 @@ def drawing(trial: Trial, pools: Callable[[], Any]) -> None:
             trial(stream.get, 0.0001)
     rest = []
     with contextlib.suppress(MemoryError, PoolNotRunning):  # what ends the source, that is what its reader gets
-        for op in stream:  # noqa: PERF402  # those before the error count
+        for op in stream:  # those before the error count
             rest.append(op)
     for op in ops:
         assert rest.count(op) == (op.outcome is Outcome.SUCCEEDED)

@@ -1,12 +1,13 @@
 """Every path that an operation can take, while allocations fail at a point of it: in `process`, in a hook, in a call.
 
-A path is a function that makes a pool, has operations run in it, and checks what came of them. It calls `trial.at(point)`
-at the points where the shortage may begin: `trial` begins it at one of them, on that thread, and `trial.end()` ends it. The
-shortage is the process's, so each path runs in a process of its own, a fork of one in which it has run before.
+A path is a function that makes a pool, has operations run in it, and checks what came of them. It calls
+`trial.at(point)` at the points where the shortage may begin: `trial` begins it at one of them, on that thread, and
+`trial.end()` ends it. The shortage is the process's, so each path runs in a process of its own, a fork of one in which
+it has run before.
 
-Whatever fails, each operation that was accepted has one outcome, comes out of its stream once, and wakes the threads that
-wait for it; the counts agree with the outcomes; `shutdown` returns, no thread is left, the pool can be started again, and
-nothing is leaked.
+Whatever fails, each operation that was accepted has one outcome, comes out of its stream once, and wakes the threads
+that wait for it; the counts agree with the outcomes; `shutdown` returns, no thread is left, the pool can be started
+again, and nothing is leaked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any
 
 from ringmill import BrokenPool, Operation, Outcome, PoolNotRunning
 from tests.tools.out_of_memory.trial import CPYTHONS_OWN, NONE
-
 
 LIMIT = 20.0  # seconds: an operation that has not ended by then is lost
 OUTCOMES = {Outcome.SUCCEEDED: "succeeded", Outcome.FAILED: "failed", Outcome.CANCELLED: "cancelled"}

@@ -1,7 +1,7 @@
 """Runs the paths (shortage.py): each case in a fork of a process in which the path has run before.
 
-A case is a path, a point of it, the allocation after that point that fails first, and how many fail in a row. A sweep runs
-all of them: from each allocation on, until the path needs no more. A sample runs some for each point.
+A case is a path, a point of it, the allocation after that point that fails first, and how many fail in a row. A sweep
+runs all of them: from each allocation on, until the path needs no more. A sample runs some for each point.
 
 Excused are hangs of CPython's own, each by what the stacks or the thread's own report say (faults.py has them without
 ringmill): nothing else.
@@ -193,7 +193,7 @@ def sweep(names: list[str], sample: int | None, seed: int) -> Sweep:
 
 
 def main(arguments: list[str]) -> int:
-    """`NAME,NAME... [SAMPLE [SEED]]`, or `NAME POINT START LENGTH` for one case. Prints what went wrong, and figures."""
+    """`NAME,NAME... [SAMPLE [SEED]]`, or `NAME POINT START LENGTH` for one case. Prints failures, and counts."""
     if len(arguments) == 4:
         prepare()
         points_of(arguments[0])
