@@ -85,7 +85,9 @@ class Supervisor:
         self.settings = settings
         self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
         self.core = new_run(self, workers, settings.queue_size, settings.context)
-        self.retry_on = [(Retry, *checked_retry_on(worker)) for worker in workers]  # by index
+        self.retry_on: list[tuple[type[BaseException], ...]] = [
+            (Retry, *checked_retry_on(worker)) for worker in workers
+        ]  # by index
         self.crashes = [Crashes() for _ in workers]  # by index: each for its own thread
         self.timers: list[threading.Thread] = []  # the timer's, from the first retry on that has a delay
         self.joined = False  # all of them: a finalizer that asks again finds Thread.join's own names gone

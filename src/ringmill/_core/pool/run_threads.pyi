@@ -1,6 +1,6 @@
 from typing_extensions import disjoint_base
 
-from .ring_buffer import RingBuffer
+from ..ring.ring_buffer import RingBuffer
 
 @disjoint_base
 class RunThreads:
