@@ -78,7 +78,7 @@ class Supervisor:
 
     #: Seconds. A signal that comes just before the main thread waits for a lock does not end that wait: it ends itself.
     SLICE = 1.0
-    _take_interrupt = staticmethod(take_interrupt)  # no global name: see end
+    _take_interrupt: Any = staticmethod(take_interrupt)  # no global name: see end
 
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
         self.name = name = settings.name

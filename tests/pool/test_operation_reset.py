@@ -99,7 +99,7 @@ def test_a_cancelled_operation_cannot_be_used_again_before_its_place_is_passed()
         with held(one):
             op = one.do(Job())
             assert op.cancel()
-            with pytest.raises(OperationReused, match="place"):
+            with pytest.raises(OperationReused, match="still has an entry"):
                 op.reset()
             for pool in (one, two):
                 with pytest.raises(OperationReused):
