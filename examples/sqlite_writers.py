@@ -3,7 +3,7 @@
     python examples/sqlite_writers.py
 
 Each writer opens a connection of its own in `init`, on its own thread, as sqlite3 wants it. The one with the bad disk
-inserts its row, then fails before the commit and rolls back. `retry_on` makes that a redrive: the pool hands the row to
+inserts its row, then fails before the commit and rolls back. `retry_on` makes that a retry: the pool hands the row to
 a writer that has not had it. The lines on stdout say who retried what; at the end the rows are counted in the database.
 
 Exit status: 0 if each row is in the table exactly once; 1 if not; 2 for bad arguments.
@@ -87,12 +87,12 @@ def write_rows(path: Path, rows: int, writers: int, failing: int) -> list[Insert
         connection.execute("CREATE TABLE rows (key INTEGER, text TEXT, writer TEXT)")  # no UNIQUE that would help us
 
     everybody = threading.Barrier(writers)
-    crew = [
+    workers = [
         (FailingWriter if number < failing else Writer)(f"writer-{number}", path, everybody)
         for number in range(writers)
     ]
     done = []
-    with WorkerPool(crew, name="sqlite") as pool:
+    with WorkerPool(workers, name="sqlite") as pool:
         for op in pool.execute([Insert(key, f"row {key}") for key in range(rows)]):
             done.append(op)
             if op.failed_by:

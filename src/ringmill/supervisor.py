@@ -312,7 +312,7 @@ class Supervisor:
     def _serve(self, worker_loop: WorkerLoop) -> bool:
         """Runs operations until the pool ends: False; or until the worker is broken: True.
 
-        See worker_loop.pyx for what the runner does between two calls of `process`.
+        See worker_loop.pyx for what the WorkerLoop does between two calls of `process`.
         """
         process = worker_loop.worker.process
         if self.settings.context:

@@ -72,14 +72,14 @@ def test_a_worker_whose_supervision_fails_for_good_leaves_its_retries_to_the_oth
     """A worker that is given up takes nothing any more, so the one that had an operation before may try it again."""
     live = Supervisor._live
 
-    def fail_for_good(self: Supervisor, runner: Any) -> None:
-        if runner.index != 0:
-            live(self, runner)
+    def fail_for_good(self: Supervisor, worker_loop: Any) -> None:
+        if worker_loop.index != 0:
+            live(self, worker_loop)
             return
-        if not runner.has_reported:
-            error = runner.call_init()
-            runner.set_alive(error is None)
-            runner.report(error)
+        if not worker_loop.has_reported:
+            error = worker_loop.call_init()
+            worker_loop.set_alive(error is None)
+            worker_loop.report(error)
         raise ValueError("again and again")
 
     class Direct(Delayer):

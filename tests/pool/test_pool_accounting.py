@@ -42,7 +42,7 @@ class Job(Operation):
 
 
 class Ledger:
-    """The callers' own books. Lists, since appending is atomic and their length only grows."""
+    """The callers' own accounts. Lists, since appending is atomic and their length only grows."""
 
     def __init__(self) -> None:
         self.before: list[None] = []  # about to be handed over
@@ -104,7 +104,7 @@ def test_the_books_before_and_after() -> None:
         assert figures(pool.stats()) == expect(accepted=5, succeeded=5)
     assert figures(pool.stats()) == expect(accepted=5, succeeded=5)
     with pool:
-        assert figures(pool.stats()) == expect()  # a new run, new books
+        assert figures(pool.stats()) == expect()  # a new run, new counts
 
 
 def test_every_part_of_the_books_in_turn() -> None:

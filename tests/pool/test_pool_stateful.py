@@ -230,7 +230,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert stats.running <= WORKERS
 
     def settle(self) -> None:
-        """The run is over: every operation has one end, came out of its stream once, and the books say so."""
+        """The run is over: every operation has one end, came out of its stream once, and the counts say so."""
         assert self.pool.shutdown() == []
         for stream, jobs, came in self.streams:
             came += stream

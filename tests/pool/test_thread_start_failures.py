@@ -130,10 +130,10 @@ def test_a_thread_that_ends_before_it_reports(which: int, place: str, monkeypatc
                 raise MemoryError
             run(thread)
 
-        def broken_live(run: Supervisor, runner: Any) -> None:
-            if runner.index == which:
+        def broken_live(run: Supervisor, worker_loop: Any) -> None:
+            if worker_loop.index == which:
                 raise MemoryError
-            live(run, runner)
+            live(run, worker_loop)
 
         if place == "thread":
             patch.setattr(threading.Thread, "run", broken_run)
@@ -168,7 +168,7 @@ def test_a_start_that_failed_to_report_its_failure(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_last_worker_fails_to_report_its_retirement(monkeypatch: pytest.MonkeyPatch) -> None:
-    def retire(run: Supervisor, runner: Any) -> None:
+    def retire(run: Supervisor, worker_loop: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Supervisor, "_retire", retire)

@@ -341,7 +341,7 @@ def one_round(seed: int) -> Counter[str]:
         Outcome.FAILED: stats.failed,
         Outcome.CANCELLED: stats.cancelled,
     }
-    assert {outcome: outcomes[outcome] for outcome in booked} == booked, "the books do not agree"
+    assert {outcome: outcomes[outcome] for outcome in booked} == booked, "the counts do not agree"
     assert stats.accepted == len(accepted)
     assert stats.tries == sum(job.tries for job in accepted)
     assert (stats.queued, stats.running, stats.delayed) == (0, 0, 0)

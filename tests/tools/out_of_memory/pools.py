@@ -52,7 +52,7 @@ class JobWorker(TaskWorker):
 
 
 def over(pool: WorkerPool[Any], *, lost: int = 0) -> None:
-    """The pool ends, and its books agree: all that was accepted has an outcome."""
+    """The pool ends, and its counts agree: all that was accepted has an outcome."""
     pool.shutdown()
     stats = pool.stats()
     assert stats.queued == stats.running == stats.delayed == 0, stats

@@ -8,7 +8,7 @@ from ringmill._core.pool.operation cimport OperationBase
 from ringmill._core.waiting.wait_queue cimport SpinLock
 
 cdef class RetryEntry:
-    # An operation outside of its feed's ring. Its owner (a worker, or the queue that it stands in) alone writes it.
+    # An operation outside the ring of its source. Its owner (a worker, or the queue that it stands in) alone writes it.
     cdef readonly OperationBase operation
     cdef WorkSource source
     cdef uint64_t position

@@ -421,7 +421,7 @@ cdef class PoolRun(OwnerPool):
         self.submit_unbounded(op)
 
     def execute(self, operations):
-        """Accepts all or none, as one feed; returns it, to be read."""
+        """Accepts all or none, as one WorkSource; returns that, to be read."""
         cdef list ops
         cdef Py_ssize_t count, k = 0, taken = 0
         cdef PyObject* raw
@@ -808,7 +808,7 @@ cdef class PoolRun(OwnerPool):
         return unlisted
 
     cdef int end_unbegun(self, WorkSource source, uint32_t phase, list ended) except -1:
-        # Ends all that waits in a feed of our own, without a worker, and appends it to `ended`. Returns as end_one.
+        # Ends all that waits in a source of our own, without a worker, and appends it to `ended`. Returns as end_one.
         cdef PyObject* raw = NULL
         cdef uint64_t position = 0
         cdef Renewal renewal = AS_IT_IS
@@ -835,7 +835,7 @@ cdef class PoolRun(OwnerPool):
         if self.phase.load(memory_order_relaxed) < phase:  # relaxed: written under the lock
             self.phase.store(phase, memory_order_release)  # release: pairs with check_open
         release(&self.lock)
-        # No feed is linked from here on. A batch has ended already; the others end now, with an error for the reader.
+        # No source is linked from here on. A batch has ended already; the others end now, with an error for the reader.
         for source in self.linked_sources():
             source.end(failure)
         self.inbox.close_ring()  # wakes those who wait for room
@@ -918,7 +918,7 @@ cdef class PoolRun(OwnerPool):
                 source.abort(PoolNotRunning(f"{self.policy!r} was shut down while a worker was stuck in an operation"))
 
     def finish(self):
-        """The last thread has ended. Lets go of the feeds, and of the rings that have bells in them.
+        """The last thread has ended. Releases the sources, and the rings that have watchers in them.
 
         Nothing is pending, unless a worker had no memory to say that it was the last: then it ends here.
         """

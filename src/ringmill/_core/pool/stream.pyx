@@ -828,7 +828,7 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
         while True:
             try:
                 source.permits.put(None)
-            except Closed:  # the feed has ended; what the source raises may be a Closed, too
+            except Closed:  # the WorkSource has ended; what the source raises may be a Closed, too
                 error = None
                 break
             raw = PyIter_Next(iterator)

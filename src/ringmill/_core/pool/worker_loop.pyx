@@ -59,7 +59,7 @@ cdef extern from "Python.h":
     PyObject* Py_False
 
 cdef enum:
-    TURN = 32                   # operations that a worker takes from one feed before it looks at the next
+    TURN = 32                   # operations that a worker takes from one source before it looks at the next
     # what take() found
     NOTHING = 0
     FOUND = 1
@@ -159,7 +159,7 @@ cdef class WorkerLoop:
         if result == DONE and renewal == PASS:
             notify(&source.pending.not_full)
             emit(source, op, self.position)
-            return NOTHING  # the caller goes on to the next feed, which may be this one
+            return NOTHING  # the caller goes on to the next source, which may be this one
         if result == DONE:
             self.state.op = op
             if renewal == RENEW:
@@ -190,7 +190,7 @@ cdef class WorkerLoop:
         return 0
 
     cdef inline int take_again(self) noexcept:
-        # take(), where it is the same feed's turn still, and nothing stands aside.
+        # take(), where it is the same source's turn still, and nothing stands aside.
         cdef PyObject* source = <PyObject*>self.source  # borrowed, like the next: no reference is counted
         cdef PyObject* pending
         if (
@@ -254,13 +254,13 @@ cdef class WorkerLoop:
 
     # The loop. The policy runs it, on the worker's thread:
     #
-    #     for op in runner:       __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
+    #     for op in loop:         __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
     #         process(op)         a raise leaves the loop, and the policy ends the operation at hand or puts it back
     #         del op              nobody holds it while the worker waits
     #                             __next__: settles the operation at hand as succeeded, and takes the next one
     #
     # Python calls `process`, since a call from Python into Python costs less than one from C. Between the calls the
-    # operation at hand is the runner's.
+    # operation at hand is the WorkerLoop's.
 
     def __iter__(self):
         """Takes operations; the iteration ends when the pool does, or when the worker is broken."""
@@ -394,7 +394,7 @@ cdef class WorkerLoop:
             self.end_thread()
 
     cdef void release_sources(self) noexcept:
-        # Between two operations: holds nothing of the feeds.
+        # Between two operations: holds nothing of the sources.
         self.source = self.last_type = None
         if self.state.op == NULL:
             self.current_source = None
