@@ -35,7 +35,7 @@ def main() -> None:
         build(place)
         only = [(given.capacity, given.scenario)] if given.scenario else None
         verdict = run(place, given.seconds, only, given.seed)
-    print(verdict.text)
+    print(verdict.text or verdict.complaint)
     sys.exit(bool(verdict.complaint))
 
 
