@@ -364,7 +364,7 @@ def handler(number, frame):
     try:
         pool.start()
     except RuntimeError as error:
-        print("by this very thread" in str(error))
+        print("by this thread" in str(error))
     handled.set()
 signal.signal(signal.SIGINT, handler)
 coming_up, handled = threading.Event(), threading.Event()
