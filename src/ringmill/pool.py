@@ -294,7 +294,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
             RuntimeError: Called with `wait=True` from one of the pool's own workers.
             ValueError: `timeout` is given with `wait=False`.
         """
-        limit = _limit(timeout)
+        # _limit may be None already: an owner's __del__ may shut its pool down as the modules are torn down
+        limit = None if timeout is None else _limit(timeout)
         if timeout is not None and not wait:
             raise ValueError(f"timeout={describe(timeout)} needs wait=True")
         run = self._current()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,11 +132,13 @@ class Tracer:
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
+    # The hooks of pytest run Python code, where the next exception may arrive.
     logging.disable(logging.CRITICAL)
-    hook = threading.excepthook
+    hook, unraisable_hook = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda _: None  # type: ignore[assignment]
+    sys.unraisablehook = lambda _: None
     yield
-    threading.excepthook = hook
+    threading.excepthook, sys.unraisablehook = hook, unraisable_hook
     logging.disable(logging.NOTSET)
 
 

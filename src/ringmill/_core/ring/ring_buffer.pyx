@@ -870,6 +870,10 @@ cdef int ring_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
 
 
 cdef int ring_clear(PyObject* ring) noexcept:
+    # Closed first: a publisher that waits for room in a subscription, which is garbage too, must not put an item into
+    # the room that comes here. It is woken when the subscription ends (subscription.pyx).
+    if (<RingBuffer>ring).ring != NULL:
+        shut((<RingBuffer>ring).ring)
     _drop_items(<RingBuffer>ring)
     return base_clear(ring)
 
