@@ -29,6 +29,7 @@ MODULES = [
     "pool.run",
     "pool.worker_loop",
     "pool.stream",
+    "pool.pool_base",
     "hub.subscription_ring",
     "hub.subscription",
 ]

@@ -18,7 +18,8 @@ from .errors import (
 from .futures import PoolExecutor
 from .hub import Hub, Subscription
 from .operation import Operation, Outcome, Task
-from .pool import PoolStats, Stream, WorkerPool, WorkerStats
+from .pool import PoolStats, WorkerPool, WorkerStats
+from .stream import Stream
 from .worker import TaskWorker, Worker
 
 __all__ = [

@@ -1,9 +1,9 @@
 """WorkerPool: stateful workers that share one queue. PoolStats, WorkerStats: the counters of a run.
 
 Checks arguments, starts and ends runs (supervisor.py), and makes the streams of `wrap`. The calls that every operation
-goes through (`do`, `ado`, `execute`) are compiled, in _core/pool/stream.pyx.
+goes through (`do`, `ado`, `execute`) are compiled, in _core/pool/pool_base.pyx.
 
-May import `operation`, `worker`, `supervisor` and the compiled core.
+May import `operation`, `stream`, `worker`, `supervisor` and the compiled core.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from . import at_exit
 from ._core.platform import clock
 from ._core.pool.context import copy_context
-from ._core.pool.stream import PoolBase, Stream, draw_on_thread
+from ._core.pool.pool_base import PoolBase
+from ._core.pool.stream import draw_on_thread
 from ._core.pool.work_source import WorkSource
 from ._core.ring.ring_buffer import MAX_CAPACITY, RingBuffer
 from ._core.waiting.wait_queue import check_threads
@@ -29,6 +30,7 @@ from .arguments import count, describe, seconds
 from .blocking_call import BlockingCall, shield
 from .errors import PoolNotRunning, WorkerInitError
 from .operation import Operation
+from .stream import Stream, iterator_of
 from .supervisor import Settings, Started, Supervisor
 from .worker import Worker, check_worker, checked_retry_on
 
@@ -383,7 +385,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         return None if run is None or run.core.is_inherited else run
 
     # ------------------------------------------------------------------------------------------------------------
-    # work: `do`, `ado` and `execute` are compiled (_core/pool/stream.pyx)
+    # work: `do`, `ado` and `execute` are compiled (_core/pool/pool_base.pyx)
 
     if TYPE_CHECKING:
 
@@ -448,7 +450,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise ValueError(
                 f"drawn_by='thread' cannot draw an async iterable, which belongs to its loop: {describe(source)}"
             )
-        iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else _iterator(source)
+        iterator = aiter(source) if isinstance(source, AsyncIterable) and awaits else iterator_of(source)
         if drawn_by == "reader":
             work_source = WorkSource(RingBuffer(size), ready, ordered=ordered, resets=reset)
             return self._wrap(run.core, work_source, iterator, True, reset, awaits)
@@ -557,10 +559,3 @@ def _limit(timeout: Any) -> float | None:
         return None
     limit = seconds("timeout", timeout, optional=True)
     return limit if limit <= threading.TIMEOUT_MAX else None
-
-
-def _iterator(source: Any) -> Iterator[Any]:
-    try:
-        return iter(source)
-    except TypeError:
-        raise TypeError(f"source must be an iterable or a RingBuffer, got {describe(source)}") from None

@@ -434,7 +434,7 @@ def test_signal_that_is_overtaken_by_close_says_so() -> None:
     """The hub had a subscriber until it was closed, so None, for nobody, would be wrong."""
     for _ in range(1_000):
         hub: Hub[str] = Hub(buffer=1, overflow="latest")
-        hub.subscribe()
+        sub = hub.subscribe()
 
         def publish(hub: Hub[str] = hub) -> bool:
             try:
@@ -445,3 +445,4 @@ def test_signal_that_is_overtaken_by_close_says_so() -> None:
             return False
 
         assert run_threads(publish, hub.close)[0]
+        assert sub.closed  # and it was alive until then: a subscription that is dropped ends

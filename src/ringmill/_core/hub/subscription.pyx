@@ -4,6 +4,7 @@
 #                                   weak reference ------------------------------>
 #
 # May use `ring`, `waiting` and `platform`. hub.py adds argument checks and the public classes.
+# Longer than most files: a mailbox, its subscription and the hub end each other, in an order that is argued here.
 #
 # Delivery. A publisher first offers the item, without waiting, to the mailboxes that have room, then delivers to the
 # others by their overflow policy. It walks a snapshot of the subscription ring and holds no lock, so a slow subscriber

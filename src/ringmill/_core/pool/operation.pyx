@@ -1,6 +1,7 @@
 # OperationBase: the compiled base of Operation. Its state, its tries, and the threads and tasks that wait for it.
 #
 # May use `waiting` and `platform`. Knows pools only as OwnerPool, the interface that a run of a pool implements.
+# Longer than most files: one class, and what becomes of its error and of what its overridden verbs raise.
 #
 # The state is one atomic word: a phase, flags, and, while the operation is pending, the number of the pool that owns
 # it:

@@ -1,4 +1,4 @@
-# Stream, the reading side of execute and wrap, and PoolBase. See stream.pyx.
+# Stream, the reading side of execute and wrap. See stream.pyx.
 
 cimport cython
 from cpython.object cimport PyObject
@@ -7,7 +7,7 @@ from libcpp.atomic cimport atomic
 
 from ringmill._core.pool.run cimport PoolRun
 from ringmill._core.pool.work_source cimport WorkSource
-from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
+from ringmill._core.waiting.wait_queue cimport WaitQueue
 
 @cython.final
 cdef class Stream:
@@ -44,12 +44,3 @@ cdef class Stream:
     cdef int taken(self, Py_ssize_t count) except -1
     cdef object finish(self)
     cdef int close_quietly(self) except -1
-
-cdef class PoolBase:
-    cdef object __weakref__
-    cdef SpinLock _lock             # guards `_core`
-    cdef PoolRun _core              # the current or the last run
-    cdef object _lifecycle          # a lock that start() holds, so that one thread at a time starts the pool
-    cdef atomic[uint64_t] _starter  # the thread that holds `_lifecycle`, or 0
-
-    cdef PoolRun _running(self)

@@ -1,14 +1,11 @@
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, final
-
-from typing_extensions import disjoint_base
 
 from .run import PoolRun
 from .work_source import WorkSource
 
 OpT = TypeVar("OpT")
-T = TypeVar("T")
 
 @final
 class Stream(Generic[OpT]):
@@ -54,17 +51,5 @@ class Stream(Generic[OpT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
-
-@disjoint_base
-class PoolBase:
-    def do(self, op: Any, timeout: float | None = None) -> Any: ...
-    async def ado(self, op: Any) -> Any: ...
-    def execute(self, ops: Iterable[Any]) -> Stream[Any]: ...
-    def _alone(self, call: Callable[[float | None], T], deadline: float | None) -> T | None: ...
-    def _after_fork(self) -> None: ...
-    def _open(self, core: PoolRun) -> None: ...
-    def _wrap(
-        self, core: PoolRun, source: WorkSource, iterator: Any, draws: bool, resets: bool, awaits: bool = False
-    ) -> Stream[Any]: ...
 
 def draw_on_thread(core: PoolRun, source: WorkSource, iterator: Iterator[Any], resets: bool) -> None: ...

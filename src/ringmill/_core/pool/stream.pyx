@@ -1,4 +1,5 @@
-# Stream, the reading side of `execute` and `wrap`; PoolBase, the compiled calls of WorkerPool: do, ado, execute.
+# Stream: the reading side of `execute` and `wrap`.
+# Longer than most files: one class, whose blocking and awaitable reads follow one protocol.
 #
 # May use the rest of `pool`, `ring`, `waiting` and `platform`.
 #
@@ -28,7 +29,6 @@
 # turn: a binary lock, held while the source runs. Its own wait queue is for the task that closes an async source: no
 # task may draw meanwhile.
 
-import _thread
 import queue
 from types import GenericAlias
 
@@ -76,30 +76,20 @@ from ringmill._core.platform.primitives cimport now_ns, steal
 from ringmill._core.waiting.wait_queue cimport (
     NEVER,
     PyThread_get_thread_ident,
-    acquire,
     deadline_of,
     epoch_now,
     init_queue,
     notify,
-    release,
     visit_sleepers,
     visitproc,
     wait_for,
 )
 
 from ringmill.arguments import describe
-from ringmill.errors import Closed, OperationReused, PoolNotRunning
+from ringmill.errors import Closed, OperationReused
 
 cdef object Empty = queue.Empty
-cdef object allocate_lock = _thread.allocate_lock
-cdef double LIFECYCLE_SLICE_S = 1.0
 cdef str CLOSING_RAISED = "the source of a stream, a %s, raised while it was closed"
-
-cdef extern from *:
-    """
-    #define RINGMILL_EXCHANGE_CORE(pool, value) ringmill_exchange((PyObject**)&(pool)->_core, (value))
-    """
-    PyObject* exchange_core "RINGMILL_EXCHANGE_CORE"(PoolBase pool, PyObject* core) noexcept
 
 cdef extern from "Python.h":
     PyObject* PyIter_Next(object iterator) except? NULL
@@ -850,138 +840,3 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
             close_iterator(iterator)
     finally:
         source.end_source(error)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the base of WorkerPool: the calls that every operation goes through
-
-cdef class PoolBase:
-    """The compiled base of WorkerPool."""
-
-    def __cinit__(self):  # ignores WorkerPool's arguments; no *args: Cython's code for them crashes without memory
-        self._lifecycle = allocate_lock()
-
-    def _alone(self, call, deadline):
-        """Returns `call(deadline)`, called by one thread at a time; None if the deadline passes first.
-
-        Compiled, because Ctrl-C can come between any two bytecodes: just after the lock is acquired, it would stay
-        locked.
-        """
-        cdef double left = LIFECYCLE_SLICE_S
-        cdef uint64_t me = PyThread_get_thread_ident()
-        lock = self._lifecycle  # a local variable: in the child of a fork, the attribute is another lock
-        if self._starter.load(memory_order_relaxed) == me:  # relaxed: equal only if this thread wrote it
-            raise RuntimeError(f"{describe(self)} is already being started by this thread")
-        # In slices: a signal that comes just before the wait begins does not end that wait.
-        while True:
-            if deadline is not None:
-                left = max(0.0, min(LIFECYCLE_SLICE_S, <double>deadline - now_ns() / 1e9))
-            if lock.acquire(True, left):
-                break
-            if left < LIFECYCLE_SLICE_S:
-                return None
-        self._starter.store(me, memory_order_relaxed)  # relaxed: as above
-        try:
-            return call(deadline)
-        finally:
-            self._starter.store(0, memory_order_relaxed)  # relaxed: as above
-            lock.release()
-
-    def _open(self, PoolRun core):
-        # A run begins: it takes the calls from now on. It stays here after its end, to raise the right error.
-        cdef PyObject* old
-        Py_INCREF(core)  # the field's
-        acquire(&self._lock)
-        old = exchange_core(self, <PyObject*>core)
-        release(&self._lock)
-        Py_DECREF(<object>old)  # was the field's
-
-    def _after_fork(self):
-        # relaxed: the child has only one thread now
-        self._lock.held.store(0, memory_order_relaxed)
-        self._starter.store(0, memory_order_relaxed)
-        self._lifecycle = allocate_lock()
-
-    cdef PoolRun _running(self):
-        acquire(&self._lock)
-        core = self._core
-        release(&self._lock)
-        if core is None:
-            raise PoolNotRunning(f"{describe(self)} is not running: call start()")
-        return core
-
-    def _wrap(self, PoolRun core not None, WorkSource source not None, iterator, bint draws, bint resets,
-              bint awaits=False):
-        core.add(source)
-        return Stream(core, source, iterator=iterator, wraps=True, draws=draws, resets=resets, awaits=awaits)
-
-    def do(self, op, timeout=None):
-        """Submits one operation.
-
-        Blocks while the queue is full; a call from one of this pool's own workers never blocks. May be called from any
-        thread. If it raises, the operation stays as it was.
-
-        Args:
-            op: The operation. It must be new.
-            timeout: Seconds to wait for room in the queue; None waits without limit.
-
-        Returns:
-            The operation.
-
-        Raises:
-            queue.Full: There was no room in time.
-            PoolNotRunning: The pool does not run, or stopped while this call waited.
-            BrokenPool: The pool is broken.
-            OperationReused: The operation is pending, or has ended and was not reset.
-        """
-        cdef int64_t deadline = NEVER
-        if not isinstance(op, OperationBase):
-            raise TypeError(f"op must be an Operation, not {describe(op)}")
-        if timeout is not None:
-            deadline = deadline_of(timeout)
-        return self._running().do(<OperationBase>op, deadline)
-
-    async def ado(self, op):
-        """Submits one operation, awaiting room in the queue: `do` for a task of asyncio or trio.
-
-        A cancelled await has submitted nothing: the operation stays new.
-
-        Args:
-            op: The operation. It must be new.
-
-        Returns:
-            The operation.
-
-        Raises:
-            PoolNotRunning: The pool does not run, or stopped during the await.
-            BrokenPool: The pool is broken.
-            OperationReused: The operation is pending, or has ended and was not reset.
-            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
-        """
-        if not isinstance(op, OperationBase):
-            raise TypeError(f"op must be an Operation, not {describe(op)}")
-        point = checkpoint()
-        if point is not None:
-            await point
-        return await self._running().ado(op)
-
-    def execute(self, ops):
-        """Submits a batch of operations, all or none.
-
-        Never blocks; not bounded by `queue_size`. May be called from any thread. The operations are listed and
-        validated first; if one is invalid, none is accepted.
-
-        Args:
-            ops: An iterable of new operations.
-
-        Returns:
-            The `Stream` on which the operations come out as they end, failed ones included. It ends after the last one.
-
-        Raises:
-            TypeError: An item is not an Operation.
-            OperationReused: An operation is pending, has ended and was not reset, or is listed twice.
-            PoolNotRunning: The pool does not run.
-            BrokenPool: The pool is broken.
-        """
-        cdef PoolRun core = self._running()
-        return Stream(core, core.execute(ops))

@@ -1,8 +1,10 @@
 # One worker's loop: takes an operation, has Python call `process`, settles it. And the whole life of a worker's thread.
 #
-# Between two calls of `process` the current operation is the loop's. Whatever is raised on the worker's thread, at whatever
-# line of the policy (supervisor.py), by a tracer, by another thread, or for want of memory, the current operation ends with
-# it: the functions that see to that are compiled, need no memory, and call no user code but done().
+# May use the rest of `pool`, `ring`, `waiting` and `platform`. Longer than most files: one class.
+#
+# Between two calls of `process` the current operation is the loop's. Whatever is raised on the worker's thread, at
+# whatever line of the policy (supervisor.py), by a tracer, by another thread, or for lack of memory, the current
+# operation ends with it: the functions that see to that are compiled, need no memory, and call no user code but done().
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF

@@ -1,4 +1,5 @@
 # RingBuffer: the bounded queue of Python objects that users see, on the lock-free ring of ring.pxd.
+# Longer than most files: one class, with all the calls of `queue.Queue`, their awaitable twins, and their docstrings.
 #
 # May use `platform` and `waiting`. Waiting follows the protocol of wait_queue.pyx: each put is followed by
 # notify(not_empty), each get by notify(not_full).

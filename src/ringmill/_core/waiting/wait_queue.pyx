@@ -1,6 +1,7 @@
 # WaitQueue: how threads, and tasks of event loops, sleep until something is published, and how they are woken.
 #
 # May use `platform`. event_loop.pyx adds the waiters of event loops; the ring and the pools own the queues.
+# Longer than most files: one protocol, whose every step depends on the others.
 #
 # There is one WaitQueue for each predicate that can be waited for ("an item is there", "there is room"). Its user owns
 # the predicate; the queue knows only the waiters. Everything here is called attached (rule 1 of the core); `with
