@@ -9,7 +9,7 @@ succeed:
                        no: cleanup, end                  too many: retire; the last one breaks the pool
 
 What runs on a worker's thread here takes no lock and changes nothing in two steps that belong together: an exception
-may come at any line, from a tracer, from another thread, or for want of memory. `WorkerLoop.run` ends the current
+may come at any line, from a tracer, from another thread, or for lack of memory. `WorkerLoop.run` ends the current
 operation then, and calls `_live` again.
 
 May import `operation`, `stacks`, `worker` and the compiled core.
@@ -161,8 +161,8 @@ class Supervisor:
     ) -> list[Any]:
         """What `WorkerPool.shutdown` promises; returns what was cancelled.
 
-        `interrupted`: a KeyboardInterrupt is on its way already, so the next one stops the waiting. Without a timeout
-        it uses no global names: it may be called by a finalizer when those are gone.
+        `interrupted`: a KeyboardInterrupt (Ctrl-C) is on its way already, so the next one stops the waiting. Without a
+        timeout it uses no global names: it may be called by a finalizer when those are gone.
         """
         deadline = None if timeout is None else clock.now() + timeout
         cancelled: list[Any] = []
@@ -259,15 +259,15 @@ class Supervisor:
             self.core.abort_streams()  # though a logging handler raises
 
     def _interrupt_and_name(self, timeout: float) -> None:
-        worker_count = list(zip(self.core.worker_loops, self.threads, strict=False))
-        busy = [worker_loop for worker_loop, thread in worker_count if thread.is_alive() and worker_loop.is_running]
+        pairs = list(zip(self.core.worker_loops, self.threads, strict=False))
+        busy = [worker_loop for worker_loop, thread in pairs if thread.is_alive() and worker_loop.is_running]
         for worker_loop in busy:
             try:
                 worker_loop.worker.interrupt()
             except BaseException as error:
                 report_hook(error, "interrupt of worker %s raised", worker_loop.name)
         patience = clock.now() + GRACE
-        for worker_loop, thread in worker_count:
+        for worker_loop, thread in pairs:
             if worker_loop not in busy or type(worker_loop.worker).interrupt is not Worker.interrupt:
                 thread.join(max(0.0, patience - clock.now()))
         stuck = self.alive()

@@ -135,7 +135,7 @@ def worker(rules: Rules, me: str) -> Thread:
 
 # Those who give them work. The last of them ends the pool, when all is done.
 
-def redriver(rules: Rules, eligible: tuple[str, ...]) -> Thread:
+def retrier(rules: Rules, eligible: tuple[str, ...]) -> Thread:
     if not rules.publishes_before_waking:
         yield from wake_eligible(rules, eligible)
     if rules.count_seq_cst:
@@ -208,7 +208,7 @@ def search(rules: Rules, workers: str, work: str) -> Report:
     }
     threads: dict[str, ThreadFunction] = {name: partial(worker, rules, name) for name in workers}
     for i, word in enumerate(work.split()):
-        threads[f"{word}.{i}"] = putter if word == "p" else partial(redriver, rules, tuple(word))
+        threads[f"{word}.{i}"] = putter if word == "p" else partial(retrier, rules, tuple(word))
     threads["end"] = partial(ender, rules, len(work.split()))
     return explore(memory, threads, at_rest=at_rest)
 

@@ -135,7 +135,7 @@ def endless(pool: WorkerPool[Job], drawn_by: str, buffer: int = 4) -> Stream[Job
 # Drain, and cancel what has not begun
 
 
-def test_drain_finishes_redrives_and_delays(gate: Gate) -> None:
+def test_drain_finishes_retries_and_delays(gate: Gate) -> None:
     class Thrice(JobWorker):
         def process(self, op: Job) -> None:
             super().process(op)

@@ -3,7 +3,7 @@
 # A worker's word is twice the number of operations that it gave up (settled or put back), plus one while it
 # runs one: one store at the take, one at the settlement, no read-modify-write. What a worker gives up otherwise than
 # by success is also counted under the pool's lock, together with the word, so that under the lock
-#     succeeded = word // 2 - failed - redriven      running = word % 2
+#     succeeded = word // 2 - failed - retried      running = word % 2
 # hold for each worker, and a snapshot taken under the lock is one state that the pool was in: words first, accepted
 # last. An operation is counted as accepted (a ring's tail) before anyone can take it, so queued, the rest, is never
 # negative. Success, the common case, takes no lock.

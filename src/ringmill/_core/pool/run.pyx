@@ -373,7 +373,7 @@ cdef class PoolRun(OwnerPool):
             self.withdraw(op)  # as in do
             raise
         if result != DONE:
-            Py_INCREF(op)  # for handed to drop
+            Py_INCREF(op)  # for submitted() to drop
         return self.submitted(op, result)
 
     cdef bint withdraw(self, OperationBase op) except -1:
@@ -499,12 +499,13 @@ cdef class PoolRun(OwnerPool):
         self.wake_for_drain()
 
     cdef PyObject* broken_record(self, PyObject* operation) noexcept:
-        # Each operation of a broken pool fails with an error object of its own; where there is no memory, with a shared one.
+        # Each operation of a broken pool fails with an error object of its own; where there is no memory, with a
+        # shared one.
         cdef PyObject* error_record = NULL
         cdef PyObject* error = call_one(<PyObject*>BrokenPool, <PyObject*>self.broken_message)
         if error != NULL:
             error_record = new_error_record(error, <PyObject*>Py_TYPE(operation), True)
-            Py_DECREF(<object>error)  # the note owns one
+            Py_DECREF(<object>error)  # the record owns one
         if error_record == NULL:
             PyErr_Clear()
             error_record = <PyObject*>self.broken_for_all
@@ -770,8 +771,8 @@ cdef class PoolRun(OwnerPool):
 
     cdef int end_one(self, OperationBase op, WorkSource source, uint64_t position, uint32_t phase, PyObject* error_record,
                      list ended) except -1:
-        # Ends one that the caller has claimed. `note`: what it fails with, the caller's reference; NULL: that the pool is
-        # broken. Returns how many did not get into `ended`, for want of memory.
+        # Ends one that the caller has claimed. `error_record`: what it fails with, the caller's reference;
+        # NULL: that the pool is broken. Returns how many did not get into `ended`, for want of memory.
         cdef bint mine
         Py_INCREF(op)  # the stream's
         acquire(&self.lock)
@@ -1013,7 +1014,7 @@ cdef object unroutable_for_all = Unroutable("every worker that is left has rejec
 
 
 cdef PyObject* unroutable_record(PyObject* operation) noexcept:
-    # Where there is no memory for an error object, with a shared one; NULL where there is none for the note either.
+    # Where there is no memory for an error object, with a shared one; NULL where there is none for the record either.
     cdef PyObject* error_record
     cdef PyObject* error = call_one(<PyObject*>make_unroutable, operation)
     if error == NULL:
@@ -1021,7 +1022,7 @@ cdef PyObject* unroutable_record(PyObject* operation) noexcept:
         error = <PyObject*>unroutable_for_all
         Py_INCREF(<object>error)
     error_record = new_error_record(error, <PyObject*>Py_TYPE(operation), True)
-    Py_DECREF(<object>error)  # the note owns one
+    Py_DECREF(<object>error)  # the record owns one
     if error_record == NULL:
         PyErr_Clear()
         error_record = <PyObject*>unroutable_record_for_all

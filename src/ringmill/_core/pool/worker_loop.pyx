@@ -213,7 +213,7 @@ cdef class WorkerLoop:
         # Finds the next operation for this worker, without waiting. `sleepy`: it will sleep if there is none.
         cdef PyObject* found
         cdef PoolRun run = self.pool_run
-        if run.routing.length.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with push_aside
+        if run.routing.length.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with RetryRouting's store
             if not self.took_retry and self.take_retry() == FOUND:
                 self.took_retry = True
                 return FOUND
@@ -513,7 +513,7 @@ cdef class WorkerLoop:
         self.end_failed(<PyObject*>error, seen, logged)
 
     cdef PyObject* take_error_record(self, PyObject* error, PyObject* kind, bint seen) noexcept:
-        # A new note, owned by the caller. Where there is no memory, the spare one; where that is gone, the one for all.
+        # A new record, owned by the caller. Where there is no memory, the spare one; where that is gone, the one for all.
         cdef PyObject* error_record = new_error_record(error, kind, seen)
         cdef PyObject* spare
         if error_record == NULL:
@@ -625,7 +625,7 @@ cdef class WorkerLoop:
             notify(&run.timer_wakes)
         elif kept:
             run.wake_for_retry(<PyObject*>tried_by, <PyObject*>rejected_by)
-        elif undelayed and run.phase.load(memory_order_acquire) < ENDING:  # acquire: as end_redrive
+        elif undelayed and run.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with the thread that ends the run
             run.end_entry(entry, CANCELLED, None)
             run.wake_for_drain()
         else:
