@@ -118,8 +118,14 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
     """
     cls = type(worker)
     own = getattr(worker, "__dict__", ())
-    if cls in known and True not in [name in own for name in _METHODS]:  # not a generator: see WorkerPool.stats
-        return
+    # Loops instead of comprehensions, which would need cells: CPython 3.11 leaks the arguments of a call for whose
+    # cells there is no memory.
+    if cls in known:
+        for name in _METHODS:
+            if name in own:
+                break
+        else:
+            return
     for name in _METHODS:
         method = getattr(worker, name)
         if not callable(method):
@@ -130,8 +136,10 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
                 f"{cls.__qualname__}.{name} is {kind}, which would not run: a pool calls it on a thread, as a "
                 "plain function"
             )
-    if False not in [inspect.isfunction(getattr(cls, name, None)) for name in _METHODS]:
-        known.add(cls)
+    for name in _METHODS:
+        if not inspect.isfunction(getattr(cls, name, None)):
+            return
+    known.add(cls)
 
 
 def _returns(method: Any) -> str | None:

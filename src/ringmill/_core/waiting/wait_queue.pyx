@@ -343,9 +343,11 @@ cdef inline bint _make_spinner(WaitQueue* q, WaitNode* node) noexcept:
 
 
 cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
-    # Makes the caller, searcher or not, a sleeper. It must check once more before it parks.
-    if node.sleeper:
-        Py_INCREF(<object>node.sleeper)  # owned by the lane, then by the thread that grants or cancels
+    # Makes the caller, searcher or not, a sleeper. It must check once more before it parks. The caller may hold another
+    # lock (a worker that arms a RingWatcher), so a local variable: for a field, Cython adds a DECREF.
+    cdef PyObject* sleeper = node.sleeper
+    if sleeper:
+        Py_INCREF(<object>sleeper)  # owned by the lane, then by the thread that grants or cancels
     _lock(q)
     node.epoch = epoch_now
     node.queued = True
