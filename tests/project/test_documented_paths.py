@@ -19,6 +19,10 @@ PATH = re.compile(r"(?<![\w/.-])(?:tests|src|examples|benchmarks|docs|\.ci|\.git
 TEST = re.compile(r"(?<![\w/])test_\w+\.py\b")
 MADE = ("docs/_build",)  # made by a command of the page
 
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "src").is_dir(), reason="the tests of a wheel run without the sources (tests/tools/wheel.sh)"
+)
+
 Row = tuple[str, str, str]
 
 

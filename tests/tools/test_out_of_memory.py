@@ -66,6 +66,9 @@ SAMPLE = 3  # cases for each point of each path
 
 
 @pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="what asyncio and threading of 3.14 lose without memory is not known yet"
+)
+@pytest.mark.skipif(
     sys.version_info < (3, 12), reason="set_nomemory fails on other threads than its caller's from 3.12 on only"
 )
 @pytest.mark.parametrize("group", range(GROUPS))

@@ -115,7 +115,8 @@ cdef class DelayHeap:
             acquire(lock)
             old = larger
             if self.capacity < wanted:
-                memcpy(larger, self.entries, self.length * sizeof(PyObject*))
+                if self.length:  # otherwise `entries` may be NULL, which memcpy must not be given
+                    memcpy(larger, self.entries, self.length * sizeof(PyObject*))
                 old = self.entries
                 self.entries = larger
                 self.capacity = wanted
