@@ -7,11 +7,10 @@
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from ringmill._core.platform.primitives cimport steal
 from ringmill._core.waiting.wait_queue cimport SpinLock, acquire, release
 
 cdef extern from "Python.h":

@@ -607,7 +607,7 @@ cdef class PoolRun(OwnerPool):
         """The whole life of the timer's thread: moves each delayed operation to the retries when its delay is over.
 
         A second one returns at once. `begun` is done when one runs. Never raises: an exception that was injected into the
-        thread, or the lack of memory, would leave operations delayed for ever.
+        thread, or the lack of memory, would leave operations delayed without end.
         """
         cdef bint runs
         acquire(&self.lock)
@@ -972,7 +972,7 @@ cdef int do_attempt(void* request) noexcept:
     return try_put(inbox, (<SubmitRequest*>request).op, NULL)
 
 cdef int do_counted(void* request) noexcept:
-    # For a task, which may be suspended for ever: it holds no reference for the inbox meanwhile, that the collector knows
+    # For a task, which may be suspended without end: it holds no reference for the inbox meanwhile, that the collector knows
     # nothing of.
     cdef PyObject* op = (<SubmitRequest*>request).op
     cdef int result

@@ -9,15 +9,13 @@
 # exception injected into a worker's thread, or the lack of memory cannot leave a lock held or a joiner waiting.
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
-from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_seq_cst
 
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.waiting.wait_queue cimport (
     NEVER,
-    SpinLock,
-    WaitQueue,
     acquire,
     deadline_of,
     init_queue,

@@ -11,7 +11,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, steal
+from ringmill._core.platform.primitives cimport FREE_THREADED, steal
 from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
@@ -32,7 +32,7 @@ from ringmill._core.pool.operation cimport (
 from ringmill._core.pool.retry_queue cimport RetryEntry, new_entry
 from ringmill._core.pool.run cimport ENDING, PoolRun
 from ringmill._core.pool.work_source cimport AS_IT_IS, PASS, RENEW, Renewal, WorkSource, emit
-from ringmill._core.pool.worker_state cimport WorkerState, enter_thread, leave_thread
+from ringmill._core.pool.worker_state cimport enter_thread, leave_thread
 from ringmill._core.ring.ring cimport DONE, SHUT, Result, try_get
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.waiting.wait_queue cimport (
@@ -257,12 +257,12 @@ cdef class WorkerLoop:
     # The loop. The policy runs it, on the worker's thread:
     #
     #     for op in loop:         __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
-    #         process(op)         a raise leaves the loop, and the policy ends the operation at hand or puts it back
-    #         del op              nobody holds it while the worker waits
-    #                             __next__: settles the operation at hand as succeeded, and takes the next one
+    #         process(op)         a raise leaves the loop, and the policy ends the current operation or puts it back
+    #         del op              no reference is held while the worker waits
+    #                             __next__: settles the current operation as succeeded, and takes the next one
     #
     # Python calls `process`, since a call from Python into Python costs less than one from C. Between the calls the
-    # operation at hand is the WorkerLoop's.
+    # current operation is the WorkerLoop's.
 
     def __iter__(self):
         """Takes operations; the iteration ends when the pool does, or when the worker is broken."""
