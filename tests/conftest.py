@@ -7,9 +7,12 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
+
+from tests.threads import wait_until
 
 WATCHDOG_SECONDS = 120.0
 
@@ -69,3 +72,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "watchdog(seconds): a limit of this test's own for the stack-dumping watchdog")
     config.addinivalue_line("markers", "stress: long concurrent runs; also run under ThreadSanitizer (CONTRIBUTING.md)")
     config.addinivalue_line("markers", "model: searches a model, which is plain Python: the same on every interpreter")
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """The test ends its pools, and their threads go with them; one that draws a source may end a moment later."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= before)

@@ -38,7 +38,7 @@ LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 HOUR = 3600.0  # seconds; a delay that no test waits for
 
-pytestmark = pytest.mark.watchdog(60)
+pytestmark = [pytest.mark.watchdog(60), pytest.mark.usefixtures("no_thread_is_left")]
 
 Step = BaseException | Callable[[], Any] | None
 
@@ -82,13 +82,6 @@ class Gate:
         assert self.opened.wait(LONG)
         if self.error is not None:
             raise self.error
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def hold(pool: WorkerPool[Job], error: BaseException | None = None) -> tuple[Job, Gate]:

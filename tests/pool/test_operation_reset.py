@@ -22,7 +22,7 @@ from tests.threads import run_threads, start_threads, wait_until
 LONG = 30.0  # seconds; reached only by a test that fails
 HOUR = 3600.0  # seconds; a delay that no test waits for
 
-pytestmark = pytest.mark.watchdog(60)
+pytestmark = [pytest.mark.watchdog(60), pytest.mark.usefixtures("no_thread_is_left")]
 
 Step = BaseException | Callable[[], Any] | None
 
@@ -54,13 +54,6 @@ class Gate:
     def __call__(self) -> None:
         self.reached.set()
         assert self.opened.wait(LONG)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def counts(stats: PoolStats) -> dict[str, int]:

@@ -9,13 +9,15 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from ringmill import Operation, Outcome, PoolNotRunning, RingBuffer, Worker, WorkerPool
 from tests.threads import wait_until
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 LONG = 30.0  # seconds; reached only by a test that fails
 
@@ -53,14 +55,6 @@ class Open(Gated):
     def __init__(self) -> None:
         super().__init__()
         self.gate.set()
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 # Bad arguments: named, with what was given, and nothing has changed

@@ -21,6 +21,8 @@ import pytest
 from ringmill import Operation, Outcome, PoolStats, Reject, Retry, RingBuffer, Stream, Worker, WorkerPool
 from tests.threads import run_threads, start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 
 PARTS = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
@@ -74,14 +76,6 @@ class Actor(Worker[Job]):
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         pass
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 def figures(stats: PoolStats) -> dict[str, int]:

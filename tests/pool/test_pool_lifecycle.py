@@ -7,12 +7,14 @@ import random
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from ringmill import Operation, Outcome, PoolNotRunning, Retry, Worker, WorkerInitError, WorkerPool
 from tests.threads import run_threads, start_threads, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
@@ -88,14 +90,6 @@ class Hanging(Diary):
         super().init()
         self.entered.set()
         assert self.gate.wait(LONG)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 # Start

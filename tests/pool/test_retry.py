@@ -7,13 +7,15 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from ringmill import Operation, Outcome, PoolStats, RetriesExhausted, Retry, Task, TaskWorker, Worker, WorkerPool
 from tests.threads import start_threads, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 LONG = 30.0  # seconds; reached only by a test that fails
 HOUR = 3600.0  # seconds; a delay that no test waits for
@@ -48,13 +50,6 @@ class Actor(Worker[Job]):
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         self.handled.append((error, op, op.outcome, op.tries))
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 def counts(stats: PoolStats) -> dict[str, int]:

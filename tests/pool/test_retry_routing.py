@@ -14,6 +14,8 @@ import pytest
 from ringmill import Operation, Outcome, PoolStats, Reject, Retry, Unroutable, Worker, WorkerPool
 from tests.threads import run_threads, start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 HOUR = 3600.0  # seconds; a delay that no test waits for
 
@@ -75,13 +77,6 @@ class Gate:
         assert self.opened.wait(LONG)
         if isinstance(self.then, BaseException):
             raise self.then
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 def make_workers(names: str) -> list[Actor]:

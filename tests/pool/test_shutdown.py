@@ -28,6 +28,8 @@ from ringmill import (
 )
 from tests.threads import start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 HOUR = 3600.0  # seconds; a delay that no test waits for
@@ -85,13 +87,6 @@ class Interruptible(JobWorker):
     def interrupt(self) -> None:
         self.interrupted_from.append(threading.get_ident())
         self.gate.opened.set()
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that draw sources may end a moment later
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from ringmill import (
 )
 from tests.threads import run_threads, start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 
@@ -68,13 +70,6 @@ class JobWorker(Worker[Job]):
 
     def cleanup(self) -> None:
         self.calls.append("cleanup")
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # threads that draw sources may end a moment later
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ import pytest
 from ringmill import Closed, Operation, Outcome, Stream, Worker, WorkerPool
 from tests.threads import run_threads, start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 
@@ -37,14 +39,6 @@ class Gated(Worker[Number]):
         assert self.permits.acquire(timeout=LONG)
         if op.number < 0:
             raise ValueError(op.number)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools, and their threads go with them."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ import pytest
 from ringmill import Operation, Outcome, Reject, Retry, Stream, Worker, WorkerPool
 from tests.threads import start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 LONG_RUN = bool(os.environ.get("RINGMILL_LONG"))
 
@@ -133,13 +135,6 @@ class Source:
             self.given[0].trouble.visit(self.hook)
         self.given.append(self.jobs[len(self.given)])
         return self.given[-1]
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # one that draws a source may end a moment later
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +28,8 @@ from ringmill import (
     WorkerPool,
 )
 from tests.threads import start_threads, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 LONG = 30.0  # seconds; reached only by a test that fails
 HOUR = 3600.0  # seconds; a delay that no test waits for
@@ -91,13 +93,6 @@ class Diary(Worker[Job]):
         self.note("cleanup")
         if self.on_cleanup is not None:
             raise self.on_cleanup
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)  # a thread that draws a source ends just after its pool
 
 
 def counts(stats: PoolStats) -> dict[str, int]:

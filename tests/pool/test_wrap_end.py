@@ -22,6 +22,8 @@ from ringmill import (
 )
 from tests.threads import run_threads, start_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
 
@@ -71,14 +73,6 @@ class Source:
             raise StopIteration
         self.drawn += 1
         return Number(self.drawn - 1)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools and their threads; a thread that draws a source ends when the source returns."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def wrap(pool: WorkerPool[Number], source: Iterable[Any], drawn_by: str, **options: Any) -> Stream[Number]:

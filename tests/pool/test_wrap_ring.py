@@ -8,12 +8,14 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from ringmill import Closed, Operation, Outcome, PoolNotRunning, RingBuffer, Stream, Worker, WorkerPool
 from tests.threads import run_threads, start_threads, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 LONG = 30.0  # seconds; reached only by a test that fails
 SHORT = 0.02  # seconds; a time limit that is meant to pass
@@ -38,14 +40,6 @@ class Gated(Worker[Number]):
 
     def process(self, op: Number) -> None:
         assert self.gate.wait(LONG)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Every test here ends its pools and their threads; a thread that draws a source ends when the source returns."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def stagger(rng: random.Random) -> None:
