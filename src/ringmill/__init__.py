@@ -19,7 +19,7 @@ from .futures import PoolExecutor
 from .hub import Hub, Subscription
 from .operation import Operation, Outcome, Task
 from .pool import PoolStats, WorkerPool, WorkerStats
-from .stream import Stream
+from .stream import Results, Stream
 from .worker import TaskWorker, Worker
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "PoolStats",
     "Reject",
     "RetriesExhausted",
+    "Results",
     "Retry",
     "RingBuffer",
     "RingmillError",

@@ -10,7 +10,7 @@ under the future's lock, as in every `concurrent.futures.Future`. The operation 
                         +-- cancelled by the pool (shutdown, breakage, Ctrl-C) ------> done(): the future fails or is
                         cancelled
 
-`map` makes no futures: its iterator waits for the operations (MapCall).
+`map` makes neither futures nor operations: its calls are items (_core/pool/call_results.pyx).
 
 Calls and workers refer to the ExecutorState, which refers neither to the executor nor to its pool. So an executor that
 is dropped is collected, and its threads end when the pending calls are done.
@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ._core.pool.context import InContext
 from ._core.pool.operation import exc_info, raise_copy, repeatable
@@ -37,7 +37,7 @@ from .operation import Operation
 from .supervisor import Supervisor
 from .worker import Worker
 
-__all__ = ["ExecutorState", "ExecutorWorker", "MapCall", "PoolFuture", "SubmittedCall"]
+__all__ = ["ExecutorState", "ExecutorWorker", "PoolFuture", "SubmittedCall"]
 
 R = TypeVar("R")
 
@@ -45,7 +45,7 @@ logger = logging.getLogger("concurrent.futures")  # where users of executors exp
 
 OVER = (FINISHED, CANCELLED_AND_NOTIFIED)
 wake = Operation.done
-run: Callable[[SubmittedCall | MapCall[Any]], None] = operator.methodcaller("run")
+run: Callable[[SubmittedCall], None] = operator.methodcaller("run")
 
 
 class ExecutorState:
@@ -66,6 +66,12 @@ class ExecutorState:
         )
         error.__cause__ = self.broken
         return error
+
+    def ending_error(self, error: BaseException | None) -> BaseException:
+        """For a call of `map` that will not run: the pool is broken, by that error; or it was cancelled."""
+        if self.broken is not None:
+            return self.broken_error()
+        return CancelledError() if error is None else error
 
     def break_down(self, error: BaseException) -> None:
         """The initializer has failed: pending calls fail, and no more are accepted."""
@@ -103,9 +109,6 @@ class SubmittedCall(Operation):
         finally:
             del self, future  # an error's traceback holds this frame
 
-    def refuse(self) -> None:
-        """The call will not run; `done` finishes the future."""
-
     @repeatable
     def done(self) -> None:
         """The operation has ended: makes sure that the future is finished, and calls the callbacks."""
@@ -119,51 +122,30 @@ class SubmittedCall(Operation):
             future._call_back()
 
 
-class MapCall(Operation, Generic[R]):
-    """A call of `map`."""
-
-    __slots__ = ("args", "executor_state", "fn", "raised", "value")
-
-    value: R  #: what the function returned, until the iterator takes it
-
-    def __init__(self, executor_state: ExecutorState, fn: Callable[..., R], args: tuple[Any, ...]) -> None:
-        self.executor_state = executor_state
-        self.fn = fn
-        self.args = args
-        self.raised: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.value = self.fn(*self.args)
-        except BaseException as error:
-            self.raised = error
-        finally:
-            del self  # an error's traceback holds this frame
-
-    def refuse(self) -> None:
-        self.raised = self.executor_state.broken_error()
-
-
 class ExecutorWorker(Worker[Any]):
     """Runs calls, and the initializer before its first call."""
 
     def __init__(self, executor_state: ExecutorState, name: str) -> None:
         self.executor_state = executor_state
         self.name = name
-        self.run: Callable[[SubmittedCall | MapCall[Any]], None] | None = None  # once the initializer has been called
+        self.run: Callable[[SubmittedCall], None] | None = None  # once the initializer has been called
 
     def init(self) -> None:
         threading.current_thread().name = self.name
 
-    def process(self, op: SubmittedCall | MapCall[Any]) -> None:
+    def process(self, op: SubmittedCall) -> None:
         call = self.run or self._initialize()
-        if call is not None:
+        if call is not None:  # else the call will not run; `done` finishes the future
             call(op)
-        else:
-            op.refuse()
         del op  # an error's traceback holds the frame that ran the call, and that frame holds this one
 
-    def _initialize(self) -> Callable[[SubmittedCall | MapCall[Any]], None] | None:
+    def prepare_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Called before the first call of a `map` on this thread; returns the function to call."""
+        if self.run is None and self._initialize() is None:
+            raise self.executor_state.broken_error()
+        return function
+
+    def _initialize(self) -> Callable[[SubmittedCall], None] | None:
         executor_state = self.executor_state
         if executor_state.initializer is not None:
             try:

@@ -8,22 +8,22 @@ May import `pool`, `executor_calls`, `operation` and the compiled core.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from ._core.platform import clock
+from ._core.pool.call_results import map_calls
 from ._core.pool.operation import OperationBase
 from ._core.pool.run import PoolRun
 from .arguments import count, describe, seconds
 from .errors import BrokenPool, PoolNotRunning
-from .executor_calls import ExecutorState, ExecutorWorker, MapCall, SubmittedCall
-from .operation import Outcome
+from .executor_calls import ExecutorState, ExecutorWorker, SubmittedCall
 from .pool import WorkerPool
 
 __all__ = ["PoolExecutor"]
@@ -100,9 +100,7 @@ class PoolExecutor(Executor):
         self._executor_state = ExecutorState(initializer, initargs, context)
         self._pool = _Pool(
             [ExecutorWorker(self._executor_state, f"{name}_{index}") for index in range(max_workers)],
-            queue_size=1,  # not used: calls go into the retry queue
-            max_restarts=None,
-            name=name,
+            name,
         )
         self._core: PoolRun | None = None
         self._closed = False
@@ -176,34 +174,19 @@ class PoolExecutor(Executor):
         if type(self).submit is not PoolExecutor.submit:  # an override must see all calls
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
-        limit = None if timeout is None else seconds("timeout", timeout, optional=True, negative=True)
-        deadline = None if limit is None else clock.now() + limit
-        source = zip(*iterables, strict=False)
-        items: deque[MapCall[R]] = deque()
-        for args in source if buffersize is None else itertools.islice(source, buffersize):
-            self._submit_map_call(items, fn, args)
-        if buffersize is None:
-            return _results(items, deadline, None)
-        executor = weakref.ref(self)  # the iterator does not keep the executor alive
-
-        def submit_next() -> None:
-            owner = executor()
-            args = next(source, None) if owner is not None else None
-            if owner is not None and args is not None:
-                owner._submit_map_call(items, fn, args)
-
-        return _results(items, deadline, submit_next)
-
-    def _submit_map_call(self, items: deque[MapCall[R]], fn: Callable[..., R], args: tuple[Any, ...]) -> None:
+        limit = None if timeout is None else max(0.0, seconds("timeout", timeout, optional=True, negative=True))
         core = self._core
         if core is None:
             core = self._start()
-        item = MapCall(self._executor_state, fn, args)
+        executor = weakref.ref(self)  # the iterator does not keep the executor alive
         try:
-            core.submit(item, self._context)
+            return map_calls(core, self._executor_state, fn, iterables, limit, buffersize, executor, self._context)
         except (PoolNotRunning, BrokenPool) as error:
-            raise self._refusal(error) from None
-        items.append(item)
+            raise self._refusal_of(error) from None
+
+    def _refusal_of(self, error: Exception) -> Exception:
+        """Returns what to raise for an error: a refusal of the pool's by the executor's words, any other as it is."""
+        return self._refusal(error) if isinstance(error, (PoolNotRunning, BrokenPool)) else error
 
     # ------------------------------------------------------------------------------------------------------------
     # start and end
@@ -296,39 +279,16 @@ class PoolExecutor(Executor):
         return self._closed
 
 
-def _results(items: deque[MapCall[R]], deadline: float | None, submit_next: Callable[[], None] | None) -> Iterator[R]:
-    """Yields the results in order. Holds no reference to a result, nor to a call whose result has been taken."""
-    try:
-        while items:
-            if submit_next is not None:
-                submit_next()
-            yield _take(items.popleft(), deadline)
-    finally:
-        for item in items:
-            item.cancel()
-
-
-def _take(item: MapCall[R], deadline: float | None) -> R:
-    try:
-        if not item.wait(None if deadline is None else max(0.0, deadline - clock.now())):
-            raise TimeoutError
-        if item.raised is not None:
-            raise item.raised
-        if item.outcome is not Outcome.SUCCEEDED:
-            state = item.executor_state
-            raise item.error or (CancelledError() if state.broken is None else state.broken_error())
-        value = item.value
-        del item.value  # the worker may keep the item a little longer
-        return value
-    except BaseException:
-        item.cancel()
-        raise
-    finally:
-        del item  # the error's traceback holds this frame
-
-
 class _Pool(WorkerPool[Any]):
-    """A pool that may be dropped while it runs: its threads end when the pending calls are done."""
+    """A pool that may be dropped while it runs: its threads end when the pending calls are done.
+
+    Calls begin in the order in which they were submitted, whether by `submit` or by `map`.
+    """
+
+    def __init__(self, workers: list[ExecutorWorker], name: str) -> None:
+        # queue_size: not used, since calls go into the retry queue
+        super().__init__(workers, queue_size=1, max_restarts=None, name=name)
+        self._settings = dataclasses.replace(self._settings, first_come=True)
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)

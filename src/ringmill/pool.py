@@ -30,13 +30,15 @@ from .arguments import count, describe, seconds
 from .blocking_call import BlockingCall, shield
 from .errors import PoolNotRunning, WorkerInitError
 from .operation import Operation
-from .stream import Stream, iterator_of
+from .stream import Results, Stream, iterator_of
 from .supervisor import Settings, Started, Supervisor
 from .worker import Worker, check_worker, checked_retry_on
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
 
 OpT = TypeVar("OpT", bound=Operation)
+
+DRAWN_AHEAD = 1024  # items of a map, where the caller does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,6 +465,54 @@ class WorkerPool(PoolBase, Generic[OpT]):
             daemon=True,
         ).start()
         return stream
+
+    def map(
+        self,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        ordered: bool = True,
+        buffer: int | None = None,
+        errors: Literal["raise", "return", "skip"] = "raise",
+    ) -> Results[Any]:
+        """Has the workers process each item, and gives what `process` returned.
+
+        Never blocks; may be called from any thread. An exact list or tuple, and a range of up to 10^7 integers, is
+        accepted as a whole, and costs no object for each item; its references are copied. Any other iterable, and every
+        one if `buffer` is given, is drawn lazily by the reading thread or task, as by `wrap`. The next item goes to
+        whichever worker is free. Between two items a worker serves the pool's other sources in turn.
+
+        Retries, `Reject`, `handle_error` and restarts are as for operations. With `context=True` the items run in the
+        context of the caller of this method.
+
+        Args:
+            items: The items: any objects but Operations.
+            ordered: Whether results come in the order of the items, instead of the order in which they end.
+            buffer: The largest number of items that are drawn ahead of the reader, from 1. None: 1,024, where the items
+                are drawn.
+            errors: What a read does with an item's exception: "raise" it in the place of the result, where the next read
+                goes on; "return" the exception object; "skip" leaves it out.
+
+        Returns:
+            The `Results`. They end when all items have ended. An exception of the iterable is raised once, to one
+            reader, after the results of all that was drawn before; the iterable is closed then.
+
+        Raises:
+            PoolNotRunning: The pool does not run.
+            BrokenPool: The pool is broken.
+            TypeError: `items` is not iterable, or a list, tuple or range of it contains an Operation.
+            ValueError: `buffer` or `errors` is out of range.
+        """
+        size = DRAWN_AHEAD if buffer is None else count("buffer", buffer, 1, MAX_CAPACITY, optional=True)
+        if errors not in ("raise", "return", "skip"):
+            raise ValueError(f"errors must be 'raise', 'return' or 'skip', got {describe(errors)}")
+        ordered = bool(ordered)
+        if buffer is None and type(items) in (list, tuple, range):
+            results = self._map(items, None, False, ordered, 0, errors)
+            if results is not None:
+                return results
+        awaits = isinstance(items, AsyncIterable) and not isinstance(items, Iterable)
+        iterator = aiter(items) if isinstance(items, AsyncIterable) and awaits else iterator_of(items, "items")
+        return self._map(items, iterator, awaits, ordered, size, errors)
 
     def stats(self) -> PoolStats:
         """Returns the counters of the current or the last run, as one consistent snapshot.

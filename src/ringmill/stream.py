@@ -1,6 +1,6 @@
-"""Stream: what `WorkerPool.execute` and `wrap` return, and the sources that a wrap accepts.
+"""Stream and Results: what `execute` and `wrap`, and `map`, return; and the sources that they draw from.
 
-The class is compiled, in _core/pool/stream.pyx, because every operation that is read goes through it.
+Both classes are compiled, in _core/pool/stream.pyx and results.pyx, because all that is read goes through them.
 
 May import `arguments` and the compiled core.
 """
@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ._core.pool.results import Results
 from ._core.pool.stream import Stream
 from .arguments import describe
 
-__all__ = ["Stream", "iterator_of"]
+__all__ = ["Results", "Stream", "iterator_of"]
 
 
-def iterator_of(source: Any) -> Iterator[Any]:
-    """Returns an iterator over a wrap's source. TypeError if it is not iterable."""
+def iterator_of(source: Any, name: str = "source") -> Iterator[Any]:
+    """Returns an iterator over a stream's source, an argument of that name. TypeError if it is not iterable."""
     try:
         return iter(source)
     except TypeError:
-        raise TypeError(f"source must be an iterable or a RingBuffer, got {describe(source)}") from None
+        raise TypeError(f"{name} must be an iterable or a RingBuffer, got {describe(source)}") from None

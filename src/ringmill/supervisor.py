@@ -31,6 +31,7 @@ from typing import Any
 
 from ._core.platform import clock
 from ._core.pool.context import InContext
+from ._core.pool.item_record import subject
 from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_interrupt
 from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.waiting.wait_queue import check_threads
@@ -62,6 +63,7 @@ class Settings:
     restart_period: float
     restart_pause: float
     context: bool
+    first_come: bool = False  # work begins in the order in which it was accepted; else sources take turns
 
 
 class Crashes:
@@ -84,7 +86,7 @@ class Supervisor:
         self.name = name = settings.name
         self.settings = settings
         self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
-        self.core = new_run(self, workers, settings.queue_size, settings.context)
+        self.core = new_run(self, workers, settings.queue_size, settings.context, settings.first_come)
         self.retry_on: list[tuple[type[BaseException], ...]] = [
             (Retry, *checked_retry_on(worker)) for worker in workers
         ]  # by index
@@ -317,6 +319,7 @@ class Supervisor:
         process = worker_loop.worker.process
         if self.settings.context:
             process = InContext(process)
+        worker_loop.process = process
         while True:
             try:
                 for op in worker_loop:
@@ -392,15 +395,20 @@ class Supervisor:
             return error
         return self._fail(worker_loop, op, error)
 
+    def _check_result(self, worker_loop: WorkerLoop, result: object) -> None:
+        """TypeError for what `process` returned for an item if that has not run."""
+        refuse_unstarted(worker_loop.worker, "process", result)
+
     def _fail(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
         broken: BaseException | None = None
         handles = type(worker_loop.worker).handle_error is not Worker.handle_error
         if handles:
             try:
                 handle = worker_loop.worker.handle_error
-                if self.settings.context:
-                    handle = InContext(handle)
-                handle(error, op)
+                if not self.settings.context:
+                    handle(error, subject(op))
+                else:
+                    InContext(handle).run(worker_loop.current_context, (error, subject(op)))
             except BaseException as raised:
                 broken = raised
         worker_loop.fail(error, handles, broken is not None)  # it is the context of what handle_error raised
@@ -413,7 +421,7 @@ class Supervisor:
         except BaseException as raised:
             log_event(logging.ERROR, "increment_try() raised in %s", (name_of(type(op)),), raised)
         if self.settings.max_tries is not None and tries >= self.settings.max_tries:
-            exhausted = RetriesExhausted(f"gave up on {describe(op)} after {tries} tries")
+            exhausted = RetriesExhausted(f"gave up on {describe(subject(op))} after {tries} tries")
             exhausted.__cause__ = error
             return self._fail(worker_loop, op, exhausted)
         try:
@@ -472,7 +480,7 @@ class Supervisor:
         this = bytes([index == worker_loop.index for index in range(len(self.core.worker_loops))])
         rejected_by = _union(rejected_by, this)
         if not self.core.is_routable(rejected_by):
-            unroutable = Unroutable(f"every worker has rejected {describe(op)}")
+            unroutable = Unroutable(f"every worker has rejected {describe(subject(op))}")
             unroutable.__cause__ = error
             return self._fail(worker_loop, op, unroutable)
         worker_loop.put_back(tried_by, rejected_by, 0.0)

@@ -14,7 +14,6 @@
 import contextvars
 import sys
 
-cimport cython
 from cpython.object cimport PyObject
 
 from ringmill._core.platform.primitives cimport steal
@@ -27,6 +26,7 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     int PyContextVar_Get(object variable, PyObject* default, PyObject** value) except -1
     object PyContextVar_Set(object variable, object value)
+    PyObject* call_method "PyObject_CallMethodObjArgs"(PyObject* o, PyObject* name, ...) noexcept
     object PySequence_GetItem(object sequence, Py_ssize_t index)
 
 # A one-item list, so that one thread may replace the tuple while another reads it: the module `decimal`, the variable
@@ -85,15 +85,11 @@ def copy_context():
     return capture()
 
 
-@cython.final
 cdef class InContext:
     """Calls a worker's `process` or `handle_error` in a copy of the context of the operation's submitter.
 
     Must be made on the worker's thread, after `init`. The last argument of a call must be the operation.
     """
-
-    cdef object function
-    cdef list own                   # the variables that are set on the thread itself, with their values; usually none
 
     def __init__(self, function):
         self.function = function
@@ -106,7 +102,14 @@ cdef class InContext:
         op = args[len(args) - 1]
         if op.context is None:
             raise TypeError("the last argument must be an operation that carries a context")
-        context = PyContext_Copy(op.context)
+        return self.call(op.context, args)
+
+    def run(self, context, tuple args not None):
+        """Calls it with these arguments, in a copy of that context."""
+        return self.call(context, args)
+
+    cdef object call(self, object given, tuple args):
+        context = PyContext_Copy(given)
         PyContext_Enter(context)
         try:
             for variable, value in self.own:
@@ -118,3 +121,10 @@ cdef class InContext:
             return self.function(*args)
         finally:
             PyContext_Exit(context)
+
+
+cdef str run_name = "run"
+
+
+cdef PyObject* call_in_context(PyObject* function, PyObject* context, PyObject* args) noexcept:
+    return call_method(function, <PyObject*>run_name, context, args, <PyObject*>NULL)

@@ -8,14 +8,28 @@
 # waiting for itself.
 
 import _thread
+import queue
+from concurrent.futures import CancelledError
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed
 
-from ringmill._core.platform.primitives cimport now_ns
-from ringmill._core.pool.operation cimport OperationBase
+from ringmill._core.platform.primitives cimport now_ns, steal
+from ringmill._core.pool.item_record cimport ItemRecord, new_item_record
+from ringmill._core.pool.item_source cimport ItemSource
+from ringmill._core.pool.operation cimport (
+    CANCELLED,
+    FAILED,
+    SUCCEEDED,
+    ErrorRecord,
+    OperationBase,
+    is_operation,
+    phase_of,
+    raisable,
+)
+from ringmill._core.pool.results cimport Results, new_results
 from ringmill._core.pool.stream cimport Stream
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.waiting.event_loop cimport checkpoint
@@ -170,3 +184,110 @@ cdef class PoolBase:
         """
         cdef PoolRun core = self._running()
         return Stream(core, core.execute(ops))
+
+    def _map(self, items, iterator, bint awaits, bint ordered, Py_ssize_t buffer, errors):
+        # `iterator`: draws from it, at most `buffer` ahead of the reader; None: accepts the exact list, tuple or range
+        # as a whole, or returns None where a range is too long for that.
+        cdef PoolRun core = self._running()
+        cdef ItemSource source
+        if iterator is None:
+            source = core.map_items(items, ordered, None, False, core.carries)
+            if source is None:
+                return None
+        else:
+            source = core.draw_items(buffer, ordered, None, False, core.carries)
+        return new_results(core, source, errors, iterator, awaits)
+
+    def call(self, item, timeout=None):
+        """Has a worker process one item, and returns what `process` returned.
+
+        Blocks until the item has ended. May be called from any thread; from one of this pool's own workers it is refused
+        when no worker would be left to run the item.
+
+        Args:
+            item: Any object but an Operation.
+            timeout: Seconds to wait, for room in the queue and for the result together; None waits without limit. When
+                they have passed, an item that has not begun is cancelled; the result of one that runs is discarded.
+
+        Returns:
+            What `process` returned.
+
+        Raises:
+            Exception: What `process` raised, as in `Operation.check`; a StopIteration as the cause of a RuntimeError.
+            TimeoutError: The item had not ended in time.
+            concurrent.futures.CancelledError: The pool cancelled the item.
+            PoolNotRunning: The pool does not run, or stopped while this call waited for room.
+            BrokenPool: The pool is broken.
+            TypeError: The item is an Operation: submit it with `do`.
+        """
+        cdef int64_t deadline = NEVER if timeout is None else deadline_of(timeout)
+        cdef ItemRecord record = record_for(item)
+        try:
+            self._running().do(record, deadline)
+        except queue.Full:
+            raise TimeoutError(f"no room in the queue of {describe(self)} in time") from None
+        try:
+            done = record.wait(None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9))
+        except BaseException:
+            record.cancel_quietly()
+            raise
+        if not done:
+            record.cancel_quietly()
+            raise TimeoutError(f"the item had not ended in time: {describe(item)}")
+        return result_of(record)
+
+    async def acall(self, item):
+        """Has a worker process one item, and returns what `process` returned: `call` for a task of asyncio or trio.
+
+        When the await is cancelled, an item that has not begun is cancelled; the result of one that runs is discarded.
+
+        Args:
+            item: Any object but an Operation.
+
+        Returns:
+            What `process` returned.
+
+        Raises:
+            Exception: What `process` raised, as in `Operation.check`. Other exceptions as in `call`, except TimeoutError.
+            RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
+        """
+        cdef ItemRecord record = record_for(item)
+        point = checkpoint()
+        if point is not None:
+            await point
+        await self._running().ado(record)
+        try:
+            await record
+        except BaseException:
+            record.cancel_quietly()
+            raise
+        return result_of(record)
+
+
+cdef ItemRecord record_for(object item):
+    cdef PyObject* record
+    if is_operation(<PyObject*>item):
+        raise TypeError(f"item must be a plain object, not an Operation, got {describe(item)}: submit it with do()")
+    record = new_item_record(<PyObject*>item)
+    if record == NULL:
+        raise_set()
+    return <ItemRecord>steal(record)
+
+
+cdef int raise_set() except -1:
+    # Raises what a function declared as noexcept has set.
+    return -1
+
+
+cdef object result_of(ItemRecord record):
+    cdef int phase = phase_of(record)
+    cdef ErrorRecord error_record
+    if phase == SUCCEEDED:
+        return record.value
+    if phase == FAILED:
+        error_record = record.get_error_record()
+        error = raisable(error_record)
+        if isinstance(error, (StopIteration, StopAsyncIteration)):  # it would end a loop of the caller's
+            raise RuntimeError(f"an item raised {type(error).__name__}") from error
+        raise error
+    raise CancelledError(f"the item was cancelled before it began: {describe(record.item)}")

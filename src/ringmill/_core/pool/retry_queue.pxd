@@ -12,6 +12,7 @@ cdef class RetryEntry:
     cdef readonly OperationBase operation
     cdef WorkSource source
     cdef uint64_t position
+    cdef uint64_t arrival       # in a run that is first_come: its number
     # By worker's index, 1 or 0; None: no worker. Not written while the entry stands in a queue.
     cdef readonly bytes tried_by     # equal to a worker that tried it since all had it: other workers first
     cdef readonly bytes rejected_by  # rejected it: never again

@@ -22,6 +22,7 @@ cdef class RetryRouting:
     cdef void unlink(self, PyObject* entry) noexcept
     cdef PyObject* take_for(self, PyObject* worker) noexcept
     cdef PyObject* take_unroutable(self) noexcept
+    cdef PyObject* take_of_source(self, PyObject* source) noexcept
     cdef PyObject* take_delayed(self, int64_t now) noexcept
     cdef bint may_take(self, PyObject* tried_by, PyObject* rejected_by, PyObject* worker) noexcept
     cdef bint is_routable(self, PyObject* entry) noexcept

@@ -101,6 +101,34 @@ cdef class RetryRouting:
             entry = following
         return chain
 
+    cdef PyObject* take_of_source(self, PyObject* source) noexcept:
+        # All entries of that source, delayed ones too, as take_unroutable.
+        cdef PyObject* entry = self.queue.first
+        cdef PyObject* following
+        cdef PyObject* chain = NULL
+        cdef Py_ssize_t k, removed = 1
+        while entry:
+            following = (<RetryEntry>entry).next
+            if <PyObject*>(<RetryEntry>entry).source == source:
+                self.unlink(entry)
+                (<RetryEntry>entry).next = chain
+                chain = entry
+            entry = following
+        while removed:  # again, since a removal moves entries in the heap
+            removed = 0
+            k = self.delays.length
+            while k > 0:
+                k -= 1
+                entry = self.delays.entries[k]
+                if <PyObject*>(<RetryEntry>entry).source == source:
+                    self.delays.remove(entry)
+                    (<RetryEntry>entry).operation.delayed = NULL
+                    (<RetryEntry>entry).next = chain
+                    chain = entry
+                    removed += 1
+                    k = min(k, self.delays.length)
+        return chain
+
     cdef PyObject* take_delayed(self, int64_t now) noexcept:
         # An entry whose delay is over at that time (any, for NEVER), owned by the caller; NULL: none.
         cdef PyObject* entry = self.delays.earliest()

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
 from ringmill._core.pool.accounting cimport Accounting
+from ringmill._core.pool.item_source cimport ItemSource
 from ringmill._core.pool.operation cimport ErrorRecord, OperationBase, OwnerPool
 from ringmill._core.pool.retry_queue cimport RetryQueue
 from ringmill._core.pool.retry_routing cimport RetryRouting
@@ -26,6 +27,7 @@ cdef class PoolRun(OwnerPool):
     cdef SpinLock lock              # guards the state of the parts, as they say, and what is said here to be
     # written once
     cdef readonly object policy     # the Supervisor: _live(worker_loop), _judge(worker_loop, operation, error, raised)
+    cdef readonly bint first_come   # work begins in the order in which it was accepted; else sources take turns
     cdef bint carries               # operations carry their submitter's context
     cdef readonly RingBuffer inbox  # what `do` submits
     cdef WorkSource inbox_source
@@ -44,6 +46,7 @@ cdef class PoolRun(OwnerPool):
     cdef WaitQueue leaving          # workers that pause before a restart
     # guarded by the lock
     cdef RetryQueue orphans         # cancelled, their place claimed, not yet released; see emit_cancelled
+    cdef uint64_t arrivals          # numbers what is accepted, in a run that is first_come
     cdef bint undelayed             # no retry is delayed any more: the interpreter ends
     cdef bint has_timer             # the timer's thread runs
     cdef bint no_timer              # it cannot be started: retries are not delayed
@@ -67,12 +70,15 @@ cdef class PoolRun(OwnerPool):
     cdef bint submit_aside(self, OperationBase op) except -1
     cdef object submitted(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
+    cdef ItemSource map_items(self, object items, bint ordered, object function, bint unpacks, bint carries)
+    cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries)
     cdef bint withdraw(self, OperationBase op) except -1
     cdef int submit_unbounded(self, OperationBase op) except -1
     # retries
     cdef bint route_retry(self, PyObject* entry) noexcept
     cdef void wake_for_retry(self, PyObject* tried_by, PyObject* rejected_by) noexcept
     cdef PyObject* take_retry_for(self, PyObject* worker) noexcept
+    cdef bint retry_is_first(self, PyObject* source) noexcept
     cdef void end_retry(self, PyObject* entry) noexcept
     cdef int review_retries(self) except -1
     cdef int retire(self, WorkerState worker) except -1
@@ -85,6 +91,8 @@ cdef class PoolRun(OwnerPool):
                      PyObject* error_record, list ended) except -1
     cdef int end_entry(self, PyObject* entry, uint32_t phase, list ended) except -1
     cdef int end_unbegun(self, WorkSource source, uint32_t phase, list ended) except -1
+    cdef int end_abandoned(self, WorkSource source) except -1
+    cdef int end_items(self, ItemSource source, uint32_t phase, list ended) except -1
     cdef int end_pending(self, uint32_t phase, list ended) except -1
     cdef PyObject* take_any(self) noexcept
     cdef PyObject* broken_record(self, PyObject* operation) noexcept

@@ -45,6 +45,8 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 from ringmill._core.platform.primitives cimport now_ns, steal
 from ringmill._core.pool.accounting cimport Accounting
 from ringmill._core.pool.context cimport capture
+from ringmill._core.pool.item_record cimport subject_of
+from ringmill._core.pool.item_source cimport BROKEN_ITEM, CANCELLED_ITEM, ItemSource, new_item_source
 from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
@@ -95,6 +97,7 @@ from ringmill._core.waiting.wait_queue cimport (
     wait_for,
 )
 
+from ringmill._core.pool.item_record import subject
 from ringmill.errors import BrokenPool, OperationReused, PoolNotRunning, Unroutable, describe
 
 cdef extern from "Python.h":
@@ -118,15 +121,20 @@ cdef enum:
     EARLIER = 3
 
 
+# a range that is longer, or has larger integers, is drawn like any other iterable
+cdef Py_ssize_t LONGEST_RANGE = 10_000_000
+cdef int64_t WIDEST = <int64_t>1 << 62
+
 cdef tuple nothing = ()         # the arguments of a log line
 
 
 cdef class PoolRun(OwnerPool):
     """The compiled half of one run of a pool. `worker_loop.new_run` makes one, with its loops."""
 
-    def __cinit__(self, policy, workers, Py_ssize_t queue_size, bint context):
+    def __cinit__(self, policy, workers, Py_ssize_t queue_size, bint context, bint first_come=False):
         self.policy = policy
         self.carries = context
+        self.first_come = first_come
         self.inbox = RingBuffer(queue_size)
         self.inbox_source = WorkSource(self.inbox)
         self.workers = [WorkerState(self, worker, index) for index, worker in enumerate(workers)]
@@ -238,6 +246,8 @@ cdef class PoolRun(OwnerPool):
         acquire(&self.lock)
         open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         if open:
+            self.arrivals += 1
+            source.arrival = self.arrivals
             self.sources.link(<PyObject*>source)
         release(&self.lock)
         if not open:
@@ -292,7 +302,7 @@ cdef class PoolRun(OwnerPool):
             source = <WorkSource>steal(spent)
             if source.abandoned.load(memory_order_acquire):  # acquire: pairs with the stream's drop
                 source.end(None)
-                self.end_unbegun(source, CANCELLED, None)
+                self.end_abandoned(source)
             self.remove(source)
 
     cdef bint any_work(self, PyObject* after) noexcept:
@@ -401,6 +411,8 @@ cdef class PoolRun(OwnerPool):
         acquire(&self.lock)
         open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         if open:
+            self.arrivals += 1
+            (<RetryEntry>entry).arrival = self.arrivals
             self.routing.append(entry)
             self.accounting.accepted_before += 1
         release(&self.lock)
@@ -464,6 +476,36 @@ cdef class PoolRun(OwnerPool):
             raise
         return source
 
+    cdef ItemSource map_items(self, object items, bint ordered, object function, bint unpacks, bint carries):
+        # Accepts the items of an exact list, tuple or range, as one WorkSource; None: a range that is too long.
+        cdef ItemSource source
+        cdef object start, step
+        cdef Py_ssize_t length = 0
+        self.check_open()
+        source = new_item_source(ordered, function, unpacks, capture() if carries else None)
+        if type(items) is range:
+            start, step = items.start, items.step
+            if not is_short(items):
+                return None
+            length = len(items)
+            source.hold_range(start, step, length, len(self.workers))
+        else:
+            copied = list_of(items)
+            length = len(copied)
+            source.hold_list(copied, len(self.workers))
+        if length:
+            self.add(source)
+        return source
+
+    cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
+        # A WorkSource whose items will be drawn one by one.
+        cdef ItemSource source
+        self.check_open()
+        source = new_item_source(ordered, function, unpacks, capture() if carries else None)
+        source.hold_drawn(bound)
+        self.add(source)
+        return source
+
     # -----------------------------------------------------------------------------------------------------------
     # to be tried again: which worker may take an entry is in retry_routing.pyx
 
@@ -484,6 +526,16 @@ cdef class PoolRun(OwnerPool):
         if entry:
             notify(&self.inbox.not_full)
         return entry
+
+    cdef bint retry_is_first(self, PyObject* source) noexcept:
+        # Whether the first of those that wait was accepted before what that source has.
+        cdef bint first
+        acquire(&self.lock)
+        first = self.routing.queue.first != NULL and (
+            (<RetryEntry>self.routing.queue.first).arrival < (<WorkSource>source).arrival
+        )
+        release(&self.lock)
+        return first
 
     cdef void end_retry(self, PyObject* entry) noexcept:
         # Ends an entry that no worker will take: no worker may, or the pool has ended. Takes the caller's reference.
@@ -794,7 +846,7 @@ cdef class PoolRun(OwnerPool):
             Py_DECREF(<object>error_record)  # the operation owns one
         end(op, phase, overrides_done(<PyObject*>Py_TYPE(<PyObject*>op)))
         emit(source, <PyObject*>op, position)
-        if ended is not None and PyList_Append(<PyObject*>ended, <PyObject*>op):
+        if ended is not None and PyList_Append(<PyObject*>ended, subject_of(<PyObject*>op)):
             PyErr_Clear()  # those that come after it must be ended all the same
             return 1
         return 0
@@ -816,9 +868,56 @@ cdef class PoolRun(OwnerPool):
         cdef int unlisted = 0
         if source.external:
             return 0
+        if source.carries_items:
+            return self.end_items(<ItemSource>source, phase, ended)
         while source.claim(&raw, &position, self.number, &renewal) == DONE:
             op = <OperationBase>steal(raw)
             unlisted += self.end_one(op, source, position, phase, NULL, ended)
+        return unlisted
+
+    cdef int end_abandoned(self, WorkSource source) except -1:
+        # The reader is gone: cancels what no worker runs now, also what waits to be tried again.
+        cdef PyObject* entry
+        cdef PyObject* following
+        self.end_unbegun(source, CANCELLED, None)
+        acquire(&self.lock)
+        entry = self.routing.take_of_source(<PyObject*>source) if source.has_retries else NULL
+        release(&self.lock)
+        if entry:
+            notify(&self.inbox.not_full)
+        while entry:
+            following = (<RetryEntry>entry).next
+            (<RetryEntry>entry).next = NULL
+            self.end_entry(entry, CANCELLED, None)
+            entry = following
+        return 0
+
+    cdef int end_items(self, ItemSource source, uint32_t phase, list ended) except -1:
+        # end_unbegun for items: span by span, in the order of the source as far as workers have not moved spans.
+        cdef uint64_t begin = 0, end = 0, position
+        cdef int unlisted = 0
+        cdef PyObject* drawn = NULL
+        cdef PyObject* item
+        cdef PyObject* listed
+        while source.claim_span(&begin, &end, &drawn):
+            acquire(&self.lock)
+            if phase == CANCELLED:
+                self.accounting.cancelled += end - begin
+            else:
+                self.accounting.failed += end - begin
+            release(&self.lock)
+            for position in range(begin, end):
+                item = drawn if source.draws else source.take_input(position)
+                if ended is not None:
+                    listed = item
+                    if item == NULL and source.computes:
+                        listed = source.item_at(position)
+                    if listed == NULL or PyList_Append(<PyObject*>ended, listed):
+                        PyErr_Clear()  # as in end_one
+                        unlisted += 1
+                    if listed != item:
+                        Py_XDECREF(listed)
+                source.publish(position, item, CANCELLED_ITEM if phase == CANCELLED else BROKEN_ITEM)
         return unlisted
 
     def drain(self):
@@ -940,6 +1039,16 @@ cdef class PoolRun(OwnerPool):
         self.threads.set_over()
 
 
+cdef bint is_short(object numbers) except -1:
+    # Whether a range may be accepted as a whole. Its length may be more than len() can tell.
+    if not numbers:
+        return True
+    last = numbers.__getitem__(-1)
+    if abs(numbers.start) > WIDEST or abs(last) > WIDEST:
+        return False
+    return abs(last - numbers.start) < LONGEST_RANGE * abs(numbers.step)
+
+
 cdef list list_of(object operations):
     # list() of a list or tuple leaks that in CPython 3.11 and 3.12 where memory is short.
     cdef Py_ssize_t k, length
@@ -1006,7 +1115,7 @@ cdef int timer_attempt(void* run) noexcept:
 
 
 def _unroutable(op):
-    return Unroutable(f"every worker that is left has rejected {describe(op)}")
+    return Unroutable(f"every worker that is left has rejected {describe(subject(op))}")
 
 
 cdef object make_unroutable = _unroutable

@@ -8,7 +8,6 @@ from libc.stdint cimport uint64_t
 from libcpp.atomic cimport memory_order_acquire
 
 from ringmill._core.pool.work_source cimport WorkSource
-from ringmill._core.ring.ring cimport has_items, is_shut
 
 
 cdef class SourceList:
@@ -21,7 +20,7 @@ cdef class SourceList:
     cdef int keep(self, WorkSource source) except -1:
         # Owned from here on. If this raises, nothing has changed.
         self.kept[source] = None
-        if source.ready is not None:
+        if source.ready is not None or source.carries_items:
             try:
                 source.list_in(self.streams)
             except BaseException:
@@ -98,8 +97,8 @@ cdef class SourceList:
                 if (<WorkSource>at).has_work():
                     return at
             else:
-                closed = is_shut((<WorkSource>at).pending.ring)  # before the look: after it, nothing comes
-                if has_items((<WorkSource>at).pending.ring):
+                closed = (<WorkSource>at).is_closed()  # before the look: after it, nothing comes
+                if (<WorkSource>at).has_work():
                     return at
                 if closed and at != inbox:
                     spent[0] = at

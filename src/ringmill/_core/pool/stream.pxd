@@ -1,15 +1,20 @@
 # Stream, the reading side of execute and wrap. See stream.pyx.
 
-cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
 from ringmill._core.pool.run cimport PoolRun
 from ringmill._core.pool.work_source cimport WorkSource
-from ringmill._core.waiting.wait_queue cimport WaitQueue
+from ringmill._core.waiting.wait_queue cimport Attempt, WaitQueue
 
-@cython.final
+cdef object AT_END                  # what an awaited read gives at the end
+
+cdef struct Reading:            # a read that waits
+    PyObject* stream
+    PyObject* op
+    PyObject* item              # of a map: for the reader to drop
+
 cdef class Stream:
     cdef WorkSource source          # written once, like the next six
     cdef PoolRun core
@@ -24,6 +29,9 @@ cdef class Stream:
     cdef WaitQueue turn             # tasks that wait for the turn, to close the source
     cdef atomic[uint64_t] reader    # the thread or the task that has the turn; 0: none
     cdef atomic[uint32_t] closed_by_reader
+    cdef atomic[uint64_t] waited_at  # how much had been read when a reader waited last
+    cdef Attempt attempt            # of a read that waits; its context is a Reading
+    cdef Attempt more
     cdef object __weakref__
 
     cdef int read(self, PyObject** op, int64_t deadline, bint block) except -1
@@ -35,6 +43,11 @@ cdef class Stream:
     cdef int give_turn(self) except -1
     cdef int drop_source(self) except -1
     cdef object async_only_error(self)
+    cdef object closed_error(self)
+    cdef uint64_t since_wait(self) noexcept
+    cdef int take(self, PyObject** op) noexcept
+    cdef bint wants_turn(self) noexcept
+    cdef object unwrap(self, PyObject* found)
     cdef bint draw(self) except -1
     cdef bint draw_here(self) except -1
     cdef bint hand_over(self, PyObject* op) except -1

@@ -33,7 +33,7 @@ import queue
 from types import GenericAlias
 
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libcpp.atomic cimport (
     memory_order_acq_rel,
     memory_order_acquire,
@@ -116,25 +116,31 @@ cdef int turn_more(void* stream) noexcept:
 cdef enum:
     TURN = 3                    # one more result than the ring's: nothing is ready, and the caller has the turn now
 
-cdef struct Reading:            # a read that waits, of a source that its readers draw
-    PyObject* stream
-    PyObject* op
-
 cdef inline bint _drawable(Stream stream) noexcept:
     # Whether a reader that gets the turn would draw. seq_cst, all accesses: a waiter's last check
-    return not is_shut(stream.source.pending.ring) and stream.source.free_places() > 0
+    return not stream.source.is_closed() and stream.source.free_places() > 0
 
-cdef int read_attempt(void* raw) noexcept:
+cdef int drawing_attempt(void* raw) noexcept:
     cdef Reading* reading = <Reading*>raw
     cdef Stream stream = <Stream>reading.stream
-    cdef int result = try_get(stream.source.ready.ring, &reading.op, NULL)
+    cdef int result = stream.source.take_ready(&reading.op, &reading.item)
     if result == NOT_NOW and _drawable(stream) and turn_attempt(reading.stream):
         return TURN
     return result
 
-cdef int read_more(void* raw) noexcept:
+cdef int drawing_more(void* raw) noexcept:
     cdef Stream stream = <Stream>(<Reading*>raw).stream
-    return has_items(stream.source.ready.ring) or turn_more((<Reading*>raw).stream) and _drawable(stream)
+    return stream.source.has_ready() or turn_more((<Reading*>raw).stream) and _drawable(stream)
+
+# The same where readers do not draw.
+cdef int ready_attempt(void* raw) noexcept:
+    return (<Stream>(<Reading*>raw).stream).source.take_ready(&(<Reading*>raw).op, &(<Reading*>raw).item)
+
+cdef int ready_more(void* raw) noexcept:
+    return (<Stream>(<Reading*>raw).stream).source.has_ready()
+
+
+cdef object AT_END = object()   # what an awaited read gives at the end
 
 
 cdef object accept_drawn(PoolRun core, WorkSource source, object op, bint resets):
@@ -180,7 +186,7 @@ cdef class Stream:
 
     def __cinit__(self, PoolRun core not None, WorkSource source not None, *, iterator=None, bint wraps=False,
                   bint draws=False, bint resets=False, bint awaits=False):
-        if source.ready is None:
+        if source.ready is None and not source.carries_items:
             raise TypeError("source.ready must be a RingBuffer: nothing could be read from this source")
         self.core = core
         self.source = source
@@ -190,10 +196,13 @@ cdef class Stream:
         self.awaits = awaits
         self.async_iterator = draws and hasattr(type(iterator), "__anext__")
         self.resets = resets
+        self.attempt = drawing_attempt if draws else ready_attempt
+        self.more = drawing_more if draws else ready_more
         init_queue(&self.turn)
         # relaxed: published with the object
         self.busy.store(0, memory_order_relaxed)
         self.reader.store(0, memory_order_relaxed)
+        self.waited_at.store(0, memory_order_relaxed)
         self.closed_by_reader.store(0, memory_order_relaxed)
 
     def __init__(self, *args, **kwargs):
@@ -202,7 +211,7 @@ cdef class Stream:
     def __del__(self):
         # The collector may run anywhere, so this only flags the work source; a worker ends it and cancels what is left.
         if self.wraps and self.source is not None and self.core.epoch == epoch_now:
-            if not is_shut(self.source.ready.ring) or has_items(self.source.pending.ring):
+            if not self.source.is_over() or self.source.has_work():
                 self.source.abandoned.store(1, memory_order_release)  # release: pairs with the load in run.pyx
                 notify(&self.core.idle)
 
@@ -221,7 +230,7 @@ cdef class Stream:
                 count -= 1
             notify(&self.source.permits.not_full)
         elif self.draws:
-            notify(&self.source.ready.not_empty)  # a reader that waits may draw now
+            notify(self.source.readers())  # a reader that waits may draw now
         return 0
 
     cdef object finish(self):
@@ -256,22 +265,32 @@ cdef class Stream:
         return result
 
     cdef int read_ready(self, PyObject** op, int64_t deadline, bint block) except -1:
-        cdef int result = try_get(self.source.ready.ring, op, NULL)
+        cdef Reading reading
+        cdef int result = self.take(op)
         if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
             return result
+        reading.stream = <PyObject*>self
+        reading.item = NULL
         entered = self.core.enter_wait(None, self.source, False, False, deadline != NEVER)
-        if entered is None:
-            return self.source.ready.get_item(op, deadline, True)
         try:
-            return self.source.ready.get_item(op, deadline, True)
+            result = wait_for(
+                self.source.readers(), self.attempt, self.more, &reading, NULL, self.since_wait(), deadline
+            )
         finally:
-            self.core.leave_wait(entered)
+            if entered is not None:
+                self.core.leave_wait(entered)
+        op[0] = reading.op
+        Py_XDECREF(reading.item)  # as in take
+        return result
 
     cdef int read_drawn(self, PyObject** op, int64_t deadline, bint block) except -1:
         # A read of a source that its readers draw.
         cdef Reading reading
-        cdef int result = TURN if self.try_turn(PyThread_get_thread_ident()) else NOT_NOW
+        cdef int result = NOT_NOW
         reading.stream = <PyObject*>self
+        reading.item = NULL
+        if self.wants_turn() and self.try_turn(PyThread_get_thread_ident()):
+            result = TURN
         while True:
             if result == TURN:
                 # relaxed: try_turn compares it only with the calling thread's own identity, which only that thread
@@ -282,19 +301,20 @@ cdef class Stream:
                 finally:
                     self.give_turn()
             else:
-                result = try_get(self.source.ready.ring, op, NULL)
+                result = self.take(op)
             if result != NOT_NOW or not block or (deadline != NEVER and now_ns() >= deadline):
                 return result
             if self.core.epoch != epoch_now:
                 raise self.core.stopped_error()  # the source forked, and this is the child
             entered = self.core.enter_wait(None, self.source, False, False, deadline != NEVER)
             try:
-                result = wait_for(&self.source.ready.not_empty, read_attempt, read_more, &reading, NULL, 0, deadline)
+                result = wait_for(self.source.readers(), self.attempt, self.more, &reading, NULL, 0, deadline)
             finally:
                 if entered is not None:
                     self.core.leave_wait(entered)
             if result != TURN:
                 op[0] = reading.op
+                Py_XDECREF(reading.item)  # as in take
                 return result
 
     cdef int read_drawing(self, PyObject** op, int64_t deadline, bint block) except -1:
@@ -303,7 +323,7 @@ cdef class Stream:
         if self.iterator is not None and self.source.free_places() > 0:
             self.draw()  # replaces the operation that this read takes
         while True:
-            result = try_get(self.source.ready.ring, op, NULL)
+            result = self.take(op)
             if result != NOT_NOW:
                 return result
             if self.iterator is None or self.source.free_places() <= 0:
@@ -312,8 +332,33 @@ cdef class Stream:
                 return NOT_NOW
             self.draw()
 
+    cdef int take(self, PyObject** op) noexcept:
+        # Takes what is ready, without waiting.
+        cdef PyObject* item = NULL
+        cdef int result = self.source.take_ready(op, &item)
+        Py_XDECREF(item)  # of a map: the reader's to drop
+        return result
+
+    cdef uint64_t since_wait(self) noexcept:
+        # How much has been read since a reader waited last. relaxed, both: a hint, for how long to spin
+        cdef uint64_t count = self.source.read_count()
+        cdef uint64_t last = self.waited_at.load(memory_order_relaxed)
+        self.waited_at.store(count, memory_order_relaxed)
+        return count - last
+
+    cdef object closed_error(self):
+        return Closed(f"all that came out has been read: {describe(self)}")
+
     cdef object async_only_error(self):
         return TypeError(f"the source of {describe(self)} is an async iterable: read it with `async for` or `aget`")
+
+    cdef bint wants_turn(self) noexcept:
+        # Whether a read begins by drawing.
+        return True
+
+    cdef object unwrap(self, PyObject* found):
+        # What a read gives for what it took. Takes the caller's reference.
+        return steal(found)
 
     cdef bint try_turn(self, uint64_t me) except -1:
         # `me`: the thread, or the task that draws an async source; 0: do not check for reentry.
@@ -328,7 +373,7 @@ cdef class Stream:
         self.reader.store(0, memory_order_relaxed)  # relaxed: as try_turn
         put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: before notify; publishes what the owner wrote
         notify(&self.turn)
-        notify(&self.source.ready.not_empty)
+        notify(self.source.readers())
         # seq_cst: after the release, pairs with close_quietly: it gets the turn, or we see that the reader is gone
         if not self.awaits and self.closed_by_reader.load(memory_order_seq_cst) and turn_attempt(<void*>self):
             self.drop_source()
@@ -340,13 +385,13 @@ cdef class Stream:
         self.iterator = None
         put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: as give_turn
         notify(&self.turn)
-        notify(&self.source.ready.not_empty)
+        notify(self.source.readers())
         return 0
 
     cdef bint draw(self) except -1:
         # Draws one operation and gives it to the workers. False: the source is exhausted, or the pool has stopped.
         cdef PyObject* raw
-        if is_shut(self.source.pending.ring):
+        if self.source.is_closed():
             self.iterator = None
             return False
         raw = next_raw(<PyObject*>self.iterator)
@@ -428,7 +473,7 @@ cdef class Stream:
         # As draw, from an async source. A generator that is not drawn to its end is closed here, rather than by its
         # loop when it is collected.
         iterator = self.iterator
-        if is_shut(self.source.pending.ring):
+        if self.source.is_closed():
             self.iterator = None
             await _close_iterator(iterator)
             return
@@ -451,7 +496,7 @@ cdef class Stream:
                 await _close_failed_source(iterator)
 
     async def _read(self):
-        # `read` for a task. Returns the operation; None at the end.
+        # `read` for a task. Returns the operation; AT_END at the end.
         cdef PyObject* op = NULL
         cdef int result
         cdef void* task
@@ -461,69 +506,54 @@ cdef class Stream:
             await point
         if self.core.epoch != epoch_now:
             raise self.core.stopped_error()
+        reading.stream = <PyObject*>self
+        reading.item = NULL
+        task = running_task() if self.async_iterator else NULL
         if not self.draws:
-            found = await self._read_ready()
+            result = self.take(&op)
         else:
-            task = running_task() if self.async_iterator else NULL
-            reading.stream = <PyObject*>self
-            result = TURN if self.try_turn(<uint64_t>task) else NOT_NOW
-            while True:
-                if result == TURN:
-                    self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as try_turn
-                    try:
-                        if self.iterator is not None and self.source.free_places() > 0:  # as in read_drawing
-                            if self.async_iterator:
-                                await self._draw()
-                            else:
-                                self.draw_here()
-                        while True:
-                            result = try_get(self.source.ready.ring, &op, NULL)
-                            if result != NOT_NOW or self.iterator is None or self.source.free_places() <= 0:
-                                break
-                            if self.async_iterator:
-                                await self._draw()
-                            else:
-                                self.draw_here()
-                    finally:
-                        self.give_turn()
-                else:
-                    result = try_get(self.source.ready.ring, &op, NULL)
-                if result != NOT_NOW:
-                    break
-                if self.core.epoch != epoch_now:
-                    raise self.core.stopped_error()  # as in read_drawn
-                entered = self.core.enter_wait(None, self.source, False, True, False)
+            result = TURN if self.wants_turn() and self.try_turn(<uint64_t>task) else NOT_NOW
+        while True:
+            if result == TURN:
+                self.reader.store(<uint64_t>task, memory_order_relaxed)  # relaxed: as try_turn
                 try:
-                    result = await await_for(&self.source.ready.not_empty, read_attempt, read_more, &reading, self)
+                    if self.iterator is not None and self.source.free_places() > 0:  # as in read_drawing
+                        if self.async_iterator:
+                            await self._draw()
+                        else:
+                            self.draw_here()
+                    while True:
+                        result = self.take(&op)
+                        if result != NOT_NOW or self.iterator is None or self.source.free_places() <= 0:
+                            break
+                        if self.async_iterator:
+                            await self._draw()
+                        else:
+                            self.draw_here()
                 finally:
-                    if entered is not None:
-                        self.core.leave_wait(entered)
-                if result != TURN:
-                    op = reading.op
-                    break
-            found = steal(op) if result == DONE else None
-        if found is None:
+                    self.give_turn()
+            elif self.draws:
+                result = self.take(&op)
+            if result != NOT_NOW:
+                break
+            if self.core.epoch != epoch_now:
+                raise self.core.stopped_error()  # as in read_drawn
+            entered = self.core.enter_wait(None, self.source, False, True, False)
+            try:
+                result = await await_for(self.source.readers(), self.attempt, self.more, &reading, self)
+            finally:
+                if entered is not None:
+                    self.core.leave_wait(entered)
+            if result != TURN:
+                op = reading.op
+                Py_XDECREF(reading.item)  # as in take
+                break
+        if result != DONE:
             self.finish()
-        elif self.wraps:
+            return AT_END
+        if self.wraps:
             self.taken(1)
-        return found
-
-    async def _read_ready(self):
-        # `read_ready` for a task. Returns the operation; None at the end.
-        cdef PyObject* op = NULL
-        cdef int result = try_get(self.source.ready.ring, &op, NULL)
-        if result == DONE:
-            return steal(op)
-        if result == SHUT:
-            return None
-        entered = self.core.enter_wait(None, self.source, False, True, False)
-        try:
-            return await self.source.ready.aget()
-        except Closed:
-            return None
-        finally:
-            if entered is not None:
-                self.core.leave_wait(entered)
+        return self.unwrap(op)
 
     async def aget(self):
         """Takes the next operation, awaiting it: `get` for a task of asyncio or trio.
@@ -541,10 +571,10 @@ cdef class Stream:
             Exception: What the source raised; raised once, to one reader, after all that was accepted before.
             RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
-        op = await self._read()
-        if op is None:
-            raise Closed(f"all operations have been read: {describe(self)}")
-        return op
+        found = await self._read()
+        if found is AT_END:
+            raise self.closed_error()
+        return found
 
     def __aiter__(self):
         """Returns the stream itself: `async for` gives the operations until all have been read."""
@@ -554,15 +584,15 @@ cdef class Stream:
         """Awaits and takes the next operation; StopAsyncIteration when all have been read. Raises as `aget`."""
         cdef PyObject* op = NULL
         if not self.draws and self.core.epoch == epoch_now and not in_trio():  # the fast path; trio needs a checkpoint
-            if try_get(self.source.ready.ring, &op, NULL) == DONE:
+            if self.take(&op) == DONE:
                 if self.wraps:
                     self.taken(1)
-                return steal(op)
+                return self.unwrap(op)
         try:
             found = await self._read()
         except StopAsyncIteration as error:  # a source that is no generator: it must not look like the end
             raise RuntimeError("the source of a stream raised StopAsyncIteration") from error
-        if found is None:
+        if found is AT_END:
             raise StopAsyncIteration
         return found
 
@@ -609,10 +639,10 @@ cdef class Stream:
         cdef PyObject* op = NULL
         cdef int result = self.read(&op, deadline_of(timeout), True)
         if result == SHUT:
-            raise Closed(f"all operations have been read: {describe(self)}")
+            raise self.closed_error()
         if result == NOT_NOW:
             raise Empty
-        return steal(op)
+        return self.unwrap(op)
 
     def get_many(self, max=None, timeout=None):
         """Waits for the first operation, then takes all that are ready, up to `max`.
@@ -639,7 +669,7 @@ cdef class Stream:
             return self.get_many_drawing(limit, deadline)
         ops = [None]  # made before one is taken: without memory for the list, it would be lost
         ops[0] = self.get(None if deadline == NEVER else (deadline - now_ns()) / 1e9 if deadline > now_ns() else 0)
-        ops = self.source.ready._take(min(limit - 1, size(self.source.ready.ring)), ops)
+        ops = self.source.ready._take(min(limit - 1, self.source.ready_count()), ops)
         if self.wraps and len(ops) > 1:
             self.taken(len(ops) - 1)
         return ops
@@ -656,7 +686,7 @@ cdef class Stream:
         ops = [None]  # as in get_many
         if self.try_turn(PyThread_get_thread_ident()):
             try:
-                length = min(limit - 1, size(self.source.ready.ring))
+                length = min(limit - 1, self.source.ready_count())
                 while length > 0 and self.iterator is not None and self.source.free_places() > 0:
                     self.draw()
                     length -= 1
@@ -665,13 +695,13 @@ cdef class Stream:
         result = self.read_drawn(&op, deadline, True)
         if result == DONE:
             ops[0] = steal(op)
-            ops = self.source.ready._take(min(limit - 1, size(self.source.ready.ring)), ops)
+            ops = self.source.ready._take(min(limit - 1, self.source.ready_count()), ops)
             self.taken(len(ops))
             return ops
         if result == NOT_NOW:
             raise Empty
         self.finish()
-        raise Closed(f"all operations have been read: {describe(self)}")
+        raise self.closed_error()
 
     def close(self):
         """Closes the stream: cancels the operations that have not begun, and draws the source no more.
@@ -687,11 +717,11 @@ cdef class Stream:
             return 0
         self.closed_by_reader.store(1, memory_order_seq_cst)  # seq_cst: pairs with finish, and with give_turn
         self.source.end(None)
-        self.source.ready.close_ring()
-        self.core.end_unbegun(self.source, CANCELLED, None)
+        self.source.end_reading()
+        self.core.end_abandoned(self.source)
         self.core.remove(self.source)
         notify(&self.core.idle)
-        self.source.ready.shutdown(immediate=True)
+        self.source.drop_ready()
         if self.draws and not self.awaits and turn_attempt(<void*>self):
             self.drop_source()
         return 0
@@ -739,7 +769,7 @@ cdef class Stream:
     @property
     def ready(self):
         """The number of operations that can be read now; a snapshot."""
-        return size(self.source.ready.ring)
+        return self.source.ready_count()
 
     def __len__(self):
         """The `total`, for progress bars; TypeError while that is not known."""
@@ -759,13 +789,13 @@ cdef class Stream:
     @property
     def closed(self):
         """Whether no operation will be added: all have come out, or the stream was closed. Some may be left to read."""
-        return is_shut(self.source.ready.ring)
+        return self.source.is_over()
 
     def __repr__(self):
-        state = "closed" if is_shut(self.source.ready.ring) else "open"
-        read = get_count(self.source.ready.ring)
+        state = "closed" if self.source.is_over() else "open"
+        read = self.source.read_count()
         total = "?" if self.total is None else self.total
-        return f"<Stream {state}, {size(self.source.ready.ring)} ready, {read} read of {total}>"
+        return f"<{type(self).__name__} {state}, {self.source.ready_count()} ready, {read} read of {total}>"
 
 
 

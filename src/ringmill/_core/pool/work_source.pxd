@@ -16,6 +16,7 @@ cdef enum Renewal:              # what to do with the operation that claim() too
     PASS                        # only emit it: it failed or was cancelled upstream
 
 cdef class WorkSource:
+    cdef bint carries_items     # it is an ItemSource (item_source.pyx); `pending` and `ready` are None then
     cdef RingBuffer pending     # workers take from it; written once, like the next seven
     cdef RingBuffer ready       # ended operations come out of it; None: there is no reader
     cdef bint external          # `pending` is the user's ring: the worker that takes an item accepts it
@@ -36,6 +37,8 @@ cdef class WorkSource:
     cdef PyObject* bad_item     # external: the item that could not be accepted, owned
     cdef atomic[int64_t] total  # how many come out in all; -1: not known yet. Written once, under the lock
     cdef atomic[uint32_t] abandoned  # the stream was dropped: a worker cancels what is left
+    cdef bint has_retries       # an operation of it was put back; guarded by the pool's lock
+    cdef uint64_t arrival       # its number, in the order of linking; written before it is linked
     # the pool's circular list of work sources; guarded by the pool's lock
     cdef PyObject* next
     cdef PyObject* prev
@@ -58,6 +61,17 @@ cdef class WorkSource:
     cdef uint64_t accepted(self) noexcept nogil
     cdef Py_ssize_t free_places(self) noexcept nogil
     cdef bint has_work(self) noexcept nogil
+    cdef void put_ended(self, PyObject* op, uint64_t position) noexcept
+    # the reader's side
+    cdef Result take_ready(self, PyObject** found, PyObject** item) noexcept
+    cdef bint has_ready(self) noexcept nogil
+    cdef bint is_over(self) noexcept nogil
+    cdef bint is_closed(self) noexcept nogil
+    cdef Py_ssize_t ready_count(self) noexcept
+    cdef uint64_t read_count(self) noexcept
+    cdef WaitQueue* readers(self) noexcept
+    cdef int end_reading(self) except -1
+    cdef int drop_ready(self) except -1
 
 cdef inline int came_out(WorkSource source, uint64_t place) noexcept:
     # An operation is in the ready ring; `place` is how many were put before it.
@@ -70,7 +84,9 @@ cdef inline int came_out(WorkSource source, uint64_t place) noexcept:
 cdef inline int emit(WorkSource source, PyObject* op, uint64_t position) noexcept:
     # Gives an ended operation to the reader. Takes the caller's reference.
     cdef uint64_t place = 0
-    if source.reorder_buffer is not None:
+    if source.carries_items:
+        source.put_ended(op, position)
+    elif source.reorder_buffer is not None:
         if source.shifts:
             position += source.shifts[position % <uint64_t>source.ready.ring.capacity]
         source.emit_in_order(op, position)

@@ -59,6 +59,7 @@ from ringmill._core.ring.ring cimport (
     is_shut,
     put_count,
     shut,
+    size,
     try_get,
     try_put,
 )
@@ -96,8 +97,13 @@ cdef bint is_unsuccessful(OperationBase op) noexcept nogil:
 
 
 cdef class WorkSource:
-    def __cinit__(self, RingBuffer pending not None, RingBuffer ready=None, *, bint ordered=False, bint external=False,
+    def __cinit__(self, RingBuffer pending, RingBuffer ready=None, *, bint ordered=False, bint external=False,
                   bint resets=False, RingBuffer permits=None, context=None):
+        self.passed.store(0, memory_order_relaxed)  # relaxed: as the next
+        self.total.store(-1, memory_order_relaxed)  # relaxed: published with the object
+        self.context = context
+        if pending is None:
+            return  # an ItemSource, which has neither ring
         pending.check_made()
         if ready is not None:
             ready.check_made()
@@ -108,14 +114,11 @@ cdef class WorkSource:
         self.external = external
         self.resets = resets
         self.permits = permits
-        self.context = context
         self.reorder_buffer = [None] * <Py_ssize_t>ready.ring.capacity if ordered else None
         if ordered and resets and not external:
             self.shifts = <uint64_t*>PyMem_RawMalloc(ready.ring.capacity * sizeof(uint64_t))
             if self.shifts == NULL:
                 raise MemoryError
-        self.passed.store(0, memory_order_relaxed)  # relaxed: as the next
-        self.total.store(-1, memory_order_relaxed)  # relaxed: published with the object
 
     def __dealloc__(self):
         if self.bad_item:
@@ -259,6 +262,46 @@ cdef class WorkSource:
         if first and self.ready is not None and put_count(self.ready.ring) == count:
             self.ready.close_ring()
         return first
+
+    # -----------------------------------------------------------------------------------------------------------
+    # the reader's side
+
+    cdef Result take_ready(self, PyObject** found, PyObject** item) noexcept:
+        # The next ended operation; the caller owns it. SHUT: all have been read. `item`: see item_source.pyx
+        return try_get(self.ready.ring, found, NULL)
+
+    cdef bint has_ready(self) noexcept nogil:
+        return has_items(self.ready.ring)
+
+    cdef bint is_over(self) noexcept nogil:
+        # Whether nothing more will become ready.
+        return is_shut(self.ready.ring)
+
+    cdef bint is_closed(self) noexcept nogil:
+        # Whether nothing more will be accepted; what was accepted may still wait for a worker.
+        return is_shut(self.pending.ring)
+
+    cdef Py_ssize_t ready_count(self) noexcept:
+        return size(self.ready.ring)
+
+    cdef uint64_t read_count(self) noexcept:
+        return get_count(self.ready.ring)
+
+    cdef WaitQueue* readers(self) noexcept:
+        # Those who wait for has_ready or is_over.
+        return &self.ready.not_empty
+
+    cdef int end_reading(self) except -1:
+        # The reader has closed the stream: nothing more becomes ready.
+        self.ready.close_ring()
+        return 0
+
+    cdef int drop_ready(self) except -1:
+        self.ready.shutdown(immediate=True)
+        return 0
+
+    cdef void put_ended(self, PyObject* op, uint64_t position) noexcept:
+        pass  # see emit(): for ItemSources only
 
     cdef int abort(self, object failure) except -1:
         # Some accepted operations will not come out in time: the stream ends without them, with the failure.

@@ -2,8 +2,9 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from ringmill._core.pool.item_source cimport ItemSource
 from ringmill._core.pool.operation cimport ErrorRecord
 from ringmill._core.pool.retry_queue cimport RetryEntry
 from ringmill._core.pool.run cimport PoolRun
@@ -33,9 +34,34 @@ cdef class WorkerLoop:
     cdef object last_type           # of an operation, and
     cdef bint overridden            # whether that overrides done()
 
+    # items: see run_items
+    cdef public object process      # what runs them: the worker's `process`, or an InContext of it; set by the policy
+    cdef ItemSource items           # the source of the claimed item
+    cdef PyObject* item             # the claimed item, owned; NULL where the source computes it
+    cdef bint has_item              # an item is claimed: `position` is its position, `items` its source
+    cdef ItemSource function_of     # the source for which `function` was found
+    cdef object function            # what runs its items
+    cdef object refusal             # why there is no `function`
+    cdef int until_look             # items until the next look at the clock, see let_others_run;
+    cdef int look_every             # how many there are between two looks
+    cdef int64_t looked_at
+    cdef int64_t yielded_at
+    cdef object last_result_type    # of what `process` returned for an item
+
     cdef bint more_work(self) noexcept
+    cdef bint run_items(self) except -1
+    cdef int find_function(self) except -1
+    cdef PyObject* call_for_item(self, PyObject* item) noexcept
+    cdef bint item_failed(self, PyObject* item) except -1
+    cdef void end_item_failed(self, PyObject* error) noexcept
+    cdef object judge_handled(self, object error)
+    cdef void release_items(self) noexcept
+    cdef void let_others_run(self) noexcept
+    cdef bint run_record(self, PyObject* raw) except -1
+    cdef PyObject* checked_result(self, PyObject* result) noexcept
     cdef int take(self, bint sleepy) noexcept
     cdef int take_again(self) noexcept
+    cdef int take_oldest(self, bint sleepy) noexcept
     cdef int take_retry(self) noexcept
     cdef int claim_from(self, WorkSource source) noexcept
     cdef int end_source(self, WorkSource source) noexcept

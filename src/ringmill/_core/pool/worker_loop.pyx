@@ -11,7 +11,10 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from ringmill._core.platform.primitives cimport FREE_THREADED, steal
+from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, steal
+from ringmill._core.pool.context cimport InContext, call_in_context
+from ringmill._core.pool.item_record cimport ItemRecord, is_item_record, new_item_record
+from ringmill._core.pool.item_source cimport FAILED_BIT, ItemSource
 from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
@@ -20,6 +23,7 @@ from ringmill._core.pool.operation cimport (
     ErrorRecord,
     OperationBase,
     PyTypeObject,
+    accept,
     begin,
     end,
     log_error,
@@ -51,6 +55,10 @@ from ringmill.errors import BrokenPool, OperationReused, Reject, Retry, describe
 cdef extern from "Python.h":
     PyTypeObject* Py_TYPE(PyObject* o) nogil
     PyObject* call_method "PyObject_CallMethodObjArgs"(PyObject* o, PyObject* name, ...) noexcept
+    PyObject* call_one "PyObject_CallOneArg"(PyObject* function, PyObject* argument) noexcept
+    PyObject* call_function "PyObject_Call"(PyObject* function, PyObject* arguments, PyObject* keywords) noexcept
+    PyObject* pack_tuple "PyTuple_Pack"(Py_ssize_t length, ...) noexcept
+    void PyErr_SetObject(object kind, object value)
     PyObject* get_attribute "PyObject_GetAttr"(PyObject* o, PyObject* name) noexcept
     bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
     void PyErr_Clear()
@@ -66,7 +74,10 @@ cdef enum:
     NOTHING = 0
     FOUND = 1
     LEAVE = 2
+    ITEM = 3                    # an item of an ItemSource: `has_item`
 
+    LOOK_EVERY = 255            # the most items between two looks at the clock
+    YIELD_NS = 1_000_000
     MAX_FAULTS = 16             # in a row, in the policy's own code, before a worker is given up
 
 cdef int64_t FAR_AWAY = (<int64_t>1 << 62)
@@ -75,6 +86,8 @@ cdef str live_name = "_live"
 cdef str judge_name = "_judge"
 cdef str init_name = "init"
 cdef str cleanup_name = "cleanup"
+cdef str check_result_name = "_check_result"
+cdef object item_type = ItemRecord
 
 cdef extern from *:
     """
@@ -157,7 +170,16 @@ cdef class WorkerLoop:
     cdef int claim_from(self, WorkSource source) noexcept:
         cdef Renewal renewal = AS_IT_IS
         cdef PyObject* op = NULL
-        cdef Result result = source.claim(&op, &self.position, self.pool_run.number, &renewal)
+        cdef Result result
+        if source.carries_items:
+            self.item = NULL
+            if (<ItemSource>source).claim_item(self.state.index, &self.position, &self.item) != DONE:
+                return NOTHING
+            if self.items is not source:
+                self.items = <ItemSource>source
+            self.has_item = True
+            return ITEM
+        result = source.claim(&op, &self.position, self.pool_run.number, &renewal)
         if result == DONE and renewal == PASS:
             notify(&source.pending.not_full)
             emit(source, op, self.position)
@@ -199,6 +221,7 @@ cdef class WorkerLoop:
             self.turn <= 0
             or source != <PyObject*>self.current_source
             or (<WorkSource>source).external
+            or (<WorkSource>source).carries_items
             or self.pool_run.routing.length.load(memory_order_seq_cst)  # seq_cst: as take
         ):
             return NOTHING
@@ -212,7 +235,10 @@ cdef class WorkerLoop:
     cdef int take(self, bint sleepy) noexcept:
         # Finds the next operation for this worker, without waiting. `sleepy`: it will sleep if there is none.
         cdef PyObject* found
+        cdef int result
         cdef PoolRun run = self.pool_run
+        if run.first_come:
+            return self.take_oldest(sleepy)
         if run.routing.length.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with RetryRouting's store
             if not self.took_retry and self.take_retry() == FOUND:
                 self.took_retry = True
@@ -220,10 +246,11 @@ cdef class WorkerLoop:
             self.took_retry = False
         if self.turn > 0 and self.source is not None:
             self.turn -= 1
-            if self.claim_from(self.source) == FOUND:
+            result = self.claim_from(self.source)
+            if result != NOTHING:
                 if self.current_source is not self.source:
                     self.current_source = self.source
-                return FOUND
+                return result
         while True:
             found = run.next_source(<PyObject*>self.source if self.source is not None else NULL, sleepy)
             if found == NULL:
@@ -232,15 +259,42 @@ cdef class WorkerLoop:
                 self.source = <WorkSource>found
             Py_DECREF(<object>found)  # next_feed's
             self.turn = TURN - 1
-            if self.claim_from(self.source) == FOUND:
+            result = self.claim_from(self.source)
+            if result != NOTHING:
                 if self.current_source is not self.source:
                     self.current_source = self.source
-                return FOUND
+                return result
         # seq_cst: as above. It may have been skipped, for fairness.
         if run.routing.length.load(memory_order_seq_cst) and self.take_retry() == FOUND:
             return FOUND
+        self.release_items()
         self.source = self.current_source = None  # it holds nothing while it sleeps
         self.turn = 0
+        return LEAVE if run.should_end() else NOTHING
+
+    cdef int take_oldest(self, bint sleepy) noexcept:
+        # take(), in a run that is first_come: its sources are linked in the order of their coming.
+        cdef PyObject* found
+        cdef PoolRun run = self.pool_run
+        while True:
+            found = run.next_source(NULL, sleepy)
+            # seq_cst: as take
+            if run.routing.length.load(memory_order_seq_cst) and (found == NULL or run.retry_is_first(found)):
+                Py_XDECREF(found)  # next_source's
+                if self.take_retry() == FOUND:
+                    return FOUND
+                if found != NULL:
+                    continue
+                break
+            if found == NULL:
+                break
+            if <PyObject*>self.source != found:
+                self.source = self.current_source = <WorkSource>found
+            Py_DECREF(<object>found)  # next_source's
+            if self.claim_from(self.source) == ITEM:
+                return ITEM
+        self.release_items()
+        self.source = self.current_source = None  # it holds nothing while it sleeps
         return LEAVE if run.should_end() else NOTHING
 
     cdef int take_retry(self) noexcept:
@@ -284,14 +338,228 @@ cdef class WorkerLoop:
                 )
             if found == LEAVE or self.pool_run.epoch != epoch_now:  # in the child of a fork the worker is the parent's
                 raise StopIteration
+            if found == ITEM:
+                if not self.run_items():
+                    raise StopIteration
+                continue
             raw = self.state.op
             if begin(<OperationBase>raw):
                 # relaxed load: its only writer; release: pairs with count
                 self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
-                return <object>raw
+                if not is_item_record(raw):
+                    return <object>raw
+                if not self.run_record(raw):
+                    raise StopIteration
+                continue
             self.state.op = NULL
             self.record = None
             self.pool_run.emit_cancelled(raw, self.current_source, self.position)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # items
+    #
+    # Items are run here rather than by the policy: there is no object for the policy to hold, and a result to store. What
+    # an item raises makes a record of it, an operation, and the policy judges that (item_record.pyx). Between the claim of
+    # an item and its outcome it is the loop's, as the current operation is: end_failed ends it.
+
+    cdef bint run_items(self) except -1:
+        # Runs the claimed item, and others of its source until the worker's turn is over. False: as settle.
+        cdef ItemSource source = self.items
+        cdef PyObject* function
+        cdef PyObject* result
+        cdef PyObject* item
+        if self.function_of is not source:
+            self.find_function()
+        function = <PyObject*>self.function
+        while True:
+            # relaxed load: its only writer; release: pairs with count
+            self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+            item = self.item
+            if source.computes:
+                self.item = item = source.item_at(self.position)
+            if item == NULL or function == <PyObject*>None:
+                result = NULL  # with the exception set
+                if item != NULL:
+                    raise_no_function(self)
+            elif source.context is not None or source.unpacks:
+                result = self.call_for_item(item)
+            else:
+                result = call_one(function, item)
+            if self.pool_run.epoch != epoch_now:
+                PyErr_Clear()
+                return False  # it forked, and this is the child: the item is the parent's
+            if result != NULL and source.function is None and <PyObject*>Py_TYPE(result) != <PyObject*>self.last_result_type:
+                result = self.checked_result(result)
+            if result == NULL:
+                if not self.item_failed(item):
+                    return False
+            else:
+                self.has_item = False
+                self.item = NULL
+                if source.computes:
+                    Py_DECREF(<object>item)  # was the loop's
+                    item = NULL
+                # relaxed load and release: as above. Counted, then the outcome.
+                self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+                source.publish(self.position, item, <uint64_t>result)
+            self.until_look -= 1
+            if self.until_look <= 0:
+                self.let_others_run()
+            if source.abandoned.load(memory_order_relaxed):  # relaxed: take() looks again
+                return True
+            if not self.pool_run.first_come:
+                if self.turn <= 0 or self.pool_run.routing.length.load(memory_order_relaxed):  # relaxed: take() looks again
+                    return True
+                self.turn -= 1
+            if source.claim_item(self.state.index, &self.position, &self.item) != DONE:
+                return True
+            self.has_item = True
+
+    cdef void let_others_run(self) noexcept:
+        # A function in C never comes by where the interpreter lets other threads run; so this detaches, each millisecond.
+        # The clock is looked at more often the longer the items take.
+        cdef int64_t now = now_ns()
+        cdef int64_t elapsed = now - self.looked_at
+        self.looked_at = now
+        if elapsed > YIELD_NS // 2:
+            self.look_every = max(1, self.look_every // 4)
+        elif elapsed < YIELD_NS // 8:
+            self.look_every = min(LOOK_EVERY, 2 * self.look_every + 1)
+        self.until_look = self.look_every
+        if now - self.yielded_at > YIELD_NS:
+            self.yielded_at = now
+            with nogil:  # not to wait: another thread may want the GIL, or to stop this one
+                pass
+
+    cdef int find_function(self) except -1:
+        # Finds what runs the items of `items`: once for each source that the worker comes to.
+        cdef ItemSource source = self.items
+        self.function = None
+        self.function_of = source
+        function = self.process
+        if source.function is not None:
+            try:
+                function = self.state.worker.prepare_function(source.function)  # an executor's worker
+            except BaseException as error:
+                self.refusal = error
+                return 0
+        if source.context is not None and not isinstance(function, InContext):
+            function = InContext(function)
+        self.function = function
+        return 0
+
+    cdef PyObject* call_for_item(self, PyObject* item) noexcept:
+        # The uncommon ways to call: in a context, or with a tuple of arguments. NULL: it has raised.
+        cdef PyObject* arguments = item
+        cdef PyObject* result = NULL
+        if not self.items.unpacks:
+            arguments = pack_tuple(1, item)
+            if arguments == NULL:
+                return NULL
+        if self.items.context is not None:
+            result = call_in_context(<PyObject*>self.function, <PyObject*>self.items.context, arguments)
+        else:
+            result = call_function(<PyObject*>self.function, arguments, NULL)
+        if arguments != item:
+            Py_DECREF(<object>arguments)
+        return result
+
+    cdef PyObject* checked_result(self, PyObject* result) noexcept:
+        # The result, or NULL: it is a coroutine or a generator, which has not run; as for operations. Takes the reference.
+        cdef PyObject* checked = call_method(
+            <PyObject*>self.pool_run.policy, <PyObject*>check_result_name, <PyObject*>self, result, <PyObject*>NULL
+        )
+        if checked == NULL:
+            Py_DECREF(<object>result)
+            return NULL
+        Py_DECREF(<object>checked)
+        self.last_result_type = <object>Py_TYPE(result)
+        return result
+
+    cdef bint item_failed(self, PyObject* item) except -1:
+        # The call of an item has raised. False: as settle.
+        cdef PyObject* raw
+        cdef PyObject* handled
+        cdef ItemSource source = self.items
+        error = steal(take_raised())
+        if source.function is not None or item == NULL:  # an executor's call, whatever it raises, has ended
+            self.end_item_failed(<PyObject*>error)
+            return True
+        raw = new_item_record(item)
+        if raw == NULL:
+            PyErr_Clear()
+            self.end_item_failed(<PyObject*>error)
+            if PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
+                return True
+            self.crash = error
+            return False
+        if source.context is not None:
+            (<OperationBase>raw).set_context(source.context)
+        accept(<OperationBase>raw, self.pool_run.number)
+        begin(<OperationBase>raw)
+        self.has_item = False
+        self.state.op = raw  # the worker's
+        Py_DECREF(<object>item)  # was the loop's; the record has one
+        self.item = NULL
+        self.crash = self.judge_handled(error)
+        return self.crash is None
+
+    cdef object judge_handled(self, object error):
+        # judge_error, with the error as the one that is being handled, as in an `except` block.
+        cdef PyObject* handled = PyErr_GetHandledException()
+        PyErr_SetHandledException(<PyObject*>error)
+        try:
+            return self.judge_error(error, True)
+        finally:
+            PyErr_SetHandledException(handled)
+            Py_XDECREF(handled)
+
+    cdef void end_item_failed(self, PyObject* error) noexcept:
+        # Ends the claimed item as failed, without a record. Needs no memory.
+        cdef PyObject* item = self.item
+        cdef PyObject* error_record = self.take_error_record(error, <PyObject*>item_type, True)
+        self.has_item = False
+        self.item = NULL
+        acquire(&self.pool_run.lock)
+        self.state.failed += 1
+        # relaxed load and release: as in settle
+        self.state.word.store((self.state.word.load(memory_order_relaxed) | 1) + 1, memory_order_release)
+        release(&self.pool_run.lock)
+        if self.items.computes:
+            Py_XDECREF(item)  # was the loop's
+            item = NULL
+        self.items.publish(self.position, item, <uint64_t>error_record | FAILED_BIT)
+
+    cdef bint run_record(self, PyObject* raw) except -1:
+        # Runs an item that has a record: it is tried again, or one of `call`. False: as settle.
+        cdef PyObject* result
+        cdef PyObject* arguments
+        if (<OperationBase>raw).context is None:
+            result = call_one(<PyObject*>self.process, <PyObject*>(<ItemRecord>raw).item)
+        else:
+            arguments = pack_tuple(1, <PyObject*>(<ItemRecord>raw).item)
+            result = NULL
+            if arguments != NULL:
+                result = call_in_context(
+                    <PyObject*>self.process, <PyObject*>(<OperationBase>raw).context, arguments
+                )
+                Py_DECREF(<object>arguments)
+        if self.pool_run.epoch != epoch_now:
+            PyErr_Clear()
+            return False  # as in run_items
+        if result != NULL and <PyObject*>Py_TYPE(result) != <PyObject*>self.last_result_type:
+            result = self.checked_result(result)
+        if result == NULL:
+            self.crash = self.judge_handled(steal(take_raised()))
+            return self.crash is None
+        (<ItemRecord>raw).value = steal(result)
+        return self.settle(raw)
+
+    cdef void release_items(self) noexcept:
+        # Between two items: holds nothing of their sources.
+        if self.items is not None:
+            self.items = self.function_of = None
+            self.function = self.last_result_type = None
 
     cdef uint64_t since_wait(self) noexcept:
         # How many operations it has ended since it last waited.
@@ -398,6 +666,7 @@ cdef class WorkerLoop:
     cdef void release_sources(self) noexcept:
         # Between two operations: holds nothing of the sources.
         self.source = self.last_type = None
+        self.release_items()
         if self.state.op == NULL:
             self.current_source = None
         self.turn = 0
@@ -542,8 +811,11 @@ cdef class WorkerLoop:
         cdef PyObject* raw = self.state.op
         cdef PyObject* error_record
         cdef PyObject* handled
+        if raw == NULL and self.has_item and self.pool_run.epoch == epoch_now:
+            self.end_item_failed(error)
         if raw == NULL or self.pool_run.epoch != epoch_now:
             return  # in the child of a fork, made by the worker's own hook, the operation is the parent's
+        seen = seen or is_item_record(raw)  # its error comes out in the place of its result
         error_record = <PyObject*>(<OperationBase>raw).error_record
         if error_record != <PyObject*>None and <PyObject*>(<ErrorRecord>error_record).error == error:  # a Task has recorded it
             if seen:
@@ -602,6 +874,7 @@ cdef class WorkerLoop:
         entry = <PyObject*>self.record
         Py_INCREF(<object>entry)  # the queue's, if it gets there
         acquire(&run.lock)
+        self.record.source.has_retries = True
         self.state.retried += 1
         # relaxed load and release: as in settle
         self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
@@ -637,11 +910,22 @@ cdef class WorkerLoop:
         return <object>self.state.op if self.state.op != NULL else None
 
     @property
+    def current_context(self):
+        """The context that the current operation carries; or None."""
+        return (<OperationBase>self.state.op).context if self.state.op != NULL else None
+
+    @property
     def retry_masks(self):
         """The masks of the current operation: of workers that had it, and that rejected it; or None, each."""
         if self.record is None:
             return None, None
         return self.record.tried_by, self.record.rejected_by
+
+
+cdef int raise_no_function(WorkerLoop loop) noexcept:
+    # Sets what kept the worker from being able to run the items.
+    PyErr_SetObject(type(loop.refusal), loop.refusal)
+    return 0
 
 
 cdef object broke_down = BrokenPool("the worker broke down")
@@ -674,9 +958,9 @@ cdef ErrorRecord owned_error_record(object error):
 cdef ErrorRecord no_memory_for_all = owned_error_record(MemoryError("there was no memory to keep the error of this operation"))
 
 
-def new_run(policy, workers, Py_ssize_t queue_size, bint context):
+def new_run(policy, workers, Py_ssize_t queue_size, bint context, bint first_come=False):
     """A run of a pool, with a loop for each of its workers."""
-    cdef PoolRun run = PoolRun(policy, workers, queue_size, context)
+    cdef PoolRun run = PoolRun(policy, workers, queue_size, context, first_come)
     cdef Py_ssize_t index
     for index in range(len(run.workers)):
         run.worker_loops.append(WorkerLoop(run, index))

@@ -24,7 +24,6 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 from ringmill._core.pool.operation cimport PHASE, RELEASED, RUNNING, OperationBase
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.pool.worker_state cimport WorkerState
-from ringmill._core.ring.ring cimport has_items, is_shut
 
 cdef extern from "Python.h":
     ctypedef struct PyListObject:
@@ -179,9 +178,9 @@ cdef bint has_come(PyObject* wait) noexcept nogil:
             or (<OperationBase>operation).generation.load(memory_order_acquire) != (<WorkerWait>wait).expected_generation
         )
     # The turn may be free for a moment, and another reader have it the next.
-    if not (<WorkerWait>wait).for_turn and has_items((<WorkSource>source).ready.ring):
+    if not (<WorkerWait>wait).for_turn and (<WorkSource>source).has_ready():
         return True
-    return is_shut((<WorkSource>source).ready.ring)
+    return (<WorkSource>source).is_over()
 
 
 cdef bint holds_worker(PyObject* wait) noexcept nogil:

@@ -1,0 +1,20 @@
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .run import PoolRun
+
+class CallResults:
+    def __iter__(self) -> Iterator[Any]: ...
+    def __next__(self) -> Any: ...
+    def close(self) -> None: ...
+
+def map_calls(
+    run: PoolRun,
+    calls: Any,
+    function: Callable[..., Any],
+    iterables: tuple[Any, ...],
+    timeout: float | None,
+    buffersize: int | None,
+    executor: Callable[[], Any],
+    context: bool,
+) -> Iterator[Any]: ...
