@@ -328,7 +328,8 @@ def test_a_type_error_that_is_not_about_the_factory_s_arguments_comes_out_as_it_
         raise TypeError("my own")
 
     factory: Any
-    partials = functools.partial(int, "x", "y"), functools.partial(len, 3)  # the second one has a signature
+    number: Any = 3
+    partials = functools.partial(int, "x", "y"), functools.partial(len, number)  # the second one has a signature
     for factory, message in ((Broken, "missing"), (make, "my own"), (partials[0], "str"), (partials[1], "no len")):
         with pytest.raises(TypeError, match=message) as caught:
             WorkerPool(factory, 2)
