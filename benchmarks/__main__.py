@@ -10,6 +10,7 @@ from . import (
     bench_growth,
     bench_hub,
     bench_loops,
+    bench_operation_cost,
     bench_pool,
     bench_ring_buffer,
     bench_subscription_ring,
@@ -24,6 +25,7 @@ TOPICS = {
     "loops": bench_loops,
     "subscription_ring": bench_subscription_ring,
     "growth": bench_growth,
+    "operation_cost": bench_operation_cost,
 }
 
 

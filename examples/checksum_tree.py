@@ -30,7 +30,7 @@ from ringmill import Operation, Worker, WorkerPool
 BUFFER_BYTES = 1 << 18
 
 
-@dataclass
+@dataclass(slots=True)
 class Checksum(Operation):
     """One file: the path goes in, the digest and the number of bytes come out."""
 
@@ -135,7 +135,7 @@ def hash_tree(top: str, workers: int, ordered: bool, tally: Tally) -> None:
     stopping = threading.Event()
     with (
         tqdm(desc="hashing", unit=" files", disable=None) as bar,  # None: no bar if stderr is not a terminal
-        WorkerPool([Hasher(stopping) for _ in range(workers)], name="checksum") as pool,
+        WorkerPool(lambda: Hasher(stopping), workers, name="checksum") as pool,
         pool.wrap(walk(top, tally, bar), ordered=ordered) as stream,
     ):
         try:

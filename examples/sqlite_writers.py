@@ -27,7 +27,7 @@ from ringmill import Operation, Outcome, Worker, WorkerPool
 BUSY_SECONDS = 60.0  # SQLite lets one connection write at a time; the others wait for it up to so long
 
 
-@dataclass
+@dataclass(slots=True)
 class Insert(Operation):
     """One row: key and text go in; who tried it in vain, and who wrote it, come out."""
 

@@ -3,6 +3,7 @@
 from ._core.hub.subscription_ring import SubscriptionRing
 from ._core.platform.build import version as __version__
 from ._core.ring.ring_buffer import RingBuffer
+from .backoff import exponential
 from .errors import (
     BrokenPool,
     Closed,
@@ -49,4 +50,5 @@ __all__ = [
     "WorkerPool",
     "WorkerStats",
     "__version__",
+    "exponential",
 ]

@@ -10,7 +10,7 @@ import operator
 import threading
 from typing import Any
 
-__all__ = ["count", "describe", "seconds"]
+__all__ = ["count", "describe", "finite_seconds", "seconds"]
 
 #: How many characters of a `repr` a message quotes.
 QUOTED = 200
@@ -107,6 +107,23 @@ def seconds(name: str, value: Any, *, optional: bool = False, negative: bool = F
         raise ValueError(f"{name} must be a number of seconds, got {describe(value)}") from problem
     if number < 0 and not negative:
         raise ValueError(f"{name} must not be negative, got {describe(value)}")
+    return number
+
+
+def finite_seconds(name: str, value: Any) -> float:
+    """Returns an argument as a number of seconds that must not be infinite, such as a delay, which has to end.
+
+    Args:
+        name: The argument's name, for messages.
+        value: As for `seconds`.
+
+    Raises:
+        TypeError: The value is not a real number.
+        ValueError: The value is NaN, negative or infinite.
+    """
+    number = seconds(name, value)
+    if number == math.inf:
+        raise ValueError(f"{name} must be finite, got {describe(value)}")
     return number
 
 

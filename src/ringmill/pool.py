@@ -3,7 +3,7 @@
 Checks arguments, starts and ends runs (supervisor.py), and makes the streams of `wrap`. The calls that every operation
 goes through (`do`, `ado`, `execute`) are compiled, in _core/pool/pool_base.pyx.
 
-May import `operation`, `stream`, `worker`, `supervisor` and the compiled core.
+May import `operation`, `stream`, `worker`, `worker_factory`, `supervisor` and the compiled core.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from . import at_exit
+from . import arguments, at_exit
 from ._core.platform import clock
 from ._core.pool.context import copy_context
 from ._core.pool.pool_base import PoolBase
@@ -32,7 +32,8 @@ from .errors import PoolNotRunning, WorkerInitError
 from .operation import Operation
 from .stream import Results, Stream, iterator_of
 from .supervisor import Settings, Started, Supervisor
-from .worker import Worker, check_worker, checked_retry_on
+from .worker import Worker
+from .worker_factory import list_workers
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
 
@@ -101,12 +102,16 @@ class WorkerPool(PoolBase, Generic[OpT]):
     down. All methods may be called from any thread.
 
     Args:
-        workers: An iterable of Workers. A Worker belongs to one pool.
+        workers: An iterable of Workers; or a Worker class, or another factory of no arguments, such as
+            `lambda: Client(url)`, which is called `count` times here, on this thread. Restarts and a second `start` use
+            the same objects. A Worker belongs to one pool.
+        count: The number of workers to make, from 1. None: as many as there are processors that this process may use.
+            Only with a class or a factory.
         queue_size: The number of operations that can wait before `do` blocks, from 1.
         max_tries: How often `process` is called for one operation before it fails with `RetriesExhausted`; None: no
             limit.
         backoff: Called as `backoff(tries)`; returns the seconds to wait before an operation is tried again. None: at
-            once.
+            once. `exponential` makes one.
         max_restarts: How many crashes of one worker within `restart_period` are repaired; after one more, the worker is
             lost. None: no limit. When the last worker is lost, the pool is broken.
         restart_period: Seconds.
@@ -120,25 +125,62 @@ class WorkerPool(PoolBase, Generic[OpT]):
         name: The prefix of thread names and log messages.
 
     Raises:
-        TypeError: An argument has the wrong type, or a worker's method is a coroutine function or a generator function.
-        ValueError: An argument is out of range, there are no workers, a worker is listed twice, or it belongs to
-            another pool.
+        TypeError: An argument has the wrong type, the factory needs arguments or returned something else than a Worker,
+            or a worker's method is a coroutine function or a generator function.
+        ValueError: An argument is out of range, there are no workers, a worker is listed or returned twice, or it
+            belongs to another pool.
+        BaseException: What the iterable or the factory raised. No worker belongs to the pool then.
 
+    >>> from dataclasses import dataclass
     >>> from ringmill import Operation, Worker, WorkerPool
-    >>> class Square(Operation):
-    ...     def __init__(self, number):
-    ...         self.number = number
+    >>> @dataclass(slots=True)
+    ... class Square(Operation):
+    ...     number: int
+    ...     result: int = 0
     >>> class Squarer(Worker):
     ...     def process(self, op):
     ...         op.result = op.number**2
-    >>> with WorkerPool([Squarer() for _ in range(4)]) as pool:
+    >>> with WorkerPool(Squarer, 4) as pool:
     ...     sorted(op.result for op in pool.execute(Square(n) for n in range(5)))
     [0, 1, 4, 9, 16]
     """
 
+    @overload
     def __init__(
         self,
         workers: Iterable[Worker[OpT]],
+        count: None = None,
+        *,
+        queue_size: int = 1024,
+        max_tries: int | None = 10,
+        backoff: Callable[[int], float] | None = None,
+        max_restarts: int | None = 5,
+        restart_period: float = 60.0,
+        restart_pause: float = 0.5,
+        context: bool = False,
+        name: str = "ringmill",
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        workers: Callable[[], Worker[OpT]],
+        count: int | None = None,
+        *,
+        queue_size: int = 1024,
+        max_tries: int | None = 10,
+        backoff: Callable[[int], float] | None = None,
+        max_restarts: int | None = 5,
+        restart_period: float = 60.0,
+        restart_pause: float = 0.5,
+        context: bool = False,
+        name: str = "ringmill",
+    ) -> None: ...
+
+    def __init__(
+        self,
+        workers: Iterable[Worker[OpT]] | Callable[[], Worker[OpT]],
+        count: int | None = None,
         *,
         queue_size: int = 1024,
         max_tries: int | None = 10,
@@ -149,20 +191,6 @@ class WorkerPool(PoolBase, Generic[OpT]):
         context: bool = False,
         name: str = "ringmill",
     ) -> None:
-        if isinstance(workers, Worker):
-            raise TypeError(f"workers must be an iterable of Workers, got a single Worker: {describe(workers)}")
-        try:
-            listed = [worker for worker in workers]  # noqa: C416 - list() can leak a list: see list_of in run.pyx
-        except TypeError:
-            raise TypeError(f"workers must be an iterable of Workers, got {describe(workers)}") from None
-        if not listed:
-            raise ValueError("workers must not be empty")
-        known: set[type] = set()
-        for worker in listed:
-            if not isinstance(worker, Worker):
-                raise TypeError(f"workers must be Workers, got {describe(worker)}")
-            check_worker(worker, known)
-            checked_retry_on(worker)
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, not {describe(name)}")
         if backoff is not None and not callable(backoff):
@@ -171,14 +199,17 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise TypeError(f"context must be True or False, not {describe(context)}")
         self._settings = Settings(
             name=name,
-            queue_size=count("queue_size", queue_size, 1, MAX_CAPACITY),
-            max_tries=None if max_tries is None else count("max_tries", max_tries, 1, optional=True),
+            queue_size=arguments.count("queue_size", queue_size, 1, MAX_CAPACITY),
+            max_tries=None if max_tries is None else arguments.count("max_tries", max_tries, 1, optional=True),
             backoff=backoff,
-            max_restarts=None if max_restarts is None else count("max_restarts", max_restarts, 0, optional=True),
+            max_restarts=(
+                None if max_restarts is None else arguments.count("max_restarts", max_restarts, 0, optional=True)
+            ),
             restart_period=seconds("restart_period", restart_period),
             restart_pause=seconds("restart_pause", restart_pause),
             context=context,
         )
+        listed = list_workers(workers, count)  # after the other checks, since a factory may open connections
         self._name = name
         self._run: Supervisor | None = None
         self._starting: Supervisor | None = None
@@ -188,7 +219,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     @property
     def workers(self) -> tuple[Worker[OpT], ...]:
-        """The workers, in the order in which they were given."""
+        """The workers, in the order in which they were given or made."""
         return self._workers
 
     @property

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import warnings
 import weakref
@@ -35,7 +34,7 @@ from ._core.pool.item_record import subject
 from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_interrupt
 from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.waiting.wait_queue import check_threads
-from .arguments import seconds
+from .arguments import finite_seconds
 from .errors import Closed, Reject, RetriesExhausted, Retry, Unroutable, describe
 from .operation import Operation
 from .stacks import stacks_of
@@ -447,9 +446,9 @@ class Supervisor:
         """How many seconds pass before the next try, at least."""
         delay = getattr(error, "delay", None) if matches(error, Retry) else None
         if delay is not None:
-            return _finite_seconds("Retry.delay", delay)
+            return finite_seconds("Retry.delay", delay)
         if self.settings.backoff is not None:
-            return _finite_seconds("backoff's result", self.settings.backoff(tries))
+            return finite_seconds("backoff's result", self.settings.backoff(tries))
         return 0.0
 
     def _start_timer(self) -> None:
@@ -520,11 +519,3 @@ def _look_at_result(worker: Worker[Any], result: object) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _finite_seconds(name: str, value: Any) -> float:
-    """A number of seconds that a delay may have: not endless, or the operation would never end."""
-    delay = seconds(name, value)
-    if delay == math.inf:
-        raise ValueError(f"{name} must be finite, got {describe(value)}")
-    return delay

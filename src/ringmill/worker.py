@@ -130,7 +130,7 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
         method = getattr(worker, name)
         if not callable(method):
             raise TypeError(f"{cls.__qualname__}.{name} must be a method, not {describe(method)}")
-        kind = _returns(method)
+        kind = kind_of_function(method)
         if kind is not None:
             raise TypeError(
                 f"{cls.__qualname__}.{name} is {kind}, which would not run: a pool calls it on a thread, as a "
@@ -142,7 +142,7 @@ def check_worker(worker: Worker[Any], known: set[type]) -> None:
     known.add(cls)
 
 
-def _returns(method: Any) -> str | None:
+def kind_of_function(method: Any) -> str | None:
     """Returns the kind of a function that does not run when it is called, if that can be detected; None for others."""
     while isinstance(method, functools.partial):
         method = method.func

@@ -1,4 +1,4 @@
-"""Every public class, method and property has a docstring in one form and a signature that agree with each other."""
+"""Every public name has a docstring in one form, and a signature that agrees with it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SYNTAX = {"__iter__", "__next__", "__aiter__", "__anext__", "__await__", "__len_
           "__exit__", "__aenter__", "__aexit__"}  # fmt: skip
 SECTIONS = ("Args", "Returns", "Raises", "Attributes")
 CLASSES = [each for name in ringmill.__all__ if isinstance(each := getattr(ringmill, name), type)]
+FUNCTIONS = [each for name in ringmill.__all__ if inspect.isfunction(each := getattr(ringmill, name))]
 
 
 def is_own(owner: type) -> bool:
@@ -101,15 +102,26 @@ def test_class(cls: type) -> None:
     assert "(" not in (cls.__doc__ or "").partition("\n")[0].partition(" ")[0], "the signature is part of the text"
 
 
+def check_function(function: Any) -> None:
+    """Its docstring has the form, and documents every parameter."""
+    parameters = inspect.signature(function).parameters
+    check_docstring(inspect.getdoc(function), set(parameters))
+    documented = sections(inspect.getdoc(function) or "").get("Args", {})
+    assert sorted(documented) == sorted([each for each in parameters if each != "self"])
+
+
 @pytest.mark.parametrize(("cls", "name"), CALLABLES)
 def test_callable(cls: type, name: str) -> None:
     function = getattr(cls, name)
-    parameters = inspect.signature(function).parameters
-    check_docstring(inspect.getdoc(function), set(parameters))
-    if not name.startswith("_"):
-        documented = sections(inspect.getdoc(function) or "").get("Args", {})
-        wanted = [each for each in parameters if each != "self"]
-        assert sorted(documented) == sorted(wanted), "every parameter is documented"
+    if name.startswith("_"):
+        check_docstring(inspect.getdoc(function), set(inspect.signature(function).parameters))
+    else:
+        check_function(function)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_function(function: Any) -> None:
+    check_function(function)
 
 
 @pytest.mark.parametrize("value", PROPERTIES)

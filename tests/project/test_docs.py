@@ -2,6 +2,8 @@
 
 A `python` block runs. A `text` block that follows it is what it prints; one that prints must be followed by one. A
 `sh` block is a command of SHELL, which something else runs. There are no other fences but Sphinx's directives.
+
+Operations with fields have slots, in the example programs too.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import ringmill
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 
 SHELL = {
@@ -31,6 +34,7 @@ SHELL = {
     "python -m benchmarks ring_buffer pool hub executor --rounds 5 --json standard.json": "by hand, for the plots",
     "python -m benchmarks ring_buffer pool hub executor --rounds 5 --json free-threaded.json": "by hand, for the plots",
     "python -m benchmarks.report --from standard.json free-threaded.json --out docs/plots": "test_benchmarks.py",
+    "python benchmarks/bench_operation_cost.py --rounds 9": "test_benchmarks.py",
     "python -m ringmill": "test_build.py",
 }
 
@@ -107,9 +111,34 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
+OPERATION = re.compile(r"^(?P<before>.*)\n *class (?P<name>\w+)\(Operation\):.*\n(?P<first>.*)", re.MULTILINE)
+
+
+def without_slots(text: str) -> list[str]:
+    """The classes of operations that have fields but are no dataclasses with slots. See docs/costs.md."""
+    return [
+        found["name"]
+        for found in OPERATION.finditer(text)
+        if found["first"].strip() != "pass" and not found["before"].endswith("@dataclass(slots=True)")
+    ]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES])
+def test_operations_with_fields_have_slots(page: str) -> None:
+    assert without_slots((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+def test_an_operation_without_slots_is_found_out() -> None:
+    slow = "@dataclass\nclass Slow(Operation):\n    url: str\n"
+    assert without_slots(f"{slow}\nclass Own(Operation):\n    def __init__(self):\n") == ["Slow", "Own"]
+    assert without_slots(slow.replace("@dataclass", "@dataclass(slots=True)")) == []
+    assert without_slots("\nclass Signal(Operation):\n    pass\n") == []
+
+
 def test_the_reference_has_every_public_name() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
-    documented = {*re.findall(r"autoclass:: ringmill\.(\w+)", text), *ringmill.errors.__all__, "__version__"}
+    documented = set(re.findall(r"auto(?:class|function):: ringmill\.(\w+)", text))
+    documented |= {*ringmill.errors.__all__, "__version__"}
     assert "automodule:: ringmill.errors" in text
     assert set(ringmill.__all__) - documented == set()
 

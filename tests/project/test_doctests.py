@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public classes run, and every public class has a docstring."""
+"""The examples in the docstrings of the public names run, and every public name has a docstring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import ringmill
 
-EXAMPLES = ["Hub", "Operation", "RingBuffer", "SubscriptionRing", "Task", "Worker", "WorkerPool"]
+EXAMPLES = ["Hub", "Operation", "RingBuffer", "SubscriptionRing", "Task", "Worker", "WorkerPool", "exponential"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import assert_type
+from typing import Any, Generic, TypeVar, assert_type
 
 from ringmill import Operation, Outcome, PoolExecutor, RingBuffer, Stream, Task, TaskWorker, Worker, WorkerPool
 
+OpT = TypeVar("OpT", bound=Operation)
 
-@dataclass
+
+@dataclass(slots=True)
 class Fetch(Operation):
     url: str
     body: bytes = b""
@@ -52,7 +55,6 @@ def use() -> None:
         assert_type(task.result(timeout=1), int)
         assert_type(task.exception(), BaseException | None)
 
-
     with PoolExecutor(4, "name", print, ("ready",), context=False) as executor:
         assert_type(executor, PoolExecutor)
         future = executor.submit(len, "abc")
@@ -61,6 +63,47 @@ def use() -> None:
         assert_type(list(executor.map(len, ["a", "b"], timeout=1, buffersize=2)), list[int])
     other: Executor = executor
     other.shutdown(cancel_futures=True)
+
+
+class ToUrl(Fetcher):
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+class Checked(Worker[OpT], Generic[OpT]):
+    def process(self, op: OpT) -> None:
+        op.check()
+
+
+def make() -> Fetcher:
+    return Fetcher()
+
+
+def several() -> Iterator[Fetcher]:
+    yield Fetcher()
+
+
+def factories(many: int | None) -> None:
+    assert_type(WorkerPool(Fetcher), WorkerPool[Fetch])
+    assert_type(WorkerPool(Fetcher, 8), WorkerPool[Fetch])
+    assert_type(WorkerPool(Fetcher, count=many, queue_size=8), WorkerPool[Fetch])
+    assert_type(WorkerPool(lambda: ToUrl("a"), 8), WorkerPool[Fetch])
+    assert_type(WorkerPool(make, 8, name="a"), WorkerPool[Fetch])
+    assert_type(WorkerPool(TaskWorker, 8), WorkerPool[Task[Any]])
+    assert_type(WorkerPool(Checked[Fetch], 8), WorkerPool[Fetch])
+    assert_type(WorkerPool(several()), WorkerPool[Fetch])
+    assert_type(WorkerPool({Fetcher()}, None), WorkerPool[Fetch])
+    with WorkerPool(Fetcher, 8) as pool:
+        assert_type(pool.do(Fetch("a")).body, bytes)
+        assert_type(pool.workers, tuple[Worker[Fetch], ...])
+
+
+def misuse_of_factories() -> None:
+    WorkerPool([Fetcher()], 8)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    WorkerPool(Fetcher, 1.5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    WorkerPool(ToUrl, 8)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    WorkerPool(several, 8)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    WorkerPool(Fetcher())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def misuse(pool: WorkerPool[Fetch]) -> None:

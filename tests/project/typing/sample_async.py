@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import assert_type
 
 from ringmill import Hub, Operation, RingBuffer, Stream, Subscription, Task, TaskWorker, Worker, WorkerPool
 
 
+@dataclass(slots=True)
 class Fetch(Operation):
-    def __init__(self, url: str) -> None:
-        self.url = url
+    url: str
 
 
 class Fetcher(Worker[Fetch]):

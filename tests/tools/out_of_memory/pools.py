@@ -97,6 +97,16 @@ def pool_new(trial: Trial) -> None:
 
 
 @case
+def pool_new_by_factory(trial: Trial) -> None:
+    workers = [trial.watch(JobWorker()) for _ in range(3)]
+    factory = iter(workers).__next__
+    pool = trial.raising(RuntimeError, call=lambda: WorkerPool(factory, 3, queue_size=2), or_not=True)
+    if pool in (FAILED, None):
+        pool = WorkerPool(workers, queue_size=2)  # they belong to nobody
+    assert pool.workers == tuple(workers)
+
+
+@case
 def pool_do(trial: Trial) -> None:
     op = Job(trial.thing())
     with standing() as pool:
