@@ -10,17 +10,17 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed
 
 from ringmill._core.platform.primitives cimport steal
-from ringmill._core.pool.item_source cimport BROKEN_ITEM, CANCELLED_ITEM, FAILED_BIT, ItemSource
+from ringmill._core.pool.item_source cimport BROKEN_ITEM, FAILED_BIT, NO_VALUE, ItemSource, take_result
 from ringmill._core.pool.operation cimport ErrorRecord, raisable
 from ringmill._core.pool.results cimport Results, new_results
 from ringmill._core.pool.run cimport PoolRun
 from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT
-from ringmill._core.waiting.wait_queue cimport deadline_of, notify
+from ringmill._core.waiting.wait_queue cimport deadline_of, epoch_now, notify
 
 from ringmill.errors import PoolNotRunning
 
@@ -29,7 +29,6 @@ cdef extern from "Python.h":
     PyObject* PyErr_Occurred()
 
 cdef enum:
-    NO_VALUE = FAILED_BIT | CANCELLED_ITEM | BROKEN_ITEM
     FIRST_PART = 64             # items of the first of a chain of sources
     LONGEST_PART = 1 << 16
 
@@ -54,6 +53,18 @@ cdef class CallResults:
 
     def __next__(self):
         """Waits for the next result; raises what its call raised, and ends then."""
+        cdef PyObject* found = NULL
+        cdef PyObject* item = NULL
+        cdef PyObject* part = <PyObject*>self.current  # borrowed
+        if (
+            self.begun and self.iterator is None and part != <PyObject*>None and self.run.epoch == epoch_now
+            and take_result((<Results>part).items, &found, &item)
+        ):
+            Py_XDECREF(item)  # ours to drop
+            return steal(found)
+        return self.next_result()
+
+    cdef object next_result(self):
         cdef PyObject* found = NULL
         cdef Results part
         cdef int result
@@ -133,6 +144,11 @@ cdef class CallResults:
             error_record = <ErrorRecord>steal(<PyObject*>(outcome & ~<uint64_t>FAILED_BIT))
             raise raisable(error_record)
         raise self.calls.ending_error(self.run.stopped_error() if outcome == BROKEN_ITEM else None)
+
+    def __length_hint__(self):
+        """How many results are left, at least."""
+        cdef Results part = self.current
+        return 0 if part is None else max(0, <Py_ssize_t>(part.items.accepted() - part.items.read_count()))
 
     def close(self):
         """Ends the iterator: calls that have not begun are cancelled. Does nothing before the first result is read."""

@@ -3,12 +3,20 @@
 cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.atomic cimport atomic
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+    memory_order_seq_cst,
+)
 
+from ringmill._core.platform.gil_atomics cimport put64, swap64
+from ringmill._core.platform.primitives cimport FREE_THREADED
 from ringmill._core.pool.operation cimport OperationBase
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.ring.ring cimport Result
-from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
+from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue, acquire, release
 
 # What an item came to, in one word: a result (a reference), or one of these.
 cdef enum:
@@ -16,6 +24,7 @@ cdef enum:
     FAILED_BIT = 1              # the rest of the word is a reference to an ErrorRecord
     CANCELLED_ITEM = 2
     BROKEN_ITEM = 4             # the pool broke before it began
+    NO_VALUE = 7                # the bits that no reference has
 
 cdef extern from *:
     """
@@ -54,6 +63,7 @@ cdef class ItemSource(WorkSource):
     cdef uint64_t bound             # how many items may be between source and reader
     cdef uint64_t mask              # a position's index in the arrays: all ones where each has an entry of its own
     cdef uint64_t entries           # the length of the arrays
+    cdef uint64_t last              # the last position, of a source that was accepted as a whole; else 0
     cdef Span* spans                # by worker's index; NULL if `draws`
     cdef Py_ssize_t worker_count
     # who owns an entry of these is said in item_source.pyx
@@ -89,5 +99,46 @@ cdef class ItemSource(WorkSource):
     cdef int open_whole(self, uint64_t length, Py_ssize_t worker_count) except -1
 
 cdef void drop_outcome(uint64_t outcome) noexcept
+
+# The common cases of take_if and claim_item, inline: a result is at `head`; the worker's own span has more than one item.
+
+cdef inline bint take_result(ItemSource source, PyObject** found, PyObject** item) noexcept:
+    # True: the caller owns the result, and the item (or NULL). False: take_if finds out.
+    cdef uint64_t position, outcome
+    cdef bint taken = False
+    if FREE_THREADED:
+        acquire(&source.reading)
+    position = source.head.load(memory_order_relaxed)  # relaxed: under the lock
+    if not source.reader_closed.load(memory_order_relaxed) and position < source.last:  # relaxed: no waiter's last check
+        outcome = source.outcomes[position].load(memory_order_acquire)  # acquire: pairs with publish
+        if outcome != NO_OUTCOME and not outcome & NO_VALUE:
+            source.outcomes[position].store(NO_OUTCOME, memory_order_relaxed)  # relaxed: published by `head`
+            if source.used:
+                item[0] = source.used[position]
+                source.used[position] = NULL
+            put64(source.head, position + 1, memory_order_seq_cst)  # seq_cst: as in take_if
+            found[0] = <PyObject*>outcome
+            taken = True
+    if FREE_THREADED:
+        release(&source.reading)
+    return taken
+
+cdef inline bint claim_own(ItemSource source, Py_ssize_t worker, uint64_t* position, PyObject** item) noexcept:
+    # False: claim_item finds out.
+    cdef atomic[uint64_t]* word
+    cdef uint64_t seen
+    if not source.spans:
+        return False
+    word = &source.spans[worker].word
+    seen = word.load(memory_order_acquire)  # acquire: as in claim_item
+    while (seen >> 32) + 1 < <uint64_t><uint32_t>seen:
+        # seq_cst: as in claim_item
+        if swap64(word[0], seen, seen + (<uint64_t>1 << 32), memory_order_seq_cst, memory_order_acquire):
+            position[0] = seen >> 32
+            if source.inputs:
+                item[0] = source.inputs[seen >> 32]
+                source.inputs[seen >> 32] = NULL
+            return True
+    return False
 
 cdef ItemSource new_item_source(bint ordered, object function, bint unpacks, object context)

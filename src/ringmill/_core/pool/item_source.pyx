@@ -95,9 +95,6 @@ cdef extern from *:
     """
     uint64_t share_of "ringmill_share"(uint64_t left, Py_ssize_t workers) noexcept nogil
 
-cdef enum:
-    NO_VALUE = FAILED_BIT | CANCELLED_ITEM | BROKEN_ITEM  # bits that no reference has
-
 cdef uint64_t CLOSED = <uint64_t>1 << 63
 
 
@@ -191,6 +188,7 @@ cdef class ItemSource(WorkSource):
 
     cdef int open_whole(self, uint64_t length, Py_ssize_t worker_count) except -1:
         self.mask = <uint64_t>-1
+        self.last = length - 1 if length else 0
         self.bound = length
         self.worker_count = worker_count
         self.spans = new_spans(worker_count)
@@ -585,7 +583,8 @@ cdef int drop_entries(ItemSource source) noexcept:
     # No other thread has the source any more, or it is garbage.
     cdef uint64_t k, outcome
     cdef PyObject* item
-    for k in range(source.entries):
+    # relaxed: as above. What was read has been taken.
+    for k in range(0 if source.draws else source.head.load(memory_order_relaxed), source.entries):
         if source.outcomes:
             outcome = source.outcomes[k].load(memory_order_relaxed)  # relaxed: as above
             source.outcomes[k].store(NO_OUTCOME, memory_order_relaxed)

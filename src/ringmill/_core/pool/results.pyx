@@ -15,7 +15,14 @@ from libc.stdint cimport int64_t, uint64_t
 from libcpp.atomic cimport memory_order_acquire, memory_order_release
 
 from ringmill._core.platform.primitives cimport now_ns, steal
-from ringmill._core.pool.item_source cimport BROKEN_ITEM, CANCELLED_ITEM, FAILED_BIT, NO_OUTCOME, ItemSource
+from ringmill._core.pool.item_source cimport (
+    BROKEN_ITEM,
+    CANCELLED_ITEM,
+    FAILED_BIT,
+    NO_VALUE,
+    ItemSource,
+    take_result,
+)
 from ringmill._core.pool.operation cimport ErrorRecord, PyTypeObject, is_operation, own_error, raisable
 from ringmill._core.pool.run cimport PoolRun
 from ringmill._core.pool.stream cimport AT_END, Stream
@@ -30,7 +37,6 @@ cdef extern from "Python.h":
     PyTypeObject* Py_TYPE(PyObject* o) nogil
 
 cdef enum:
-    NO_VALUE = FAILED_BIT | CANCELLED_ITEM | BROKEN_ITEM  # bits that no reference has
     BURST = 64                  # the most items that are drawn at a time
 
 cdef int64_t QUICK_NS = 20_000  # for how long a read goes on drawing
@@ -127,6 +133,10 @@ cdef class Results(Stream):
     def __next__(self):
         """Waits for the next result and takes it; StopIteration when all have been read. Raises as `get`."""
         cdef PyObject* found = NULL
+        cdef PyObject* item = NULL
+        if self.core.epoch == epoch_now and take_result(self.items, &found, &item):
+            Py_XDECREF(item)  # ours to drop
+            return steal(found)
         while self.take_next(&found, NEVER) == DONE:
             if not <uint64_t>found & NO_VALUE:
                 return steal(found)

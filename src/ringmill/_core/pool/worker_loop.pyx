@@ -14,7 +14,7 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, steal
 from ringmill._core.pool.context cimport InContext, call_in_context
 from ringmill._core.pool.item_record cimport ItemRecord, is_item_record, new_item_record
-from ringmill._core.pool.item_source cimport FAILED_BIT, ItemSource
+from ringmill._core.pool.item_source cimport FAILED_BIT, ItemSource, claim_own
 from ringmill._core.pool.operation cimport (
     CANCELLED,
     FAILED,
@@ -108,6 +108,19 @@ cdef extern from *:
     }
     """
     PyObject* take_raised "ringmill_take_raised"() noexcept
+
+cdef extern from *:
+    """
+    /* PyObject_CallOneArg for many calls of one function: what it looks up for each call is looked up once. */
+    static inline PyObject* ringmill_call_vector(vectorcallfunc vector_function, PyObject* function, PyObject* argument) {
+        PyObject* arguments[2] = {NULL, argument};
+        if (vector_function == NULL) return PyObject_CallOneArg(function, argument);
+        return vector_function(function, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    """
+    ctypedef PyObject* (*vectorcallfunc)(PyObject*, PyObject**, size_t, PyObject*) noexcept
+    vectorcallfunc vector_function_of "PyVectorcall_Function"(PyObject* function) noexcept
+    PyObject* call_vector "ringmill_call_vector"(vectorcallfunc vector_function, PyObject* function, PyObject* item) noexcept
 
 
 cdef int take_attempt(void* worker_loop) noexcept:
@@ -366,11 +379,13 @@ cdef class WorkerLoop:
         # Runs the claimed item, and others of its source until the worker's turn is over. False: as settle.
         cdef ItemSource source = self.items
         cdef PyObject* function
+        cdef vectorcallfunc vector_function
         cdef PyObject* result
         cdef PyObject* item
         if self.function_of is not source:
             self.find_function()
         function = <PyObject*>self.function
+        vector_function = vector_function_of(function)
         while True:
             # relaxed load: its only writer; release: pairs with count
             self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
@@ -384,7 +399,7 @@ cdef class WorkerLoop:
             elif source.context is not None or source.unpacks:
                 result = self.call_for_item(item)
             else:
-                result = call_one(function, item)
+                result = call_vector(vector_function, function, item)
             if self.pool_run.epoch != epoch_now:
                 PyErr_Clear()
                 return False  # it forked, and this is the child: the item is the parent's
@@ -411,8 +426,9 @@ cdef class WorkerLoop:
                 if self.turn <= 0 or self.pool_run.routing.length.load(memory_order_relaxed):  # relaxed: take() looks again
                     return True
                 self.turn -= 1
-            if source.claim_item(self.state.index, &self.position, &self.item) != DONE:
-                return True
+            if not claim_own(source, self.state.index, &self.position, &self.item):
+                if source.claim_item(self.state.index, &self.position, &self.item) != DONE:
+                    return True
             self.has_item = True
 
     cdef void let_others_run(self) noexcept:
