@@ -127,7 +127,7 @@ def is_conserved(stats: PoolStats) -> bool:
 
 def stems_from(error: BaseException, original: BaseException) -> bool:
     """Whether an error is an item's, as it is or as the cause of the RuntimeError that stands for it."""
-    if isinstance(error, RuntimeError) and not isinstance(original, RuntimeError):
+    if type(error) is RuntimeError and type(original) is not RuntimeError:
         error = error.__cause__ or error
     return type(error) is type(original) and error.args == original.args
 
