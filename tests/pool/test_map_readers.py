@@ -897,6 +897,12 @@ class OwnError(Exception):
     pass
 
 
+def made(kind: Kind, count: int, *more: Any) -> Any:
+    """New Values, then more: a list of them, or a generator."""
+    source = itertools.chain((Value() for _ in range(count)), more)
+    return list(source) if kind is list else source
+
+
 def all_gone(references: list[weakref.ref[Any]]) -> bool:
     gc.collect()
     return all(reference() is None for reference in references)
@@ -908,14 +914,12 @@ def test_items_and_results_are_kept_no_longer_than_needed(kind: Kind, ordered: b
     """What has been read is kept neither by the stream, nor by the pool, nor by a worker that waits."""
     references: list[weakref.ref[Any]] = []
     with WorkerPool([Maker(references), Maker(references)]) as pool:
-        items = [Value() for _ in range(10)]
-        results = pool.map(kind(items), ordered=ordered)
+        # A generator keeps nothing of what it has given; the iterator of a list would keep the list.
+        results = pool.map(made(kind, 10), ordered=ordered)
         for _ in range(5):
             results.get(LONG)
         if kind is list:
             wait_until(lambda: results.ready == 5)
-        items.clear()
-        del items
         rest = results.get_many(max=4, timeout=LONG)
         while len(rest) < 4:
             rest += results.get_many(max=4 - len(rest), timeout=LONG)
@@ -960,7 +964,7 @@ def test_an_item_is_released_while_others_are_still_to_come(kind: Kind) -> None:
             return super().process(item)
 
     with WorkerPool([Last(references)]) as pool:
-        results = pool.map(kind([*(Value() for _ in range(5)), "last"]))
+        results = pool.map(made(kind, 5, "last"))
         try:
             for _ in range(5):
                 results.get(LONG)
