@@ -264,7 +264,7 @@ def test_readers_share_maps_that_some_of_them_close(seed: int) -> None:
             before = pool.stats()
 
             def close(results: Any = results, limit: int = before.accepted + limit) -> list[Any]:
-                wait_until(lambda: results.closed or sum_ended(pool) >= min(limit, pool.stats().accepted))
+                wait_until(lambda: sum_ended(pool) >= min(limit, pool.stats().accepted))
                 results.close()
                 return []
 
