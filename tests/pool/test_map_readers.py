@@ -21,7 +21,8 @@ from typing import Any
 import anyio
 import pytest
 
-from ringmill import Closed, PoolNotRunning, Results, Worker, WorkerPool
+import ringmill
+from ringmill import Closed, PoolNotRunning, Worker, WorkerPool
 from tests.loops import BACKENDS, Elsewhere, let_others_run, run_loop, together
 from tests.pool.items import (
     LONG,
@@ -73,16 +74,16 @@ def test_an_iterator_that_ends(kind: Kind, ordered: bool) -> None:
 # get and get_many
 
 
-@pytest.mark.parametrize("call", [Results.get, Results.get_many])
+@pytest.mark.parametrize("call", ["get", "get_many"])
 @pytest.mark.parametrize("timeout", [0, SHORT])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_timeout_takes_nothing(call: Callable[..., Any], timeout: float, ordered: bool) -> None:
+def test_a_timeout_takes_nothing(call: str, timeout: float, ordered: bool) -> None:
     worker = Gated()
     with WorkerPool([worker]) as pool:
         results = pool.map([0, 1], ordered=ordered)
         for _ in range(2):
             with pytest.raises(queue.Empty):
-                call(results, timeout=timeout)
+                getattr(results, call)(timeout=timeout)
         worker.permits.release(2)
         assert results.get(LONG) == 0
         assert results.get(timeout=LONG) == 1
@@ -255,7 +256,7 @@ def test_a_stream_is_true_and_cannot_be_searched() -> None:
 
 def test_results_are_not_made_by_hand() -> None:
     with pytest.raises(TypeError):
-        Results()
+        ringmill.Results()
 
 
 # Several readers
