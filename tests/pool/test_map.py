@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import queue
 import random
@@ -625,7 +626,7 @@ def test_a_source_that_reads_its_own_stream_gets_an_error() -> None:
 
 
 def test_a_source_is_closed_when_it_is_exhausted_or_given_up() -> None:
-    """As for `wrap`, a source is closed that is left before its end."""
+    """A source that is left before its end is given up at the latest when its stream is."""
     ended: list[str] = []
 
     def source() -> Iterator[int]:
@@ -640,6 +641,8 @@ def test_a_source_is_closed_when_it_is_exhausted_or_given_up() -> None:
         results = pool.map(source(), buffer=1)
         assert results.get(LONG) == 0
         results.close()
+        del results
+        gc.collect()
         wait_until(lambda: len(ended) == 2)
 
 
