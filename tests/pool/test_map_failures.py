@@ -440,7 +440,7 @@ def test_shutdown_that_cancels_returns_the_items_of_a_map_in_their_order(kind: K
 
 @pytest.mark.parametrize("errors", ["raise", "return", "skip"])
 def test_shutdown_that_cancels_returns_the_items_as_they_were_given(errors: str, hold: Hold) -> None:
-    """In the order of acceptance: of maps, of operations, and of what has been drawn of a source."""
+    """In the order of acceptance, of each map and batch, and of these; before them what `do` has submitted."""
     pool = pool_of(1)
     pool.start()
     first = [hold, *map(Give, range(5))]
@@ -454,7 +454,7 @@ def test_shutdown_that_cancels_returns_the_items_as_they_were_given(errors: str,
     ops = [Job(), Job()]
     pool.execute(ops)
     returned = pool.shutdown(wait=False, cancel_pending=True)
-    expected = [*first[1:], job, *second, 100, 101, 102, *ops]
+    expected = [job, *first[1:], *second, 100, 101, 102, *ops]
     hold.release()
     assert pool.shutdown() == []
     assert returned == expected  # all but the numbers are compared by identity

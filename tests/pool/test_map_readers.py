@@ -530,7 +530,8 @@ def test_close_cancels_what_has_not_begun(how: str, ordered: bool) -> None:
         else:
             del results
             gc.collect()
-        wait_until(lambda: counts(pool.stats()) == {"running": 1, "queued": 2, "cancelled": 4})
+        if how != "drop":  # one that is dropped is ended by a worker, between two items
+            wait_until(lambda: counts(pool.stats()) == {"running": 1, "queued": 2, "cancelled": 4})
         worker.permits.release(3)
         if how != "drop":
             for call in (results.get, lambda: results.get(LONG), results.get_many):
@@ -646,9 +647,9 @@ def test_a_map_that_is_not_kept_is_given_up() -> None:
         ran: list[int] = []
         pool.map([lambda: ran.append(1)] * 10)
         gc.collect()
-        wait_until(lambda: counts(pool.stats()) == {"running": 1, "cancelled": 10})
         hold.release()
         assert list(first) == ["held"]
+        wait_until(lambda: counts(pool.stats()) == {"succeeded": 1, "cancelled": 10})
     assert ran == []
 
 
@@ -1033,14 +1034,15 @@ def test_results_keep_no_pool_from_being_dropped() -> None:
 
 @both
 def test_each_snapshot_of_the_counters_adds_up(kind: Kind, switch_interval: float) -> None:
-    left = [Retry_() for _ in range(50)]
+    tried: set[int] = set()
 
     class Mixed(Worker[Any]):
         retry_on = Retry_
 
         def process(self, item: int) -> int:
-            if item % 7 == 0 and left:
-                raise left.pop()
+            if item % 7 == 0 and item <= 350 and item not in tried:
+                tried.add(item)
+                raise Retry_
             if item % 5 == 0:
                 raise ValueError(item)
             return item

@@ -258,10 +258,10 @@ def test_readers_share_maps_that_some_of_them_close(seed: int) -> None:
         accepted = 0
         for lap in range(15):
             items = ledger.make(60)
+            before = pool.stats()
             results = pool.map(items if lap % 2 else iter(items), errors="skip", buffer=None if lap % 2 else 9)
             limit = ledger.rng.randrange(60)
             rngs = [random.Random(seed + 10 * lap + k) for k in range(3)]
-            before = pool.stats()
 
             def close(results: Any = results, limit: int = before.accepted + limit) -> list[Any]:
                 wait_until(lambda: sum_ended(pool) >= min(limit, pool.stats().accepted))

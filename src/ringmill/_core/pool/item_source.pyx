@@ -398,6 +398,10 @@ cdef class ItemSource(WorkSource):
     cdef void publish(self, uint64_t position, PyObject* item, uint64_t outcome) noexcept:
         # Takes the caller's references, `item` may be NULL.
         cdef uint64_t place = position
+        if self.reader_closed.load(memory_order_relaxed):  # relaxed: what is stored after that goes with the source
+            drop_outcome(outcome)
+            Py_XDECREF(item)
+            return
         if not self.ordered:
             place = self.ended_count.fetch_add(1, memory_order_seq_cst)  # seq_cst: each place once; see the head
         place &= self.mask
@@ -524,29 +528,25 @@ cdef class ItemSource(WorkSource):
         return 0
 
     cdef int drop_ready(self) except -1:
-        # After end_reading: what is ready goes. What ends later goes with the source.
-        cdef uint64_t position, outcome
+        # After end_reading: what is ready goes. What ends later is not kept; see publish.
+        cdef uint64_t k, outcome
         cdef PyObject* item
-        while True:
+        # relaxed, all: under the lock. What was read has been taken.
+        for k in range(0 if self.draws else self.head.load(memory_order_relaxed), self.entries):
             item = NULL
             if FREE_THREADED:
                 acquire(&self.reading)
-            position = self.head.load(memory_order_relaxed)  # relaxed: under the lock
-            outcome = 0
-            if position < self.tail.load(memory_order_seq_cst) & ~CLOSED:  # seq_cst: as has_ready
-                outcome = self.outcomes[position & self.mask].load(memory_order_seq_cst)  # seq_cst: as above
+            outcome = self.outcomes[k].load(memory_order_acquire)  # acquire: pairs with publish
             if outcome:
-                self.outcomes[position & self.mask].store(NO_OUTCOME, memory_order_relaxed)  # relaxed: as in take_ready
+                self.outcomes[k].store(NO_OUTCOME, memory_order_relaxed)
                 if self.used:
-                    item = self.used[position & self.mask]
-                    self.used[position & self.mask] = NULL
-                put64(self.head, position + 1, memory_order_seq_cst)  # seq_cst: as in take_ready
+                    item = self.used[k]
+                    self.used[k] = NULL
             if FREE_THREADED:
                 release(&self.reading)
-            if not outcome:
-                return 0
             drop_outcome(outcome)
             Py_XDECREF(item)
+        return 0
 
 
 cdef inline void raise_(ItemSource source) noexcept:

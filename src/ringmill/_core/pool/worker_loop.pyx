@@ -420,7 +420,8 @@ cdef class WorkerLoop:
             self.until_look -= 1
             if self.until_look <= 0:
                 self.let_others_run()
-            if source.abandoned.load(memory_order_relaxed):  # relaxed: take() looks again
+            if source.abandoned.load(memory_order_relaxed):  # relaxed: next_source looks again
+                self.turn = 0
                 return True
             if not self.pool_run.first_come:
                 if self.turn <= 0 or self.pool_run.routing.length.load(memory_order_relaxed):  # relaxed: take() looks again
