@@ -266,7 +266,7 @@ def test_removing_an_invalid_item_from_a_ring_wakes_a_waiting_putter(name: str) 
             with pytest.raises((TypeError, OperationReused)):
                 stream.get(LONG)
             putter.join()
-            assert ring.get_nowait() is op  # it is nobody's, and new
+            assert ring.get_nowait() is op  # no pool has it, and it is new
             assert op.outcome is Outcome.PENDING
 
 

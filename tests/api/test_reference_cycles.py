@@ -44,7 +44,7 @@ def collected(probe: weakref.ref[Any]) -> bool:
 
 
 def give_up(*coroutines: Coroutine[Any, Any, Any], close: bool = True) -> None:
-    """Runs tasks in a loop until they wait, and leaves them there for ever."""
+    """Runs tasks in a loop until they wait, and leaves them there forever."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(coroutine) for coroutine in coroutines]
     for _ in range(5):

@@ -49,7 +49,7 @@ class Frozen(Operation):
 
 
 class Unhashable(Operation):
-    """Equal to everything, to nobody's benefit."""
+    """Equal to everything, which says nothing."""
 
     def __eq__(self, other: object) -> bool:
         raise AssertionError("compared")

@@ -136,5 +136,5 @@ def test_timed_out_waiters_leave_nothing_behind() -> None:
         assert not op.wait(1e-6)
     assert not any(run_threads(*[lambda: op.wait(SHORT)] * 8))
     wait_until(lambda: sys.getrefcount(op) == before)
-    op.done()  # nobody is there any more
+    op.done()  # no task waits any more
     assert op.wait(0)

@@ -1,6 +1,6 @@
 """One operation is submitted, ended, reset and submitted again, many times: no submission affects another.
 
-What a life may leave behind: its place in a queue, its delay, whoever waits for it, a worker that is still in its
+What a life may leave behind: its place in a queue, its delay, threads that wait for it, a worker that is still in its
 `done`, a thread that is still in its `cancel`.
 """
 
@@ -231,7 +231,7 @@ def test_a_worker_that_lingers_in_done_does_not_release_the_next_life(how: str) 
         assert op.outcome is Outcome.SUCCEEDED
 
 
-# Whoever waits
+# Threads that wait
 
 
 @pytest.mark.parametrize("when", ["before", "between"])

@@ -153,7 +153,7 @@ def test_an_operation_cancelled_while_it_is_submitted_hides_no_other(other: str)
 
 
 def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
-    """The one that rejected it is asleep when the other one is retired: somebody must tell it that all is over."""
+    """The one that rejected it is asleep when the other one is retired: it must be told that all is over."""
     workers = [JobWorker("a"), JobWorker("b")]
     pool = start(*workers, max_restarts=0)
     crashing, gate = hold(pool, SystemExit(), "b")
@@ -166,7 +166,7 @@ def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
     gate.opened.set()
     assert cleaning.reached.wait(LONG)
     assert isinstance(crashing.error, SystemExit)
-    assert op.outcome is Outcome.PENDING  # b may come up again, for all that anybody knows
+    assert op.outcome is Outcome.PENDING  # it is not known yet whether b will start again
     cleaning.opened.set()
     assert drainer.join() == [[]]
     assert isinstance(op.error, Unroutable)
@@ -215,7 +215,7 @@ def test_operations_accepted_at_the_last_moment_are_finished(how: str, switch_in
 
 @pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "succeed"])
 def test_an_operation_ends_whatever_happens_after_its_pool_broke(name: str) -> None:
-    """The pool breaks because the only worker that is left waits for work that nobody will do; then it goes on."""
+    """The pool breaks because the only worker that is left waits for work that no worker will do; then it goes on."""
 
     def attempt() -> bool:
         """Whether the worker waited before the other one was lost: otherwise it is refused to wait."""
@@ -283,7 +283,7 @@ def test_a_retry_does_not_wait_for_the_worker_that_waits_for_it(
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_rejected_operation_does_not_wait_for_the_worker_that_waits_for_it(wait: Callable[[Any, Job], Any]) -> None:
-    """Nobody else is left to take it: the wait is refused, or the operation is unroutable."""
+    """No other worker is left to take it: the wait is refused, or the operation is unroutable."""
     with start(JobWorker("a"), JobWorker("b")) as pool:
         child = Job()
 
@@ -474,7 +474,7 @@ def list_of(stream: Stream[Job]) -> list[Job]:
 
 @pytest.mark.parametrize("end", ["broken", "given up", "shut down"])
 def test_a_ring_is_usable_after_its_pool_has_ended(end: str) -> None:
-    """What is put into it afterwards stays for others, and wakes nobody of that pool."""
+    """What is put into it afterwards stays for others, and wakes no worker of that pool."""
     ring = RingBuffer[Job](2)
     pool = start(JobWorker(), max_restarts=0)
     stream = pool.wrap(ring)

@@ -132,7 +132,7 @@ def test_start_from_many_threads_comes_up_once(threads: int, switch_interval: fl
         return [worker.calls[:] for worker in workers]
 
     try:
-        # Whoever returns from start finds every worker ready.
+        # A thread that returns from start finds every worker ready.
         assert run_threads(*[start] * threads) == [[["init"]] * 3] * threads
     finally:
         pool.shutdown()

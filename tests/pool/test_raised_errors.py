@@ -173,7 +173,7 @@ def test_each_thread_that_checks_raises_an_object_of_its_own(make: Callable[[], 
     for one in raised:
         names = [frame.name for frame in traceback.extract_tb(one.__traceback__)]
         assert "throw" in names
-        assert names.count("check") + names.count("result") <= 2  # its own raiser's frames, and nobody else's
+        assert names.count("check") + names.count("result") <= 2  # the frames of its own thread, and no other's
 
 
 def test_each_call_of_a_futures_result_raises_an_object_of_its_own() -> None:

@@ -316,7 +316,7 @@ def test_an_operation_without_a_repr_is_unroutable_too() -> None:
 
 @pytest.mark.parametrize("workers", [2, 8])
 def test_a_retry_wakes_a_worker_that_may_take_it(workers: int, seed: int, switch_interval: float) -> None:
-    """All sleep between two rounds; a wake-up that goes to one that may not take it leaves it lying for ever."""
+    """All sleep between two rounds; a wake-up that goes to one that may not take it leaves it lying forever."""
     rng = random.Random(seed)
     names = "abcdefgh"[:workers]
     with WorkerPool(make_workers(names)) as pool:

@@ -335,7 +335,7 @@ def test_start_is_refused_while_a_worker_is_stuck_and_its_late_result_is_discard
 
 @pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "crash"])
 def test_a_stuck_operation_ends_whatever_it_does_later(name: str, gate: Gate) -> None:
-    """The other worker has left, so nobody could take what is put back."""
+    """The other worker has left, so no worker could take what is put back."""
     errors = {"retry": Retry(), "delay": Retry(delay=HOUR), "reject": Reject(), "fail": ValueError()}
     pool = start(JobWorker(), JobWorker())
     held = hold(pool, gate, errors.get(name, SystemExit()))

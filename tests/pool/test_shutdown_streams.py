@@ -177,7 +177,7 @@ def test_a_source_that_blocks_for_ever() -> None:
     wait_until(lambda: pool.stats().succeeded == 1)
     assert pool.shutdown() == []
     assert len(reader.join()[0]) == 1
-    source.put(late := Job())  # what it gives in the end is nobody's
+    source.put(late := Job())  # what it gives in the end no stream takes
     wait_until(lambda: not any("-source" in thread.name for thread in threading.enumerate()))
     assert late.outcome is Outcome.PENDING
 

@@ -288,7 +288,7 @@ def test_close_cancels_what_has_not_begun(pool: WorkerPool[Number], worker: Gate
     with pytest.raises(Closed):
         stream.get(LONG)
     assert list(stream) == []
-    assert [op.number for op in other] == [0, 1]  # nobody else's work is touched
+    assert [op.number for op in other] == [0, 1]  # no other stream's work is touched
 
 
 def test_close_of_a_finished_stream(pool: WorkerPool[Number], worker: Gated) -> None:

@@ -211,7 +211,7 @@ def test_an_operation_submitted_by_a_worker_after_shutdown_is_refused() -> None:
     pool.shutdown()
     assert refused == [PoolNotRunning] * 3
     assert (parent.outcome, child.outcome) == (Outcome.SUCCEEDED, Outcome.PENDING)
-    assert child.cancel()  # it is nobody's
+    assert child.cancel()  # no pool has it
 
 
 # execute

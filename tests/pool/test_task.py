@@ -184,7 +184,7 @@ def test_tasks_release_their_references() -> None:
         wait_until(is_gone)
 
 
-# The error that nobody saw
+# An error that was not read
 
 
 class Failing(Worker[Operation]):

@@ -1,6 +1,6 @@
 """A worker that crashes is cleaned up and restarted on its thread, after growing pauses, until it is retired.
 
-When the last one is retired, the pool is broken: law 3, nothing waits for ever.
+When the last one is retired, the pool is broken: law 3, nothing waits forever.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def test_a_reader_that_stops_stops_the_source(buffer: int, drawn_by: str) -> Non
 
 
 def test_a_worker_never_waits_for_a_reader() -> None:
-    """Streams that nobody reads are full; the only worker goes on with other work."""
+    """Streams that no thread reads are full; the only worker goes on with other work."""
     with WorkerPool([Quick()]) as pool:
         ring = RingBuffer[Number](10)
         ring.put_many(map(Number, range(10)))

@@ -110,7 +110,7 @@ def test_an_error_in_the_source_comes_after_what_was_accepted(
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_of_the_reading_thread_is_raised_at_once_or_after(kind: type[BaseException]) -> None:
+def test_a_base_exception_of_the_reading_thread_is_raised_at_once_or_after(kind: type[BaseException]) -> None:
     with WorkerPool([Quick()]) as pool:
         stream = pool.wrap(Source(3, kind()), buffer=2)
         got = []

@@ -66,7 +66,7 @@ def test_workers_draw_as_items_arrive() -> None:
         for number in range(50):
             op = Number(number)
             ring.put(op, timeout=LONG)
-            assert op.wait(LONG)  # nobody reads
+            assert op.wait(LONG)  # no thread reads
         assert len(ring) == 0
         assert [stream.get(LONG).number for _ in range(50)] == list(range(50))
         with pytest.raises(queue.Empty):

@@ -202,7 +202,7 @@ def finish(trial: Shortage, pool: WorkerPool[Any], ops: list[Any], waiters: Iter
     pool.shutdown()
     accepted = [op for op in ops if op.outcome is not Outcome.PENDING]
     for op in accepted:
-        assert op.wait(0), f"ended, and nobody who waits was told: {op}"
+        assert op.wait(0), f"ended, and no waiter was told: {op}"
         assert (op.outcome is Outcome.FAILED) == (op.error is not None)
     stats = pool.stats()
     assert stats.queued == stats.running == stats.delayed == 0, stats

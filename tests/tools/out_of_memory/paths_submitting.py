@@ -97,7 +97,7 @@ def do_from_a_worker(trial: Shortage) -> None:
 
 @path
 def wait_in_a_worker(trial: Shortage) -> None:
-    """A worker waits for what another one does; or is told that nobody is left to do it."""
+    """A worker waits for what another one does; or is told that no worker is left to do it."""
     pool = pool_of(trial, 2)
     pool.start()
     trial.live = True
