@@ -16,9 +16,7 @@ import pytest
 
 from ringmill import Operation, RingBuffer, Task, Worker, WorkerPool
 from ringmill._core.pool.operation import OperationBase
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 
 class Op(Operation):

@@ -13,7 +13,8 @@ import textwrap
 
 import pytest
 
-from tests.pool.test_shutdown_exit import LONG, program, signals
+from tests.pool.test_shutdown_exit import program, signals
+from tests.threads import LONG
 
 PRELUDE = """
     import atexit, concurrent.futures.thread, os, signal, sys, tempfile, threading, time, weakref

@@ -20,8 +20,7 @@ import pytest
 
 from ringmill import Closed, Operation, Outcome, PoolExecutor, Retry, RingmillError, Worker, WorkerPool
 from ringmill.arguments import count, describe, seconds
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG
 
 
 def raises(*_: object) -> Any:

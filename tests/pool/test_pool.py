@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, PoolNotRunning, RingBuffer, Worker, WorkerPool
-from tests.threads import wait_until
+from tests.threads import LONG, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-LONG = 30.0  # seconds; reached only by a test that fails
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 

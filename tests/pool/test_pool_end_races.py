@@ -24,7 +24,6 @@ from ringmill import (
     OperationReused,
     Outcome,
     PoolNotRunning,
-    PoolStats,
     Reject,
     Retry,
     RingBuffer,
@@ -33,15 +32,12 @@ from ringmill import (
     Worker,
     WorkerPool,
 )
-from tests.threads import start_threads, wait_until
+from tests.pools import Gate, Step, counts, perform
+from tests.threads import HOUR, LONG, start_threads, wait_until
 
-LONG = 30.0  # seconds; reached only by a test that fails
 SOON = 3.0  # seconds; the same, where a failure is put right afterwards
-HOUR = 3600.0  # seconds; a delay that no test waits for
 
 pytestmark = [pytest.mark.watchdog(60), pytest.mark.usefixtures("no_thread_is_left")]
-
-Step = BaseException | Callable[[], Any] | None
 
 
 class Job(Operation):
@@ -65,35 +61,13 @@ class JobWorker(Worker[Job]):
             raise Reject
         op.seen += self.name
         step = op.script[len(op.seen) - 1] if len(op.seen) <= len(op.script) else None
-        if isinstance(step, BaseException):
-            raise step
-        if step is not None:
-            step()
+        perform(step)
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         pass
 
     def cleanup(self) -> None:
         self.cleans_up()
-
-
-class Gate:
-    """A step that holds its worker until it is opened, and then raises the error, if any."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(LONG)
-        if self.error is not None:
-            raise self.error
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
 
 
 def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:

@@ -12,12 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from ringmill import Operation, Outcome, PoolNotRunning, Retry, Worker, WorkerInitError, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
 
 
 class Job(Operation):

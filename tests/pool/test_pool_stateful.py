@@ -30,9 +30,8 @@ from ringmill import (
     Worker,
     WorkerPool,
 )
-from tests.threads import wait_until
+from tests.threads import LONG, wait_until
 
-LONG = 30.0  # seconds; reached only by a test that fails
 WORKERS, MAX_TRIES = 2, 3
 
 #: What may happen to an operation each time that it is processed, until it ends.

@@ -12,9 +12,7 @@ import pytest
 
 from ringmill import BrokenPool, Operation, PoolExecutor, RetriesExhausted, Retry, Task, TaskWorker, Worker, WorkerPool
 from ringmill._core.pool.operation import raise_copy
-from tests.threads import run_threads
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, run_threads
 
 
 class Plain(Exception):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG
 
 PRELUDE = """
     import os, signal, sys, threading, time

@@ -14,9 +14,7 @@ import pytest
 
 from ringmill import BrokenPool, Operation, Outcome, Worker, WorkerInitError, WorkerPool
 from ringmill.supervisor import Supervisor
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 pytestmark = [
     pytest.mark.watchdog(60),

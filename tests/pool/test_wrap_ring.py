@@ -12,34 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ringmill import Closed, Operation, Outcome, PoolNotRunning, RingBuffer, Stream, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from ringmill import Closed, Outcome, PoolNotRunning, RingBuffer, Stream, Worker, WorkerPool
+from tests.pool.wrapping import Gated, Number, Quick
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-
-class Number(Operation):
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.runs = 0
-
-
-class Quick(Worker[Number]):
-    def process(self, op: Number) -> None:
-        op.runs += 1
-
-
-class Gated(Worker[Number]):
-    """Does nothing until the gate opens."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-
-    def process(self, op: Number) -> None:
-        assert self.gate.wait(LONG)
 
 
 def stagger(rng: random.Random) -> None:

@@ -32,9 +32,8 @@ from ringmill import (
     WorkerPool,
 )
 from ringmill._core.pool.operation import raise_copy
-from tests.threads import run_threads, start_threads
+from tests.threads import LONG, run_threads, start_threads
 
-LONG = 30.0  # seconds; reached only by a test that fails
 ROUNDS = 50
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ringmill import Outcome, PoolNotRunning, RingBuffer
+from tests.pools import check_at_rest
 from tests.tools.out_of_memory.jobs import (
     Act,
     Gate,
@@ -243,8 +244,7 @@ def chain(trial: Shortage) -> None:
     for pool in (first, second):
         pool.shutdown()
         stats = pool.stats()
-        assert stats.queued == stats.running == stats.delayed == 0, stats
-        assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled, stats
+        check_at_rest(stats)
         assert not threads_of(pool.name)
         if pool is first:
             assert stats.accepted in (0, len(ops))

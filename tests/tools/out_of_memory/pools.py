@@ -25,6 +25,7 @@ from ringmill import (
     WorkerInitError,
     WorkerPool,
 )
+from tests.pools import check_at_rest
 from tests.tools.out_of_memory.operations import Job, fails
 from tests.tools.out_of_memory.trial import FAILED, Trial, alone, case, forks
 
@@ -51,12 +52,10 @@ class JobWorker(TaskWorker):
             op.run()
 
 
-def over(pool: WorkerPool[Any], *, lost: int = 0) -> None:
+def over(pool: WorkerPool[Any]) -> None:
     """The pool ends, and its counts agree: all that was accepted has an outcome."""
     pool.shutdown()
-    stats = pool.stats()
-    assert stats.queued == stats.running == stats.delayed == 0, stats
-    assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled, stats
+    check_at_rest(pool.stats())
 
 
 @contextlib.contextmanager
