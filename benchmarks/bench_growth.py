@@ -2,12 +2,13 @@
 
 operations     10^3 to 10^7 --> [pool: 4 workers, process() does nothing] --> stream; by execute of one list of all of
                them, and by wrap of a generator, buffer 1,000
-  plain loop   as many, made and processed in a loop: over a list beside execute, over a generator beside wrap
+  plain loop   as many, made and processed in a loop: over a list, to compare with execute; over a generator, with wrap
 workers        1,000 operations, time and again --> [pool: 1 to 256 workers] --> stream; by execute
   plain loop   as many
 memory         10^7 operations --> [wrap, buffer 1,000] --> read one by one: how far the peak of the resident memory
-               grows; and what an operation takes that waits in a queue, beside a list, SimpleQueue, ThreadPoolExecutor
-idle           64 workers with nothing to do, beside ThreadPoolExecutor's, and a process without any: processor time per
+               grows; and what an operation takes that waits in a queue: ringmill's, a list, SimpleQueue,
+               ThreadPoolExecutor
+idle           64 workers with nothing to do, ThreadPoolExecutor's, and a process without any: processor time per
                second
 
 The target of a curve is that its ratio stays within 15 %: from the lowest to the highest point. --quick ends at 10^5

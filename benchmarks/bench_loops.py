@@ -95,7 +95,7 @@ async def aget_all(aget: Callable[[], Awaitable[Any]], n: int) -> None:
         await aget()
 
 
-async def beside(thread: threading.Thread, task: Awaitable[None]) -> float:
+async def with_thread(thread: threading.Thread, task: Awaitable[None]) -> float:
     """Runs a thread and a task, from the first's start to the last's end; in seconds."""
     began = time.perf_counter()
     thread.start()
@@ -107,7 +107,7 @@ async def beside(thread: threading.Thread, task: Awaitable[None]) -> float:
 def thread_to_loop(make: Callable[[], Both]) -> Side:
     async def run(n: int) -> float:
         queue = make()
-        return await beside(threading.Thread(target=put_all, args=(queue.put, n)), aget_all(queue.aget, n))
+        return await with_thread(threading.Thread(target=put_all, args=(queue.put, n)), aget_all(queue.aget, n))
 
     return lambda n: asyncio.run(run(n))
 
@@ -115,7 +115,7 @@ def thread_to_loop(make: Callable[[], Both]) -> Side:
 def loop_to_thread(make: Callable[[], Both]) -> Side:
     async def run(n: int) -> float:
         queue = make()
-        return await beside(threading.Thread(target=get_all, args=(queue.get, n)), aput_all(queue.aput, n))
+        return await with_thread(threading.Thread(target=get_all, args=(queue.get, n)), aput_all(queue.aput, n))
 
     return lambda n: asyncio.run(run(n))
 
@@ -134,7 +134,7 @@ def loop_to_loop(make: Callable[[], Both]) -> Side:
     async def run(n: int) -> float:
         queue = make()
         other = threading.Thread(target=lambda: asyncio.run(aput_all(queue.aput, n)))
-        return await beside(other, aget_all(queue.aget, n))
+        return await with_thread(other, aget_all(queue.aget, n))
 
     return lambda n: asyncio.run(run(n))
 
@@ -152,7 +152,7 @@ def one_at_a_time(make: Callable[[], Both]) -> Side:
             for _ in range(n):
                 await back.aput(await there.aget())
 
-        return await beside(threading.Thread(target=ask), answer())
+        return await with_thread(threading.Thread(target=ask), answer())
 
     return lambda n: asyncio.run(run(n))
 

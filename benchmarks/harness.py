@@ -6,7 +6,7 @@
 
 A side is called with a number of operations and does so many. Its first call warms up and is not counted. The ratio
 that is printed is the median over the rounds of (time of the peer / time of the subject), so above 1 the subject, the
-first side, is faster. Beside it stands the ratio that is aimed at, where there is one: nothing depends on whether it
+first side, is faster. Next to it is the ratio that is aimed at, where there is one: nothing depends on whether it
 is reached. A peer that raises is left out. Garbage is collected before each call, and as usual during it.
 
 The interpreter adapts code to what it meets there (PEP 659), and functions that were made by one `def` have one code:

@@ -1,6 +1,6 @@
 """Writes a report of the suite, in Markdown with plots: `python -m benchmarks.report [--out DIR]`.
 
-It runs the suite first, with the options and topics of `python -m benchmarks`, and keeps its JSON beside the report;
+It runs the suite first, with the options and topics of `python -m benchmarks`, and keeps its JSON next to the report;
 `--from FILE ...` takes earlier JSON files instead, such as one of each build, and sets them side by side. Without
 matplotlib, which the bench extra installs, there are no plots.
 """

@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more at exit; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            return 141  # whoever read our lines has left: as if by SIGPIPE
+            return 141  # the reader of our output has closed it: as if by SIGPIPE
         print(f"checksum_tree: write error: {error.strerror or error}", file=sys.stderr)
         status = 1
     print(tally.summary(time.perf_counter() - begun), file=sys.stderr)

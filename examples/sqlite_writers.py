@@ -29,7 +29,7 @@ BUSY_SECONDS = 60.0  # SQLite lets one connection write at a time; the others wa
 
 @dataclass(slots=True)
 class Insert(Operation):
-    """One row: key and text go in; who tried it in vain, and who wrote it, come out."""
+    """One row: key and text go in; the workers that failed to write it, and the one that wrote it, come out."""
 
     key: int
     text: str
@@ -53,7 +53,7 @@ class Writer(Worker[Insert]):
         self.connection.execute("PRAGMA synchronous = OFF")  # a demonstration need not survive a power failure
 
     def process(self, op: Insert) -> None:
-        if self.is_first:  # nobody begins before each has a row, so that the failing one surely gets some
+        if self.is_first:  # no worker begins before each has a row, so that the failing one surely gets some
             self.is_first = False
             self.everybody.wait()
         try:

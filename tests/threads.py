@@ -1,4 +1,4 @@
-"""Threads for tests: they start together, and their errors are raised in the test."""
+"""Threads for tests: they start together, and their errors are raised in the test. And the time limits of tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+LONG = 30.0  # seconds; reached only by a test that fails
+SHORT = 0.02  # seconds; a time limit that is meant to pass
+HOUR = 3600.0  # seconds; a delay that no test waits for
 
 
 class Started:
@@ -47,7 +51,7 @@ def run_threads(*functions: Callable[[], Any]) -> list[Any]:
     return Started(functions).join()
 
 
-def wait_until(predicate: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(predicate: Callable[[], bool], seconds: float = LONG) -> None:
     """Polls a condition that another thread brings about; the time limit is a failure, never a verdict."""
     deadline = time.monotonic() + seconds
     while not predicate():

@@ -24,7 +24,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from ._core.pool.operation import complete, take_interrupt
+from ._core.pool.operation import complete, take_keyboard_interrupt
 from .supervisor import Supervisor
 
 _register: Callable[[Callable[[], None]], object] | None = getattr(threading, "_register_atexit", None)
@@ -69,18 +69,18 @@ def _register_hook() -> None:
 
 def _at_exit() -> None:
     if not _ended:
-        complete(_finish, 1 if _was_interrupted() else 0)
+        complete(_finish, 1 if _ended_by_keyboard_interrupt() else 0)
 
 
-def _was_interrupted() -> bool:
+def _ended_by_keyboard_interrupt() -> bool:
     """Returns whether a KeyboardInterrupt ended the program. In an interactive session it ends a statement only."""
     return not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
 
 
-def _finish(interrupts: int) -> None:
-    """Finishes all runs: after one interrupt only the work that has begun; after a second one it does not wait.
+def _finish(keyboard_interrupts: int) -> None:
+    """Finishes all runs: after one KeyboardInterrupt only the work that has begun; after a second it does not wait.
 
-    Called again, with one interrupt more, each time it raises: see `complete`.
+    Called again, with one more, each time it raises that or another exception: see `complete`.
     """
     global _begun, _ended
     _begun = True
@@ -88,15 +88,15 @@ def _finish(interrupts: int) -> None:
     runs = [run for run in runs if not run.core.is_inherited and not run.given_up]
     for run in runs:
         run.stop_accepting()
-    if interrupts:
+    if keyboard_interrupts:
         for run in runs:
             with contextlib.suppress(MemoryError):  # all are cancelled; the list of them is not needed here
                 run.core.cancel_pending()
-    interrupt = take_interrupt()
-    if interrupt is not None:
-        raise interrupt
+    kept = take_keyboard_interrupt()
+    if kept is not None:
+        raise kept
     for run in runs:
-        if interrupts < 2:
+        if keyboard_interrupts < 2:
             run.join(None)
         else:
             run.given_up = True

@@ -244,7 +244,7 @@ class PoolFuture(Future[R]):
         with self._condition:
             if self._state not in (PENDING, RUNNING):
                 raise InvalidStateError(f"{self._state}: {self!r}")
-            self._is_abandoning = True  # if this is left for want of memory, `done` goes on with it
+            self._is_abandoning = True  # if this is left for lack of memory, `done` goes on with it
             self._result = result
             self._exception = error
             self._state = FINISHED
@@ -269,7 +269,7 @@ class PoolFuture(Future[R]):
                     self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
                 if self in waiter.finished_futures:
-                    continue  # it was notified before an interrupt
+                    continue  # it was notified before a KeyboardInterrupt
                 if self._state == FINISHED and self._exception is None:
                     waiter.add_result(self)
                 elif self._state == FINISHED:
@@ -291,7 +291,7 @@ class PoolFuture(Future[R]):
                 self._caller = threading.get_ident()
             if self._caller != threading.get_ident():
                 return  # another thread calls them
-        interrupt: BaseException | None = None
+        to_raise: BaseException | None = None
         callbacks = self._done_callbacks  # no callback is added any more
         while self._called < len(callbacks):
             callback = callbacks[self._called]
@@ -301,10 +301,10 @@ class PoolFuture(Future[R]):
             except Exception:
                 logger.exception("exception calling callback for %r", self)
             except BaseException as error:
-                interrupt = interrupt or error
+                to_raise = to_raise or error
         self._done_callbacks = []
-        if interrupt is not None:
+        if to_raise is not None:
             try:
-                raise interrupt
+                raise to_raise
             finally:
-                interrupt = None  # its traceback holds this frame
+                to_raise = None  # its traceback holds this frame

@@ -242,7 +242,7 @@ class PoolExecutor(Executor):
             if cancel_futures:
                 self._await_begin()
         except KeyboardInterrupt:
-            run.end(wait and not own, True, None, interrupted=True)
+            run.end(wait and not own, True, None, after_keyboard_interrupt=True)
             raise
         run.end(wait and not own, cancel_futures, None)
         if wait and own:

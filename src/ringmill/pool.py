@@ -351,7 +351,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         """Shuts the pool down and waits; if the body raised, cancels the work that has not begun."""
         run = self._current()
         if run is not None and kind is not None and issubclass(kind, KeyboardInterrupt):
-            run.end(True, True, None, interrupted=True)
+            run.end(True, True, None, after_keyboard_interrupt=True)
         else:
             self.shutdown(cancel_pending=kind is not None)
 

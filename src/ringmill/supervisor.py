@@ -31,7 +31,7 @@ from typing import Any
 from ._core.platform import clock
 from ._core.pool.context import InContext
 from ._core.pool.item_record import subject
-from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_interrupt
+from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_keyboard_interrupt
 from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.waiting.wait_queue import check_threads
 from .arguments import finite_seconds
@@ -79,7 +79,7 @@ class Supervisor:
 
     #: Seconds. A signal that comes just before the main thread waits for a lock does not end that wait: it ends itself.
     SLICE = 1.0
-    _take_interrupt: Any = staticmethod(take_interrupt)  # no global name: see end
+    _take_keyboard_interrupt: Any = staticmethod(take_keyboard_interrupt)  # no global name: see end
 
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
         self.name = name = settings.name
@@ -158,43 +158,43 @@ class Supervisor:
         self.core.threads.decide(verdict)
 
     def end(
-        self, wait: bool, cancel_pending: bool, timeout: float | None, *, interrupted: bool = False
+        self, wait: bool, cancel_pending: bool, timeout: float | None, *, after_keyboard_interrupt: bool = False
     ) -> list[Any]:
         """What `WorkerPool.shutdown` promises; returns what was cancelled.
 
-        `interrupted`: a KeyboardInterrupt (Ctrl-C) is on its way already, so the next one stops the waiting. Without a
-        timeout it uses no global names: it may be called by a finalizer when those are gone.
+        `after_keyboard_interrupt`: one is being raised already, so the next one stops the waiting. Without a timeout it
+        uses no global names: it may be called by a finalizer when those are gone.
         """
         deadline = None if timeout is None else clock.now() + timeout
         cancelled: list[Any] = []
-        interrupt: BaseException | None = None
+        keyboard_interrupt: BaseException | None = None
         try:
             try:
                 self.core.drain()
                 if cancel_pending:
                     cancelled = self.core.cancel_pending()
-                self._raise_interrupt()  # out of a done(): all have ended by now
+                self._raise_keyboard_interrupt()  # out of a done(): all have ended by now
                 ended = not wait or self.join(deadline)
             except KeyboardInterrupt as error:
-                if interrupted:
+                if after_keyboard_interrupt:
                     raise
-                interrupt = error
+                keyboard_interrupt = error
                 ended = self._finish_begun(wait, cancel_pending, deadline)
         except KeyboardInterrupt:
             self.given_up = wait
-            interrupt = None
+            keyboard_interrupt = None
             raise
         if not ended and timeout is not None:
             self.given_up = True
             cancelled += self.core.cancel_pending()
             self.force(timeout)
-            if interrupt is None:
-                self._raise_interrupt()
-        if interrupt is not None:
+            if keyboard_interrupt is None:
+                self._raise_keyboard_interrupt()
+        if keyboard_interrupt is not None:
             try:
-                raise interrupt
+                raise keyboard_interrupt
             finally:
-                interrupt = None  # its traceback holds this frame
+                keyboard_interrupt = None  # its traceback holds this frame
         return cancelled
 
     def _finish_begun(self, wait: bool, cancel_pending: bool, deadline: float | None) -> bool:
@@ -202,11 +202,11 @@ class Supervisor:
         self.core.drain()
         if wait or cancel_pending:
             self.core.cancel_pending()
-        self._raise_interrupt()  # a second one
+        self._raise_keyboard_interrupt()  # a second one
         return not wait or self.join(deadline)
 
-    def _raise_interrupt(self) -> None:
-        error = self._take_interrupt()
+    def _raise_keyboard_interrupt(self) -> None:
+        error = self._take_keyboard_interrupt()
         if error is not None:
             raise error
 
@@ -252,7 +252,7 @@ class Supervisor:
         return [thread for thread in self.threads if thread.is_alive()]
 
     def force(self, timeout: float) -> None:
-        """The last rung: workers that are stuck are interrupted, streams that wait for them end, the log names them."""
+        """The last step: `interrupt` of stuck workers is called, streams that wait for them end, the log names them."""
         self.core.end_now()
         try:
             self._interrupt_and_name(timeout)
@@ -478,7 +478,7 @@ class Supervisor:
         tried_by, rejected_by = worker_loop.retry_masks
         this = bytes([index == worker_loop.index for index in range(len(self.core.worker_loops))])
         rejected_by = _union(rejected_by, this)
-        if not self.core.is_routable(rejected_by):
+        if not self.core.has_taker(rejected_by):
             unroutable = Unroutable(f"every worker has rejected {describe(subject(op))}")
             unroutable.__cause__ = error
             return self._fail(worker_loop, op, unroutable)

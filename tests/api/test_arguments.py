@@ -251,7 +251,7 @@ def test_no_repr_replaces_an_error_or_makes_it_long(text: Any) -> None:
         assert len(str(caught.value)) < 400
 
 
-def test_an_interrupt_within_a_repr_is_the_programs() -> None:
+def test_a_keyboard_interrupt_within_a_repr_is_raised() -> None:
     class Odd:
         def __repr__(self) -> str:
             raise KeyboardInterrupt

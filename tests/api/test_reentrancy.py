@@ -32,15 +32,10 @@ from ringmill import (
     WorkerInitError,
     WorkerPool,
 )
-from tests.threads import run_threads, start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-HOUR = 3600.0  # seconds; a delay that no test waits for
+from tests.pools import Gate, Step, perform
+from tests.threads import HOUR, LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = [pytest.mark.watchdog(60), pytest.mark.usefixtures("no_thread_is_left")]
-
-Step = BaseException | Callable[[], Any] | None
 
 
 class Job(Operation):
@@ -58,30 +53,13 @@ class JobWorker(Worker[Job]):
         self.comes_up()
 
     def process(self, op: Job) -> None:
-        if isinstance(op.step, BaseException):
-            raise op.step
-        if op.step is not None:
-            op.step()
+        perform(op.step)
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         pass
 
     def cleanup(self) -> None:
         self.cleans_up()
-
-
-class Gate:
-    """A step that holds its worker until it is opened, and then raises the error, if any."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(LONG)
-        if self.error is not None:
-            raise self.error
 
 
 def hold(pool: WorkerPool[Job], error: BaseException | None = None) -> tuple[Job, Gate]:
@@ -266,7 +244,7 @@ def test_removing_an_invalid_item_from_a_ring_wakes_a_waiting_putter(name: str) 
             with pytest.raises((TypeError, OperationReused)):
                 stream.get(LONG)
             putter.join()
-            assert ring.get_nowait() is op  # it is nobody's, and new
+            assert ring.get_nowait() is op  # no pool has it, and it is new
             assert op.outcome is Outcome.PENDING
 
 

@@ -16,9 +16,7 @@ import pytest
 
 from ringmill import Operation, RingBuffer, Task, Worker, WorkerPool
 from ringmill._core.pool.operation import OperationBase
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 
 class Op(Operation):
@@ -44,7 +42,7 @@ def collected(probe: weakref.ref[Any]) -> bool:
 
 
 def give_up(*coroutines: Coroutine[Any, Any, Any], close: bool = True) -> None:
-    """Runs tasks in a loop until they wait, and leaves them there for ever."""
+    """Runs tasks in a loop until they wait, and leaves them there forever."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(coroutine) for coroutine in coroutines]
     for _ in range(5):

@@ -20,9 +20,7 @@ import pytest
 
 from ringmill import Operation, PoolExecutor, Reject, Retry
 from ringmill.executor_calls import SubmittedCall
-from tests.threads import run_threads, start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, run_threads, start_threads, wait_until
 
 
 def double(number: int) -> int:

@@ -133,7 +133,7 @@ def test_shutdown_cancels_what_has_not_begun() -> None:
         wait_until(lambda: all(future._waiters for future in futures))  # type: ignore[attr-defined]
         executor.shutdown(wait=False, cancel_futures=True)
         assert all(future.cancelled() for future in futures)
-        assert waiting.join()[0].done == set(futures)  # ThreadPoolExecutor leaves these waiting for ever
+        assert waiting.join()[0].done == set(futures)  # ThreadPoolExecutor leaves these waiting forever
         with pytest.raises(CancelledError):
             futures[9].result(LONG)
         with pytest.raises(CancelledError):
@@ -207,7 +207,7 @@ def test_an_executor_that_is_dropped_finishes_and_ends(cycle: bool) -> None:
         thread.join(LONG)
         assert not thread.is_alive()
     assert [future.result(0) for future in futures] == [2 * number for number in range(20)]
-    assert list(results) == [0]  # nobody is there to submit the next one to
+    assert list(results) == [0]  # no executor is left to submit the next one to
 
 
 # The end of the interpreter

@@ -43,7 +43,7 @@ def full(hub: Hub[Any], *policies: Any) -> list[Subscription[Any]]:
     return subscriptions
 
 
-# Nobody there
+# No subscriber
 
 
 def test_an_empty_hub_delivers_to_no_subscriber() -> None:
@@ -190,7 +190,7 @@ def test_broadcast_raises_once_for_many_and_raise_does_not_wait() -> None:
     assert hub.broadcast("old") == 3
     subscriptions[1].get()
     with pytest.raises(queue.Full) as caught:
-        hub.broadcast("new")  # without a timeout: it would wait for ever
+        hub.broadcast("new")  # without a timeout: it would wait forever
     assert caught.value.count == 1  # type: ignore[attr-defined]
     assert [drain(subscription) for subscription in subscriptions] == [["old"], ["new"], ["old"]]
 

@@ -196,7 +196,7 @@ def test_blocked_publishers_continue_when_a_subscription_ends(end: str, publish:
         wait_until(lambda entered=entered: len(entered) == 3)
         if end == "leave":
             assert hub.unsubscribe(sub)
-            assert started.join() == [None if publish == "signal" else 0] * 3  # nobody is left
+            assert started.join() == [None if publish == "signal" else 0] * 3  # no subscriber is left
         else:
             hub.close()
             for answer in started.join():
@@ -256,7 +256,7 @@ def test_items_taken_before_the_hub_closes_are_read(publish: str, switch_interva
 
 @pytest.mark.stress
 def test_subscribing_while_the_hub_closes(switch_interval: float) -> None:
-    """Whoever got a subscription sees it end; nobody is left behind in a closed hub."""
+    """Each subscriber sees its subscription end; none is left in a closed hub."""
     for _ in range(15):
         hub = Hub[int]()
         begun: list[bool] = []
@@ -345,7 +345,7 @@ def test_a_remaining_subscriber_misses_nothing(buffer: int, switch_interval: flo
     (got,) = reader.join()
     assert sorted(got) == [(publisher, number) for publisher in range(2) for number in range(200)]
     assert_without_gaps(got, 2)
-    # Each delivery that the publishers counted was read by somebody, and no other.
+    # Each delivery that the publishers counted was read by a subscriber, and no other.
     assert sum(results[:2]) == len(got) + sum(results[2:])
 
 
@@ -431,7 +431,7 @@ def test_waiting_readers_wake_when_the_subscription_ends(call: Callable[[Any], A
 
 
 def test_signal_that_is_overtaken_by_close_says_so() -> None:
-    """The hub had a subscriber until it was closed, so None, for nobody, would be wrong."""
+    """The hub had a subscriber until it was closed, so None, for no subscriber, would be wrong."""
     for _ in range(1_000):
         hub: Hub[str] = Hub(buffer=1, overflow="latest")
         sub = hub.subscribe()

@@ -35,7 +35,7 @@ class Publisher:
         self.call: Callable[..., Any] = getattr(hub, call)
         self.number, self.count, self.timeout = number, count, timeout
         self.taken: list[Item] = []
-        self.untaken: list[Item] = []  # nobody took it, and the call said so
+        self.untaken: list[Item] = []  # no subscriber took it, and the call said so
         self.refused: list[Item] = []  # queue.Full
         self.counts = 0  # how many those calls said took it
 
@@ -137,7 +137,7 @@ def test_drop_oldest(readers: int, buffer: int, publish: str, switch_interval: f
         run = Run("drop_oldest", buffer, publish, one, readers=readers)
         assert (run.untaken, run.refused) == ([], []), one
         assert run.dropped + len(run.came_out) == PUBLISHERS * 200, one
-        # Which of the publishers ended last, nobody knows; but one did.
+        # Which of the publishers ended last is unknown; but one did.
         assert set(run.came_out) & set(last_of_each()), one
 
 
@@ -275,7 +275,7 @@ def test_all_policies_on_one_hub(buffer: int, switch_interval: float, seed: int)
 @tiny_buffers
 @pytest.mark.parametrize("policy", ["block", "drop_oldest", "drop_incoming", "latest"])
 def test_leaving_in_the_middle(policy: Any, buffer: int, switch_interval: float, seed: int) -> None:
-    """At a random moment, beside one that stays: what was taken by then was read, is left or was dropped."""
+    """At a random moment, while another one stays: what was taken by then was read, is left or was dropped."""
     count = 100
     for one in range(seed, seed + 4 * SEEDS):
         hub = Hub[Item](buffer=buffer)

@@ -81,7 +81,7 @@ def test_references_end_where_they_began(policy: Any) -> None:
         sub.close()
         list(sub)
         assert sys.getrefcount(item) == before
-        publish(hub)  # to nobody
+        publish(hub)  # to no subscriber
     sub = hub.subscribe()
     publish(hub)
     hub.close()
@@ -245,7 +245,7 @@ class Interrupted(Exception):
 @posix_timers
 @pytest.mark.parametrize("publish", ["signal", "broadcast"])
 def test_a_handler_that_raises_ends_the_wait(publish: str) -> None:
-    """As Ctrl-C does: the item is nobody's, nothing is lost, and the hub goes on."""
+    """As Ctrl-C does: no subscriber has the item, nothing is lost, and the hub goes on."""
     hub = Hub[Any](buffer=1)
     sub = hub.subscribe()
     hub.signal("old")

@@ -80,13 +80,13 @@ def ours(suite: types.ModuleType, test: type[unittest.TestCase]) -> type[unittes
     def assert_python_ok(*args: str, **kwargs: Any) -> Any:
         assert run_script is not None
         assert any("from concurrent.futures import" in arg for arg in args)
-        mended = [
+        adapted = [
             arg.replace("from concurrent.futures import", "from ringmill import").replace(
                 "import ThreadPoolExecutor", "import PoolExecutor as ThreadPoolExecutor"
             )
             for arg in args
         ]
-        return run_script(*mended, **kwargs)
+        return run_script(*adapted, **kwargs)
 
     def set_up(self: unittest.TestCase) -> None:
         for name, value in {**FUTURES, "futures": Standard(), "assert_python_ok": assert_python_ok}.items():

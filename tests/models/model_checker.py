@@ -7,8 +7,8 @@ hashable values.
 `explore` walks all interleavings breadth first, so that the trace of what it reports is a shortest one. It reports
 
 * a violated invariant, or a `ViolationError` raised by an operation;
-* a deadlock: nobody can move, and `at_rest` does not accept what it finds (by default: somebody has not ended);
-* a livelock: a state from which no acceptable rest can be reached any more, though somebody can still move.
+* a deadlock: no thread can move, and `at_rest` does not accept what it finds (by default: a thread has not ended);
+* a livelock: a state from which no acceptable rest can be reached any more, though a thread can still move.
 
 Weak memory is modelled as a FIFO store buffer for each thread (x86-TSO): a buffered `Store` is visible to its own
 thread at once and to the others after a flush, which may come at any later step. A seq_cst store, a
@@ -188,7 +188,7 @@ class Report:
 
 def all_ended(memory: Memory, unfinished: frozenset[str]) -> str | None:
     """The plainest idea of a good end: everybody has returned."""
-    return f"blocked for ever: {', '.join(sorted(unfinished))}" if unfinished else None
+    return f"blocked forever: {', '.join(sorted(unfinished))}" if unfinished else None
 
 
 class _Search:
@@ -340,7 +340,7 @@ class _Search:
                     pending.append(source)
         for at in range(len(queue)):
             if at not in alive:
-                return report_problem("livelock: from here on nobody comes to rest", at)
+                return report_problem("livelock: from here on no thread comes to rest", at)
         report.states, report.rests = len(queue), len(rests)
         return report
 
@@ -354,7 +354,7 @@ def explore(
 ) -> Report:
     """Searches every interleaving; the report names the first problem found, or none.
 
-    `invariant(memory)` is asked in every state, `at_rest(memory, unfinished)` where nobody can move; each returns a
+    `invariant(memory)` is asked in every state, `at_rest(memory, unfinished)` where no thread can move; each returns a
     complaint or None.
     """
     return _Search(memory, threads).run(invariant, at_rest)

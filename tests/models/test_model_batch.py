@@ -13,7 +13,7 @@ get_many keeps the tail that it saw first, and takes nothing behind it; where th
 it has taken anything, it reads the tail again, after the head: equal, and the ring was empty at that moment.
 
 Each thread makes some calls; the history of calls and results must be that of a queue on which a batch is a row of
-single puts (gets), each at a moment of its own between the batch's beginning and its end, in order. At rest nobody
+single puts (gets), each at a moment of its own between the batch's beginning and its end, in order. At rest no thread
 spins.
 
 put_many also asks whether the head has passed the tail that it read ("a stale tail"). That question is redundant,
@@ -238,7 +238,7 @@ def search(ring: Batching, calls: str) -> Report:
 
     def at_the_end(m: Memory, unfinished: frozenset[str]) -> str | None:
         if unfinished:
-            return f"spins for ever: {', '.join(sorted(unfinished))}"
+            return f"spins forever: {', '.join(sorted(unfinished))}"
         return None if linearizable(ring.capacity, m.log, outcomes) else f"{WRONG}: {m.log}"
 
     return explore(memory, threads, at_rest=at_the_end)
@@ -268,7 +268,7 @@ def test_the_question_for_a_stale_tail_is_redundant(capacity: int, most: int, ca
     assert_holds(search(Batching(capacity, most=most, put_asks_for_stale_tail=False), calls), at_least)
 
 
-SPINS = "spins for ever"
+SPINS = "spins forever"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ SPINS = "spins for ever"
         pytest.param("put_asks_for_room", 2, "P3 | g", SPINS, id="put_many-claims-more-than-there-is-room"),
         pytest.param("put_reads_tail_first", 2, "p P1 | g p", WRONG, id="put_many-reads-the-head-first"),
         pytest.param("put_asks_for_closed", 2, "P2 | x", WRONG, id="put_many-does-not-ask-for-the-closed-bit"),
-        pytest.param("bit_in_tail", 2, "P2 | g | x", WRONG, id="closed-flag-beside-the-tail"),
+        pytest.param("bit_in_tail", 2, "P2 | g | x", WRONG, id="closed-flag-outside-the-tail"),
         pytest.param("get_asks_for_items", 2, "p | G2", "took more", id="get_many-claims-more-than-there-is"),
         pytest.param("get_sees_passed_tail", 2, "p | g | G1", "took more", id="get_many-claims-behind-the-tail"),
         pytest.param("get_asks_tail_again", 2, "p p | g | G1", WRONG, id="get_many-empty-by-the-tail-it-saw-first"),
@@ -397,8 +397,8 @@ LOST = "lost wake-up"
 @pytest.mark.parametrize(
     ("bug", "scenario", "capacity"),
     [
-        pytest.param("put_tells", "G B2", 2, id="put_many-tells-nobody"),
-        pytest.param("get_tells", "B2 P M2", 2, id="get_many-tells-nobody"),
+        pytest.param("put_tells", "G B2", 2, id="put_many-notifies-no-thread"),
+        pytest.param("get_tells", "B2 P M2", 2, id="get_many-notifies-no-thread"),
         pytest.param("tells_before_it_waits", "B3 G G", 2, id="put_many-tells-when-it-is-through"),
         pytest.param("taker_passes_on", "G G B2", 2, id="the-one-who-is-told-tells-no-other"),
         pytest.param("taker_passes_on", "B2 P P M2", 2, id="the-putter-who-is-told-tells-no-other"),

@@ -314,7 +314,7 @@ MEMORY: dict[str, Any] = {
 
 def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     if unfinished:
-        return f"waits for ever: {', '.join(sorted(unfinished))}"
+        return f"waits forever: {', '.join(sorted(unfinished))}"
     lives = [*range(1, m.life + 1)]
     if sorted(life for life, _ in m.outcomes) != lives:
         return f"lives {lives} had the outcomes {m.outcomes}"
@@ -358,15 +358,15 @@ def test_each_life_ends_once_and_comes_out_once(scenario: str, at_least: int) ->
     [
         pytest.param("begin_by_cas", "u W C", "had the outcomes", id="begin-by-load-and-store"),
         pytest.param("cancel_by_cas", "u W C", "had the outcomes", id="cancel-by-load-and-store"),
-        pytest.param("canceller_looks_for_orphan", "U W C", "came out", id="nobody-takes-the-orphan"),
+        pytest.param("canceller_looks_for_orphan", "U W C", "came out", id="no-thread-takes-the-orphan"),
         pytest.param("claimer_asks_for_done", "U W C", "before its done", id="emits-before-done"),
         pytest.param("claimer_asks_under_lock", "U W C", "came out", id="orphan-left-after-the-look"),
         pytest.param("orphan_looked_for_after_done", "U W C", "came out", id="looks-for-the-orphan-before-done"),
         pytest.param("orphan_only_of_a_done_life", "2 W C C", "before its done", id="orphan-of-the-next-life"),
         pytest.param("reset_asks_for_place", "2 W C", "place of one life", id="reset-in-its-place"),
-        pytest.param("waiter_asks_in_one", "U W", "waits for ever", id="waiter-looks-then-joins"),
-        pytest.param("waiter_joins_under_lock", "U W", "waits for ever", id="waiter-joins-after-its-lock"),
-        pytest.param("releaser_asks_in_one", "U W", "waits for ever", id="releaser-looks-then-releases"),
+        pytest.param("waiter_asks_in_one", "U W", "waits forever", id="waiter-looks-then-joins"),
+        pytest.param("waiter_joins_under_lock", "U W", "waits forever", id="waiter-joins-after-its-lock"),
+        pytest.param("releaser_asks_in_one", "U W", "waits forever", id="releaser-looks-then-releases"),
         pytest.param("release_keeps_to_its_life", "n W", "released before its outcome", id="releases-the-next-life"),
     ],
 )

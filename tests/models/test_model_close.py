@@ -1,8 +1,8 @@
 """Closing a ring, as a model that is searched exhaustively, on the sleep/wake protocol of test_model_park_wake.py.
 
-Why a close strands nobody. The closed bit is set in the tail word before all sleepers are popped. A getter that was
-on the list by then is woken; one that comes later looks after that, and sees the bit. After a close nobody stays
-asleep, so the searchers that it makes owe nothing to anyone. Why a close loses no item: the bit is in the word that
+Why a close leaves no thread asleep. The closed bit is set in the tail word before all sleepers are popped. A getter
+that was on the list by then is woken; one that comes later looks after that, and sees the bit. After a close no thread
+stays asleep, so the searchers that it makes need not check. Why a close loses no item: the bit is in the word that
 puts claim, so no claim follows it, and who sees "closed and empty" has seen the last item go.
 """
 
@@ -71,7 +71,7 @@ ASLEEP = "asleep on a closed ring"
 @pytest.mark.parametrize(
     ("bug", "scenario", "finding"),
     [
-        pytest.param("closed_bit_in_tail", "G* P X", "lost item", id="closed-flag-beside-the-tail"),
+        pytest.param("closed_bit_in_tail", "G* P X", "lost item", id="closed-flag-outside-the-tail"),
         pytest.param("close_wakes_all", "G G X", ASLEEP, id="close-wakes-one-get"),
         pytest.param("close_wakes_all", "P P P X", ASLEEP, id="close-wakes-one-put"),
         pytest.param("last_look_sees_closed", "G* X", ASLEEP, id="last-look-of-a-get-blind-to-close"),

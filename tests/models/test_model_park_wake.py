@@ -313,7 +313,7 @@ def may_stop(me: str) -> bool:
 
 
 def wake(rules: Rules, queue: str) -> Thread:
-    """Wakes a thread, and a task of each loop, if one sleeps and nobody is searching."""
+    """Wakes a thread, and a task of each loop, if one sleeps and no thread is searching."""
     word = yield Load(queue)
     if word.sleepers > 0 and word.searchers == 0:
         woken = yield from section(rules, queue, "grant", partial(grant, rules))
@@ -328,8 +328,8 @@ def pass_on(rules: Rules, side: Side) -> Thread:
         yield from wake(rules, side.waits)
 
 
-def settle(rules: Rules, side: Side, searching: bool, owes: bool) -> Thread:
-    """Ends a search, and pays what is owed; whoever returns from a blocking call comes through here."""
+def end_search_and_check(rules: Rules, side: Side, searching: bool, owes: bool) -> Thread:
+    """Ends a search, and makes the check that is due; every thread that returns from a blocking call does this."""
     if owes and not rules.stops_search_before_looking:
         yield from pass_on(rules, side)
     if searching:
@@ -362,11 +362,11 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
     searching = False  # counted as a searcher in the word
     if spins:  # a search that no sleep went before; what it spins for is in the steps of the others
         searching = yield from section(rules, side.waits, "spin on", start_search)
-    owes = searching  # somebody may have skipped a wake-up because of this thread, and it has not looked since
+    owes = searching  # a waker may have skipped a wake-up because of this thread, and it has not looked since
     while True:
         got = yield from attempt(rules, side)
         if got != "no":
-            yield from settle(rules, side, searching, owes and rules.taker_passes_on)
+            yield from end_search_and_check(rules, side, searching, owes and rules.taker_passes_on)
             if got == "done":
                 yield from wake(rules, side.wakes)
             return got
@@ -384,12 +384,12 @@ def operate(rules: Rules, side: Side, me: str, patient: bool, spins: bool) -> Th
                 searching = owes = True
                 continue
             searching = owes = yield from cancel_sleep(rules, side, me)
-        yield from settle(rules, side, searching, owes and rules.leaver_passes_on)
+        yield from end_search_and_check(rules, side, searching, owes and rules.leaver_passes_on)
         return "timeout"
 
 
 def queue_up(rules: Rules, side: Side, me: str, again: bool) -> Thread:
-    """At the end; or, where it was granted in vain, at its place, which may be anywhere."""
+    """At the end; or, where it was granted and found nothing, at its place, which may be anywhere."""
     if not again or rules.fine:
         yield from section(rules, side.waits, "sleep on", partial(begin_sleep, me, False))
         return
@@ -435,14 +435,14 @@ def operate_in_task(rules: Rules, side: Side, me: str, patient: bool) -> Thread:
             owes = not (yield from section(rules, side.waits, "leave", partial(leave, me, rules=rules)))
             queued = False
         else:
-            yield from settle(rules, side, False, owes and rules.taker_passes_on)
+            yield from end_search_and_check(rules, side, False, owes and rules.taker_passes_on)
             if got == "done":
                 yield from wake(rules, side.wakes)
             return got
         if owes:
-            yield park(me)  # what is posted to it finds nobody; here it is taken away, so that the model can be at rest
+            yield park(me)  # what is posted finds no task; here it is taken away, so that the model can be at rest
         passes_on = rules.leaver_passes_on if got == "timeout" else rules.taker_passes_on
-        yield from settle(rules, side, False, owes and passes_on)
+        yield from end_search_and_check(rules, side, False, owes and passes_on)
         if got == "done":
             yield from wake(rules, side.wakes)
         return got
@@ -491,13 +491,13 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
         if able and is_closed(m):
             return f"asleep on a closed ring: {able}"
         if able and side.possible(m.head, m.tail):
-            return f"lost wake-up: {side.verb} is possible, and nobody wakes {able}"
+            return f"lost wake-up: {side.verb} is possible, and no thread wakes {able}"
         if w.searchers:
             return f"{w.searchers} still count as searching on {side.waits}"
         unfinished -= {*w.nodes}
     unfinished = frozenset(name for name in unfinished if not may_stop(name))
     if unfinished:
-        return f"blocked for ever, and no sleeper: {', '.join(sorted(unfinished))}"
+        return f"blocked forever, and no sleeper: {', '.join(sorted(unfinished))}"
     left = sorted(name for name in m.posted if not may_stop(name))
     if left:
         return f"semaphores left released: {left}"

@@ -77,8 +77,8 @@ def wake_one(m: Memory) -> None:
         m.posted |= {first}
 
 
-def settle(m: Memory) -> None:
-    m.settled += 1
+def count_ended(m: Memory) -> None:
+    m.ended += 1
 
 
 def end(m: Memory) -> None:
@@ -86,14 +86,14 @@ def end(m: Memory) -> None:
 
 
 def ends(rules: Rules) -> Thread:
-    """Core.ends(): whether workers leave now, which this finds out."""
+    """PoolRun.should_end: whether workers leave now, which this finds out."""
     phase = yield Load("phase")
     if phase == "ending":
         return True
     if phase != "draining" or (rules.asks_for_seal and not (yield Load("sealed"))):
         return False
-    settled = yield Load("settled")
-    if settled < (yield Load("accepted")):
+    ended = yield Load("ended")
+    if ended < (yield Load("accepted")):
         return False
     yield Step("sets ENDING", end)
     if rules.ending_wakes_all:
@@ -122,7 +122,7 @@ def worker(rules: Rules, me: str) -> Thread:
         if got == "leave":
             return
         if got == "op":
-            yield Step("settles", settle)
+            yield Step("ends an operation", count_ended)
         got = None
 
 
@@ -163,17 +163,17 @@ def shutdown(rules: Rules) -> Thread:
 
 
 def canceller(rules: Rules) -> Thread:
-    """Ends one whose delay runs: accepted, in no queue, and settled by no worker."""
-    yield Step("settles", settle)
+    """Ends one whose delay runs: accepted, in no queue, and ended by no worker."""
+    yield Step("ends an operation", count_ended)
     if rules.canceller_wakes and (yield Load("phase")) != "open":
         yield Step("wakes all", wake_all)
 
 
 def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     if unfinished:
-        return f"waits for ever: {', '.join(sorted(unfinished))}"
-    if m.queue or m.settled != m.accepted:
-        return f"ended with {m.queue} in the queue, {m.settled} of {m.accepted} settled"
+        return f"waits forever: {', '.join(sorted(unfinished))}"
+    if m.queue or m.ended != m.accepted:
+        return f"ended with {m.queue} in the queue, {m.ended} of {m.accepted} ended"
     return None
 
 
@@ -182,7 +182,7 @@ def search(rules: Rules, scenario: str) -> Report:
     """W works, P puts, S shuts down, C cancels one whose delay runs."""
     words = scenario.split()
     memory: dict[str, Any] = {
-        "phase": "open", "sealed": False, "shut": False, "queue": 0, "accepted": words.count("C"), "settled": 0,
+        "phase": "open", "sealed": False, "shut": False, "queue": 0, "accepted": words.count("C"), "ended": 0,
         "asleep": frozenset(), "posted": frozenset(),
     }
     threads: dict[str, ThreadFunction] = {}
@@ -205,7 +205,7 @@ def search(rules: Rules, scenario: str) -> Report:
         ("W W P C S", 20_000),
     ],
 )
-def test_a_draining_pool_ends_when_all_is_settled(scenario: str, at_least: int) -> None:
+def test_a_draining_pool_ends_when_all_operations_have_ended(scenario: str, at_least: int) -> None:
     assert_holds(search(Rules(), scenario), at_least)
 
 
@@ -214,10 +214,10 @@ def test_a_draining_pool_ends_when_all_is_settled(scenario: str, at_least: int) 
     [
         pytest.param("seals_after_sources", "W P S", "ended with", id="sealed-before-the-sources-end"),
         pytest.param("asks_for_seal", "W P S", "ended with", id="counts-while-some-come-in"),
-        pytest.param("shutdown_wakes_all", "W S", "waits for ever", id="shutdown-wakes-nobody"),
-        pytest.param("counts_last_look", "W W S", "waits for ever", id="last-look-without-the-count"),
-        pytest.param("ending_wakes_all", "W W P S", "waits for ever", id="the-last-one-leaves-alone"),
-        pytest.param("canceller_wakes", "W C S", "waits for ever", id="a-cancel-wakes-nobody"),
+        pytest.param("shutdown_wakes_all", "W S", "waits forever", id="shutdown-wakes-no-thread"),
+        pytest.param("counts_last_look", "W W S", "waits forever", id="last-look-without-the-count"),
+        pytest.param("ending_wakes_all", "W W P S", "waits forever", id="the-last-one-leaves-alone"),
+        pytest.param("canceller_wakes", "W C S", "waits forever", id="a-cancel-wakes-no-thread"),
     ],
 )
 def test_each_bug_is_found(bug: str, scenario: str, finding: str) -> None:
@@ -225,7 +225,7 @@ def test_each_bug_is_found(bug: str, scenario: str, finding: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Fork: the queues of a child belong to the parent's epoch, may be torn, and their lock may be held by nobody.
+# Fork: the queues of a child belong to the parent's epoch, may be torn, and their lock may be held by none.
 
 @dataclass(frozen=True)
 class ForkRules:

@@ -79,7 +79,7 @@ def not_aside(m: Memory) -> None:
 
 
 def take_retry_for(me: str, m: Memory) -> str | None:
-    """The count is read without the lock: while it is 0, nobody looks at the list."""
+    """The count is read without the lock: while it is 0, no worker looks at the list."""
     for k, record in enumerate(m.side if m.count else ()):
         if me in record.workers:
             m.side = m.side[:k] + m.side[k + 1 :]
@@ -160,7 +160,7 @@ def wake_eligible(rules: Rules, eligible: tuple[str, ...]) -> Thread:
         return
     k = 0
     while k < len(eligible):
-        # A load first, as the lock's own read is: whoever is not in the list then is awake, and looks.
+        # A load first, as the lock's own read is: a worker that is not in the list then is awake, and looks.
         if eligible[k] in (yield Load("idle")).nodes:
             woken = yield edit("grants by name", partial(grant_by_name, eligible[k]))
             if woken is not None:
@@ -194,7 +194,7 @@ def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
     if m.side or m.items:
         return f"lost wake-up: {len(m.side)} aside, {m.items} in the queue, asleep: {m.idle.nodes}"
     if unfinished:
-        return f"waits for ever: {', '.join(sorted(unfinished))}"
+        return f"waits forever: {', '.join(sorted(unfinished))}"
     if m.posted or m.idle != Waiting():
         return f"left: {m.posted}, {m.idle}"
     return None
@@ -229,12 +229,12 @@ def test_no_eligible_worker_sleeps_while_a_retry_is_queued(workers: str, work: s
 @pytest.mark.parametrize(
     ("bug", "workers", "work", "finding"),
     [
-        pytest.param("wakes_by_name", "AB", "A", "lost wake-up", id="wakes-anybody"),
+        pytest.param("wakes_by_name", "AB", "A", "lost wake-up", id="wakes-any-thread"),
         pytest.param("publishes_before_waking", "AB", "A", "lost wake-up", id="wakes-then-publishes"),
         pytest.param("looks_aside_before_parking", "AB", "A", "lost wake-up", id="last-look-blind-to-retries"),
         pytest.param("last_look_after_begin_sleep", "AB", "A", "lost wake-up", id="looks-then-begins-to-sleep"),
         pytest.param("count_seq_cst", "AB", "A", "lost wake-up", id="count-buffered-past-the-look-at-the-list"),
-        pytest.param("ends_wake_all", "AB", "p", "waits for ever", id="the-end-wakes-one"),
+        pytest.param("ends_wake_all", "AB", "p", "waits forever", id="the-end-wakes-one"),
     ],
 )
 def test_each_bug_is_found(bug: str, workers: str, work: str, finding: str) -> None:

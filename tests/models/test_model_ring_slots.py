@@ -3,7 +3,7 @@
 Why the ring is a queue (each call takes effect at one instant between its beginning and its end). A position is
 claimed by a compare-and-swap on the tail (head) word; that is the instant of a put (get) that succeeds, since claims
 are numbered, and each item is read from the slot that its number names. The slot's stamp says whose turn it is: the
-putter of lap n, its getter, the putter of lap n + 1. So nobody reads what is not written, and nobody overwrites what
+putter of lap n, its getter, the putter of lap n + 1. So no thread reads what is not written, or overwrites what
 is not read.
 
 A get says "empty" when it has read the head, then found the slot's stamp unpublished, then read a tail equal to that
@@ -247,7 +247,7 @@ def search(ring: Ring, *threads: str) -> Report:
 
     def at_rest(m: Memory, unfinished: frozenset[str]) -> str | None:
         if unfinished:
-            return f"spins for ever: {', '.join(sorted(unfinished))}"
+            return f"spins forever: {', '.join(sorted(unfinished))}"
         return None if linearizable(ring.capacity, m.log) else f"no queue does this: {m.log}"
 
     return explore(memory, functions, at_rest=at_rest)
@@ -280,7 +280,7 @@ WRONG = "no queue does this"
         pytest.param("claims_by_cas", 2, "p p gg", WRONG, id="claim-by-load-and-store"),
         pytest.param("writes_before_publishing", 2, "p g", WRONG, id="published-before-written"),
         pytest.param("reads_before_releasing", 1, "pp g", WRONG, id="released-before-read"),
-        pytest.param("bit_in_tail", 2, "p g x", WRONG, id="closed-flag-beside-the-tail"),
+        pytest.param("bit_in_tail", 2, "p g x", WRONG, id="closed-flag-outside-the-tail"),
     ],
 )
 def test_each_bug_is_found(bug: str, capacity: int, threads: str, finding: str) -> None:
@@ -351,7 +351,7 @@ def lock_both(first: str, second: str) -> Thread:
 
 def test_explorer_finds_a_deadlock_by_a_shortest_trace() -> None:
     report = explore({"x": 0, "y": 0}, {"xy": partial(lock_both, "x", "y"), "yx": partial(lock_both, "y", "x")})
-    assert report.problem == "blocked for ever: xy, yx"
+    assert report.problem == "blocked forever: xy, yx"
     assert report.trace == ["xy: locks x", "yx: locks y"]
 
 

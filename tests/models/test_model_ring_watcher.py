@@ -24,7 +24,7 @@ found both that a worker slept on (`owed_check_arms`), and that a watcher stayed
 (`arms_on_claim`). If the owed check arms the watcher, it need not be armed where an item is taken.
 
 States: the ring (number of items, closed), its queue of getters with the watcher and direct readers in it, `idle`, the
-watcher's word, one inbox besides the wrapped source, the places left in the stream's buffer, whether the source has
+watcher's word, one inbox as well as the wrapped source, the places left in the stream's buffer, whether the source has
 ended and is linked. Each access to them is a step; a section under a queue's lock is one step. The pool's lock is a
 variable. Processing ends, or never ends: then the other threads must do the remaining work, since an operation may
 wait for another.
@@ -475,7 +475,7 @@ LEFT = "a watcher is left"
         pytest.param("disarms_before_notify", "W P P", 2, MISSED, id="notifies-before-it-disarms"),
         pytest.param("disarm_seq_cst", "w P P", 2, MISSED, id="disarming-buffered-past-the-check-for-sleepers"),
         pytest.param("grants_a_thread_too", "W P P G", 1, "direct reader is asleep", id="watcher-consumes-the-wake-up"),
-        pytest.param("reader_wakes", "W P P R", 1, MISSED, id="reader-wakes-nobody"),
+        pytest.param("reader_wakes", "W P P R", 1, MISSED, id="reader-wakes-no-thread"),
         pytest.param("work_needs_place", "W P P", 1, "livelock", id="work-without-a-place"),
         pytest.param("end_is_work", "W X", 2, "source that has ended", id="end-of-the-source-is-no-work"),
         pytest.param("removal_disarms", "W C", 2, LEFT, id="removal-leaves-the-watcher"),

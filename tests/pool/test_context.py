@@ -501,7 +501,7 @@ def test_a_nested_call_has_a_copy_of_its_own() -> None:
 
 @pytest.mark.parametrize("source", ["reader", "thread", "ring", "async"])
 def test_a_wraps_operations_have_copies_of_the_decimal_context(source: str) -> None:
-    """Of whoever draws them; and a source that is drawn on a thread of its own changes nobody else's."""
+    """Of the thread that draws them; and a source that is drawn on a thread of its own changes no other thread's."""
 
     def tasks() -> Iterator[Task[Any]]:
         for _ in range(3):

@@ -22,9 +22,8 @@ import pytest
 
 import ringmill
 from ringmill import BrokenPool, Operation, Outcome, Reject, Retry, Task, Worker, WorkerPool
-from tests.threads import wait_until
+from tests.threads import LONG, wait_until
 
-LONG = 30.0  # seconds; reached only by a test that fails
 OURS = str(Path(ringmill.__file__).parent)
 
 pytestmark = pytest.mark.watchdog(300)

@@ -15,8 +15,7 @@ import pytest
 
 from ringmill import Operation, Outcome, Retry, Worker, WorkerPool
 from ringmill.supervisor import Supervisor
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG
 
 
 class Job(Operation):

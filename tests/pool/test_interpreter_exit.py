@@ -13,7 +13,8 @@ import textwrap
 
 import pytest
 
-from tests.pool.test_shutdown_exit import LONG, program, signals
+from tests.pool.test_shutdown_exit import program, signals
+from tests.threads import LONG
 
 PRELUDE = """
     import atexit, concurrent.futures.thread, os, signal, sys, tempfile, threading, time, weakref
@@ -417,7 +418,7 @@ def test_ctrl_c_that_ends_the_program_cancels_what_has_not_begun_in_all_pools() 
 
 @signals
 def test_another_signal_s_handler_that_exits_while_pools_finish() -> None:
-    """A SystemExit at that time is an interrupt like the other: nothing is skipped for it."""
+    """A SystemExit at that time counts as a KeyboardInterrupt: nothing is skipped for it."""
     text = "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n" + SEVERAL
     with program(text, watch=1) as running:
         running.expect(*["begun"] * 3, "joining")
@@ -433,7 +434,7 @@ def test_another_signal_s_handler_that_exits_while_pools_finish() -> None:
 
 
 @signals
-def test_pools_finish_though_another_hook_of_threading_was_interrupted() -> None:
+def test_pools_finish_though_a_keyboard_interrupt_left_another_hook_of_threading() -> None:
     """What was registered after ours runs before it; what leaves it skips ours, so atexit calls that."""
     with program("""
         def hook():
@@ -455,7 +456,7 @@ def test_pools_finish_though_another_hook_of_threading_was_interrupted() -> None
 
 
 @signals
-def test_an_interrupt_of_a_done_at_exit_cancels_all_the_same() -> None:
+def test_a_keyboard_interrupt_in_done_at_exit_cancels_all_the_same() -> None:
     """A KeyboardInterrupt out of a done() that runs at exit, on the main thread, counts as the second."""
     with program("""
         class Raising(Job):

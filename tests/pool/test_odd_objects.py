@@ -20,8 +20,7 @@ import pytest
 
 from ringmill import Closed, Operation, Outcome, PoolExecutor, Retry, RingmillError, Worker, WorkerPool
 from ringmill.arguments import count, describe, seconds
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG
 
 
 def raises(*_: object) -> Any:
@@ -139,7 +138,7 @@ def assert_ended(pool: WorkerPool[Any], op: Job) -> None:
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("error", ODD)
-def test_an_odd_exception_out_of_done_keeps_nobody_waiting(
+def test_an_odd_exception_out_of_done_keeps_no_thread_waiting(
     end: Callable[[WorkerPool[Any], Job], None], error: type[BaseException]
 ) -> None:
     pool = WorkerPool([Hand()])
@@ -153,7 +152,7 @@ def test_an_odd_exception_out_of_done_keeps_nobody_waiting(
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("names", [("done",), ("__qualname__", "__name__"), ("__mro__",), ("__dict__",)])
-def test_a_metaclass_that_raises_keeps_nobody_waiting(
+def test_a_metaclass_that_raises_keeps_no_thread_waiting(
     end: Callable[[WorkerPool[Any], Job], None], names: tuple[str, ...], hide: Callable[..., None]
 ) -> None:
     pool = WorkerPool([Hand()])
@@ -331,7 +330,7 @@ def test_a_delay_that_raises_fails_its_operation(value: Any, how: str) -> None:
 
 
 def test_a_backoff_that_raises_the_error_itself_makes_no_cycle() -> None:
-    """An error that is its own cause sends whoever follows the causes round without end."""
+    """An error that is its own cause sends code that follows the causes round without end."""
     error = ConnectionError("the one")
 
     def fail(*_: object) -> Any:

@@ -4,43 +4,16 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from ringmill import Operation, OperationReused, Outcome, Retry, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-ERRORS = [Exception, KeyboardInterrupt, SystemExit, MemoryError, RecursionError]
-
-
-class Plain(Operation):
-    """No __init__ at all."""
-
-
-class Filled(Operation):
-    def __init__(self, number: int, name: str = "") -> None:  # no super().__init__()
-        self.number = number
-        self.name = name
-
-
-@dataclass
-class Data(Operation):
-    number: int
-    names: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Slotted(Operation):
-    number: int
-    other: Any = None
+from tests.pool.operations import ERRORS, Data, Filled, Plain, Script, Slotted, raising, run
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 
 @dataclass(frozen=True)
@@ -49,7 +22,7 @@ class Frozen(Operation):
 
 
 class Unhashable(Operation):
-    """Equal to everything, to nobody's benefit."""
+    """Equal to everything, which says nothing."""
 
     def __eq__(self, other: object) -> bool:
         raise AssertionError("compared")
@@ -69,36 +42,6 @@ MAKERS: list[Callable[[], Operation]] = [
     lambda: Frozen(1),
     Unhashable,
 ]
-
-
-class Script(Worker[Any]):
-    """Does what the test says, once the gate is open."""
-
-    def __init__(self, process: Callable[[Any], None] | None = None) -> None:
-        self.gate = threading.Event()
-        self.begun = threading.Event()
-        self.gate.set()
-        self.do = process
-
-    def process(self, op: Any) -> None:
-        self.begun.set()
-        assert self.gate.wait(LONG)
-        if self.do is not None:
-            self.do(op)
-
-
-def raising(error: BaseException | type[BaseException]) -> Callable[[Any], None]:
-    def process(op: Any) -> None:
-        raise error
-
-    return process
-
-
-def run(op: Operation, process: Callable[[Any], None] | None = None) -> Operation:
-    """Puts it through a pool of its own, to its end."""
-    with WorkerPool([Script(process)]) as pool:
-        assert pool.do(op).wait(LONG)
-    return op
 
 
 @pytest.fixture

@@ -334,7 +334,7 @@ def test_a_waiting_task_of_a_worker_is_destroyed_elsewhere(backend: str, gate: t
             assert len(kept) == 1
             kept.clear()
             gc.collect()
-            # It may wait once more: not counted as one that waits already, and told that nobody is left for it.
+            # It may wait once more: not counted as one that waits already, and told that no worker is left for it.
             started = threading.Event()
             inner = Job()
 

@@ -5,74 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
-import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from ringmill import Operation, Outcome, Worker, WorkerPool
-from tests.threads import run_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-ERRORS = [Exception, KeyboardInterrupt, SystemExit, MemoryError, RecursionError]
-
-
-class Plain(Operation):
-    """No __init__ at all."""
-
-
-class Filled(Operation):
-    def __init__(self, number: int, name: str = "") -> None:  # no super().__init__()
-        self.number = number
-        self.name = name
-
-
-@dataclass
-class Data(Operation):
-    number: int
-    names: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Slotted(Operation):
-    number: int
-    other: Any = None
-
-
-class Script(Worker[Any]):
-    """Does what the test says, once the gate is open."""
-
-    def __init__(self, process: Callable[[Any], None] | None = None) -> None:
-        self.gate = threading.Event()
-        self.begun = threading.Event()
-        self.gate.set()
-        self.do = process
-
-    def process(self, op: Any) -> None:
-        self.begun.set()
-        assert self.gate.wait(LONG)
-        if self.do is not None:
-            self.do(op)
-
-
-def raising(error: BaseException | type[BaseException]) -> Callable[[Any], None]:
-    def process(op: Any) -> None:
-        raise error
-
-    return process
-
-
-def run(op: Operation, process: Callable[[Any], None] | None = None) -> Operation:
-    """Puts it through a pool of its own, to its end."""
-    with WorkerPool([Script(process)]) as pool:
-        assert pool.do(op).wait(LONG)
-    return op
-
+from ringmill import Outcome
+from tests.pool.operations import Data, Filled, Plain, Slotted, raising, run
+from tests.threads import SHORT, run_threads, wait_until
 
 # Pickles and copies arrive new
 
@@ -136,5 +77,5 @@ def test_timed_out_waiters_leave_nothing_behind() -> None:
         assert not op.wait(1e-6)
     assert not any(run_threads(*[lambda: op.wait(SHORT)] * 8))
     wait_until(lambda: sys.getrefcount(op) == before)
-    op.done()  # nobody is there any more
+    op.done()  # no task waits any more
     assert op.wait(0)

@@ -1,6 +1,6 @@
 """One operation is submitted, ended, reset and submitted again, many times: no submission affects another.
 
-What a life may leave behind: its place in a queue, its delay, whoever waits for it, a worker that is still in its
+What a life may leave behind: its place in a queue, its delay, threads that wait for it, a worker that is still in its
 `done`, a thread that is still in its `cancel`.
 """
 
@@ -11,20 +11,15 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from ringmill import Operation, OperationReused, Outcome, PoolStats, Reject, Retry, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-HOUR = 3600.0  # seconds; a delay that no test waits for
+from ringmill import Operation, OperationReused, Outcome, Reject, Retry, Worker, WorkerPool
+from tests.pools import Gate, Step, counts, perform
+from tests.threads import HOUR, LONG, run_threads, start_threads, wait_until
 
 pytestmark = [pytest.mark.watchdog(60), pytest.mark.usefixtures("no_thread_is_left")]
-
-Step = BaseException | Callable[[], Any] | None
 
 
 class Job(Operation):
@@ -39,26 +34,7 @@ class JobWorker(Worker[Job]):
     def process(self, op: Job) -> None:
         op.runs.append(self)
         step = op.script[len(op.runs) - 1] if len(op.runs) <= len(op.script) else None
-        if isinstance(step, BaseException):
-            raise step
-        if step is not None:
-            step()
-
-
-class Gate:
-    """A step that holds its worker until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(LONG)
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
+        perform(step)
 
 
 @contextlib.contextmanager
@@ -231,7 +207,7 @@ def test_a_worker_that_lingers_in_done_does_not_release_the_next_life(how: str) 
         assert op.outcome is Outcome.SUCCEEDED
 
 
-# Whoever waits
+# Threads that wait
 
 
 @pytest.mark.parametrize("when", ["before", "between"])

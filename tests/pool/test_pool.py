@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, PoolNotRunning, RingBuffer, Worker, WorkerPool
-from tests.threads import wait_until
+from tests.threads import LONG, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-LONG = 30.0  # seconds; reached only by a test that fails
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -94,7 +93,7 @@ def test_bad_settings(name: str, value: Any, kind: type[Exception]) -> None:
         WorkerPool([worker], **{name: value})
     assert name in str(caught.value)
     assert repr(value) in str(caught.value)
-    WorkerPool([worker])  # it belongs to nobody yet
+    WorkerPool([worker])  # it belongs to no pool yet
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ def test_a_worker_is_listed_once_and_in_one_pool() -> None:
 
 
 def test_workers_are_compared_by_identity() -> None:
-    """What a worker's __eq__ and __hash__ say is nobody's business."""
+    """A worker's __eq__ and __hash__ are not used."""
 
     class Alike(Open):
         def __eq__(self, other: object) -> bool:

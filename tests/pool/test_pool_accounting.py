@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, PoolStats, Reject, Retry, RingBuffer, Stream, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from tests.threads import LONG, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-LONG = 30.0  # seconds; reached only by a test that fails
 
 PARTS = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
 GROWING = ("accepted", "succeeded", "failed", "cancelled", "tries", "restarts")

@@ -24,7 +24,6 @@ from ringmill import (
     OperationReused,
     Outcome,
     PoolNotRunning,
-    PoolStats,
     Reject,
     Retry,
     RingBuffer,
@@ -33,15 +32,12 @@ from ringmill import (
     Worker,
     WorkerPool,
 )
-from tests.threads import start_threads, wait_until
+from tests.pools import Gate, Step, counts, perform
+from tests.threads import HOUR, LONG, start_threads, wait_until
 
-LONG = 30.0  # seconds; reached only by a test that fails
 SOON = 3.0  # seconds; the same, where a failure is put right afterwards
-HOUR = 3600.0  # seconds; a delay that no test waits for
 
 pytestmark = [pytest.mark.watchdog(60), pytest.mark.usefixtures("no_thread_is_left")]
-
-Step = BaseException | Callable[[], Any] | None
 
 
 class Job(Operation):
@@ -65,35 +61,13 @@ class JobWorker(Worker[Job]):
             raise Reject
         op.seen += self.name
         step = op.script[len(op.seen) - 1] if len(op.seen) <= len(op.script) else None
-        if isinstance(step, BaseException):
-            raise step
-        if step is not None:
-            step()
+        perform(step)
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         pass
 
     def cleanup(self) -> None:
         self.cleans_up()
-
-
-class Gate:
-    """A step that holds its worker until it is opened, and then raises the error, if any."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(LONG)
-        if self.error is not None:
-            raise self.error
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
 
 
 def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:
@@ -153,7 +127,7 @@ def test_an_operation_cancelled_while_it_is_submitted_hides_no_other(other: str)
 
 
 def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
-    """The one that rejected it is asleep when the other one is retired: somebody must tell it that all is over."""
+    """The one that rejected it is asleep when the other one is retired: it must be told that all is over."""
     workers = [JobWorker("a"), JobWorker("b")]
     pool = start(*workers, max_restarts=0)
     crashing, gate = hold(pool, SystemExit(), "b")
@@ -166,7 +140,7 @@ def test_the_last_operation_becomes_unroutable_while_the_pool_drains() -> None:
     gate.opened.set()
     assert cleaning.reached.wait(LONG)
     assert isinstance(crashing.error, SystemExit)
-    assert op.outcome is Outcome.PENDING  # b may come up again, for all that anybody knows
+    assert op.outcome is Outcome.PENDING  # it is not known yet whether b will start again
     cleaning.opened.set()
     assert drainer.join() == [[]]
     assert isinstance(op.error, Unroutable)
@@ -215,7 +189,7 @@ def test_operations_accepted_at_the_last_moment_are_finished(how: str, switch_in
 
 @pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "succeed"])
 def test_an_operation_ends_whatever_happens_after_its_pool_broke(name: str) -> None:
-    """The pool breaks because the only worker that is left waits for work that nobody will do; then it goes on."""
+    """The pool breaks because the only worker that is left waits for work that no worker will do; then it goes on."""
 
     def attempt() -> bool:
         """Whether the worker waited before the other one was lost: otherwise it is refused to wait."""
@@ -283,7 +257,7 @@ def test_a_retry_does_not_wait_for_the_worker_that_waits_for_it(
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_rejected_operation_does_not_wait_for_the_worker_that_waits_for_it(wait: Callable[[Any, Job], Any]) -> None:
-    """Nobody else is left to take it: the wait is refused, or the operation is unroutable."""
+    """No other worker is left to take it: the wait is refused, or the operation is unroutable."""
     with start(JobWorker("a"), JobWorker("b")) as pool:
         child = Job()
 
@@ -474,7 +448,7 @@ def list_of(stream: Stream[Job]) -> list[Job]:
 
 @pytest.mark.parametrize("end", ["broken", "given up", "shut down"])
 def test_a_ring_is_usable_after_its_pool_has_ended(end: str) -> None:
-    """What is put into it afterwards stays for others, and wakes nobody of that pool."""
+    """What is put into it afterwards stays for others, and wakes no worker of that pool."""
     ring = RingBuffer[Job](2)
     pool = start(JobWorker(), max_restarts=0)
     stream = pool.wrap(ring)

@@ -12,12 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from ringmill import Operation, Outcome, PoolNotRunning, Retry, Worker, WorkerInitError, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
 
 
 class Job(Operation):
@@ -132,7 +129,7 @@ def test_start_from_many_threads_comes_up_once(threads: int, switch_interval: fl
         return [worker.calls[:] for worker in workers]
 
     try:
-        # Whoever returns from start finds every worker ready.
+        # A thread that returns from start finds every worker ready.
         assert run_threads(*[start] * threads) == [[["init"]] * 3] * threads
     finally:
         pool.shutdown()

@@ -1,7 +1,7 @@
 """Random sequences of start, do, execute, wrap, cancel, crash, retry, reject, shutdown, compared with a simple model.
 
 The model knows only what the contract says: whether the pool accepts, which operations it has accepted, and what each
-may have become. Workers run beside it, so it never says when.
+may have become. Workers run at the same time, so it never says when.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from ringmill import (
     Worker,
     WorkerPool,
 )
-from tests.threads import wait_until
+from tests.threads import LONG, wait_until
 
-LONG = 30.0  # seconds; reached only by a test that fails
 WORKERS, MAX_TRIES = 2, 3
 
 #: What may happen to an operation each time that it is processed, until it ends.
@@ -71,7 +70,7 @@ class Actor(Worker[Job]):
 
 
 def possible_end(script: list[str]) -> tuple[Outcome, type[BaseException] | None, int]:
-    """What becomes of it if nobody cancels it and all workers live: outcome, error, tries."""
+    """What becomes of it if it is not cancelled and all workers live: outcome, error, tries."""
     tries = rejected = 0
     for word in script:
         match word:
@@ -122,7 +121,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         if not self.accepts:
-            self.settle()
+            self.check_end_of_run()
             self.pool.start()
             self.run = []
             self.cancelled.clear()  # by id: theirs may be taken by new ones
@@ -229,7 +228,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert (sum(parts), stats.accepted) == (len(self.run), len(self.run))
         assert stats.running <= WORKERS
 
-    def settle(self) -> None:
+    def check_end_of_run(self) -> None:
         """The run is over: every operation has one end, came out of its stream once, and the counts say so."""
         assert self.pool.shutdown() == []
         for stream, jobs, came in self.streams:
@@ -263,7 +262,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):
-            self.settle()
+            self.check_end_of_run()
 
 
 logging.getLogger("ringmill").addHandler(logging.NullHandler())

@@ -12,9 +12,7 @@ import pytest
 
 from ringmill import BrokenPool, Operation, PoolExecutor, RetriesExhausted, Retry, Task, TaskWorker, Worker, WorkerPool
 from ringmill._core.pool.operation import raise_copy
-from tests.threads import run_threads
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, run_threads
 
 
 class Plain(Exception):
@@ -173,7 +171,7 @@ def test_each_thread_that_checks_raises_an_object_of_its_own(make: Callable[[], 
     for one in raised:
         names = [frame.name for frame in traceback.extract_tb(one.__traceback__)]
         assert "throw" in names
-        assert names.count("check") + names.count("result") <= 2  # its own raiser's frames, and nobody else's
+        assert names.count("check") + names.count("result") <= 2  # the frames of its own thread, and no other's
 
 
 def test_each_call_of_a_futures_result_raises_an_object_of_its_own() -> None:

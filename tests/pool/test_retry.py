@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from ringmill import Operation, Outcome, PoolStats, RetriesExhausted, Retry, Task, TaskWorker, Worker, WorkerPool
-from tests.threads import start_threads, wait_until
+from ringmill import Operation, Outcome, RetriesExhausted, Retry, Task, TaskWorker, Worker, WorkerPool
+from tests.pools import counts
+from tests.threads import HOUR, LONG, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-LONG = 30.0  # seconds; reached only by a test that fails
-HOUR = 3600.0  # seconds; a delay that no test waits for
 
 Step = BaseException | Callable[["Actor"], Any] | None
 
@@ -50,11 +49,6 @@ class Actor(Worker[Job]):
 
     def handle_error(self, error: BaseException, op: Job) -> None:
         self.handled.append((error, op, op.outcome, op.tries))
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
 
 
 # How often

@@ -8,7 +8,8 @@ import tracemalloc
 import pytest
 
 from ringmill import Outcome, PoolExecutor, Unroutable, WorkerPool
-from tests.pool.test_retry_routing import LONG, Actor, Gate, Job, held, make_workers
+from tests.pool.test_retry_routing import Actor, Gate, Job, held, make_workers
+from tests.threads import LONG
 
 
 @pytest.mark.parametrize("taken", [0, 1, 57, 58, 59, 200])

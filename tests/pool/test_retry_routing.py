@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from ringmill import Operation, Outcome, PoolStats, Reject, Retry, Unroutable, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from ringmill import Operation, Outcome, Reject, Retry, Unroutable, Worker, WorkerPool
+from tests.pools import counts
+from tests.threads import HOUR, LONG, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-LONG = 30.0  # seconds; reached only by a test that fails
-HOUR = 3600.0  # seconds; a delay that no test waits for
 
 Step = BaseException | Callable[["Actor"], Any] | None
 
@@ -81,11 +80,6 @@ class Gate:
 
 def make_workers(names: str) -> list[Actor]:
     return [Actor(name) for name in names]
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
 
 
 @contextmanager
@@ -316,7 +310,7 @@ def test_an_operation_without_a_repr_is_unroutable_too() -> None:
 
 @pytest.mark.parametrize("workers", [2, 8])
 def test_a_retry_wakes_a_worker_that_may_take_it(workers: int, seed: int, switch_interval: float) -> None:
-    """All sleep between two rounds; a wake-up that goes to one that may not take it leaves it lying for ever."""
+    """All sleep between two rounds; a wake-up that goes to one that may not take it leaves it lying forever."""
     rng = random.Random(seed)
     names = "abcdefgh"[:workers]
     with WorkerPool(make_workers(names)) as pool:

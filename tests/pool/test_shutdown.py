@@ -5,75 +5,24 @@ What is under way on streams: test_shutdown_streams.py. Ctrl-C and the end of th
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from ringmill import (
-    Operation,
     Outcome,
     PoolNotRunning,
-    PoolStats,
     Reject,
     Retry,
     RingBuffer,
     Stream,
-    Worker,
-    WorkerPool,
 )
-from tests.threads import start_threads, wait_until
+from tests.pool.shutting_down import Gate, Job, JobWorker, endless, hold, read, start
+from tests.pools import counts
+from tests.threads import HOUR, LONG, SHORT, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-HOUR = 3600.0  # seconds; a delay that no test waits for
-
-DRAWN_BY = ["reader", "thread", "ring"]
-
-
-class Job(Operation):
-    """Succeeds, or holds its worker until the gate opens and then raises `error`, if any."""
-
-    def __init__(self, gate: Gate | None = None, error: BaseException | None = None) -> None:
-        self.gate = gate
-        self.error_then = error
-
-
-class Gate:
-    def __init__(self) -> None:
-        self.reached = threading.Semaphore(0)
-        self.opened = threading.Event()
-
-
-class JobWorker(Worker[Job]):
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.mine: list[Gate] | None = None  # whose gates it takes; None: all
-
-    def init(self) -> None:
-        self.calls.append("init")
-
-    def process(self, op: Job) -> None:
-        if self.mine is not None and op.gate not in self.mine:
-            raise Reject
-        self.calls.append("process")
-        if op.gate is not None:
-            op.gate.reached.release()
-            assert op.gate.opened.wait(LONG)
-        if op.error_then is not None:
-            raise op.error_then
-
-    def handle_error(self, error: BaseException, op: Job) -> None:
-        pass
-
-    def cleanup(self) -> None:
-        self.calls.append("cleanup")
 
 
 class Interruptible(JobWorker):
@@ -89,42 +38,8 @@ class Interruptible(JobWorker):
         self.gate.opened.set()
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.opened.set()
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
-
-
-def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:
-    pool: WorkerPool[Job] = WorkerPool(workers or [JobWorker()], name="mill", **settings)
-    pool.start()
-    return pool
-
-
-def hold(pool: WorkerPool[Job], gate: Gate, error: BaseException | None = None) -> Job:
-    """One worker is busy until the gate opens."""
-    op = pool.do(Job(gate, error))
-    assert gate.reached.acquire(timeout=LONG)
-    return op
-
-
 def stuck_in_log(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for record in caplog.records if "stuck" in (text := record.getMessage())]
-
-
-def endless(pool: WorkerPool[Job], drawn_by: str, buffer: int = 4) -> Stream[Job]:
-    """A wrap whose source always has more."""
-    if drawn_by == "ring":
-        ring = RingBuffer[Job](1000)
-        ring.put_many(Job() for _ in range(1000))
-        return pool.wrap(ring, buffer=buffer)
-    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, drawn_by=drawn_by)  # type: ignore[arg-type]
 
 
 # Drain, and cancel what has not begun
@@ -307,14 +222,6 @@ def test_an_ordered_stream_shows_no_gap_where_the_stuck_operation_would_be(gate:
     assert read(stream) == []
 
 
-def read(stream: Stream[Job]) -> list[Job]:
-    """All of a stream that may end with PoolNotRunning."""
-    came = []
-    with contextlib.suppress(PoolNotRunning):
-        came.extend(stream)
-    return came
-
-
 def test_start_is_refused_while_a_worker_is_stuck_and_its_late_result_is_discarded(gate: Gate) -> None:
     pool = start(JobWorker(), JobWorker())
     held = hold(pool, gate)
@@ -335,7 +242,7 @@ def test_start_is_refused_while_a_worker_is_stuck_and_its_late_result_is_discard
 
 @pytest.mark.parametrize("name", ["retry", "delay", "reject", "fail", "crash"])
 def test_a_stuck_operation_ends_whatever_it_does_later(name: str, gate: Gate) -> None:
-    """The other worker has left, so nobody could take what is put back."""
+    """The other worker has left, so no worker could take what is put back."""
     errors = {"retry": Retry(), "delay": Retry(delay=HOUR), "reject": Reject(), "fail": ValueError()}
     pool = start(JobWorker(), JobWorker())
     held = hold(pool, gate, errors.get(name, SystemExit()))

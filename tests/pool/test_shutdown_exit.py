@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG
 
 PRELUDE = """
     import os, signal, sys, threading, time
@@ -154,7 +154,7 @@ def program(text: str, watch: int = 0) -> Iterator[Program]:
                 pipe.close()
 
 
-def is_interrupted(ended: tuple[int, str]) -> bool:
+def ended_by_sigint(ended: tuple[int, str]) -> bool:
     return ended[0] in (-signal.SIGINT, 130) and ended[1].rstrip().endswith("KeyboardInterrupt")
 
 
@@ -327,7 +327,7 @@ def test_ctrl_c_in_the_body_cancels_what_has_not_begun() -> None:
         running.let_go()
         running.expect("held succeeded")
         running.expect("cleanup")
-        assert is_interrupted(running.end())
+        assert ended_by_sigint(running.end())
 
 
 @signals
@@ -337,7 +337,7 @@ def test_a_second_ctrl_c_stops_the_waiting_of_the_body() -> None:
         running.interrupt()
         running.expect("waiting cancelled", "delayed cancelled", "joining")
         running.interrupt()
-        assert is_interrupted(running.end())  # though it is still held
+        assert ended_by_sigint(running.end())  # though it is still held
 
 
 @signals
@@ -350,7 +350,7 @@ def test_ctrl_c_while_draining_cancels_what_has_not_begun() -> None:
         running.expect("held succeeded")
         running.expect("cleanup")
         running.expect("raised")  # once the rest is finished
-        assert is_interrupted(running.end())
+        assert ended_by_sigint(running.end())
 
 
 @signals
@@ -361,7 +361,7 @@ def test_a_second_ctrl_c_while_draining_stops_the_waiting() -> None:
         running.expect("waiting cancelled", "delayed cancelled", "joining")
         running.interrupt()
         running.expect("raised")
-        assert is_interrupted(running.end())
+        assert ended_by_sigint(running.end())
 
 
 @signals
@@ -373,7 +373,7 @@ def test_ctrl_c_that_ends_the_program_cancels_what_has_not_begun() -> None:
         running.let_go()
         running.expect("held succeeded")
         running.expect("cleanup")
-        assert is_interrupted(running.end())
+        assert ended_by_sigint(running.end())
 
 
 @signals

@@ -2,116 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ringmill import (
-    Operation,
     Outcome,
     PoolNotRunning,
-    PoolStats,
-    Reject,
-    RingBuffer,
-    Stream,
-    Worker,
-    WorkerPool,
 )
-from tests.threads import run_threads, start_threads, wait_until
+from tests.pool.shutting_down import Gate, Job, JobWorker, endless, hold, read, start
+from tests.pools import DRAWN_BY, counts
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-DRAWN_BY = ["reader", "thread", "ring"]
-
-
-class Job(Operation):
-    """Succeeds, or holds its worker until the gate opens and then raises `error`, if any."""
-
-    def __init__(self, gate: Gate | None = None, error: BaseException | None = None) -> None:
-        self.gate = gate
-        self.error_then = error
-
-
-class Gate:
-    def __init__(self) -> None:
-        self.reached = threading.Semaphore(0)
-        self.opened = threading.Event()
-
-
-class JobWorker(Worker[Job]):
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.mine: list[Gate] | None = None  # whose gates it takes; None: all
-
-    def init(self) -> None:
-        self.calls.append("init")
-
-    def process(self, op: Job) -> None:
-        if self.mine is not None and op.gate not in self.mine:
-            raise Reject
-        self.calls.append("process")
-        if op.gate is not None:
-            op.gate.reached.release()
-            assert op.gate.opened.wait(LONG)
-        if op.error_then is not None:
-            raise op.error_then
-
-    def handle_error(self, error: BaseException, op: Job) -> None:
-        pass
-
-    def cleanup(self) -> None:
-        self.calls.append("cleanup")
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.opened.set()
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
-
-
-def start(*workers: JobWorker, **settings: Any) -> WorkerPool[Job]:
-    pool: WorkerPool[Job] = WorkerPool(workers or [JobWorker()], name="mill", **settings)
-    pool.start()
-    return pool
-
-
-def hold(pool: WorkerPool[Job], gate: Gate, error: BaseException | None = None) -> Job:
-    """One worker is busy until the gate opens."""
-    op = pool.do(Job(gate, error))
-    assert gate.reached.acquire(timeout=LONG)
-    return op
-
-
-def endless(pool: WorkerPool[Job], drawn_by: str, buffer: int = 4) -> Stream[Job]:
-    """A wrap whose source always has more."""
-    if drawn_by == "ring":
-        ring = RingBuffer[Job](1000)
-        ring.put_many(Job() for _ in range(1000))
-        return pool.wrap(ring, buffer=buffer)
-    return pool.wrap((Job() for _ in itertools.count()), buffer=buffer, drawn_by=drawn_by)  # type: ignore[arg-type]
-
-
-def read(stream: Stream[Job]) -> list[Job]:
-    """All of a stream that may end with PoolNotRunning."""
-    came = []
-    with contextlib.suppress(PoolNotRunning):
-        came.extend(stream)
-    return came
 
 
 # What is under way
@@ -177,7 +84,7 @@ def test_a_source_that_blocks_for_ever() -> None:
     wait_until(lambda: pool.stats().succeeded == 1)
     assert pool.shutdown() == []
     assert len(reader.join()[0]) == 1
-    source.put(late := Job())  # what it gives in the end is nobody's
+    source.put(late := Job())  # what it gives in the end no stream takes
     wait_until(lambda: not any("-source" in thread.name for thread in threading.enumerate()))
     assert late.outcome is Outcome.PENDING
 

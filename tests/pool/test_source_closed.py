@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, Stream, Worker, WorkerPool
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 
 class Number(Operation):
@@ -165,7 +163,7 @@ def test_an_error_goes_through_chained_pools_and_closes_all_streams(drawn_by: An
 
 @pytest.mark.parametrize("drawn_by", ["reader", "thread"])
 def test_a_reader_that_closes_the_last_stream_ends_the_ones_before_it(drawn_by: Any) -> None:
-    """The stream refers to its source no more: nobody reads the first one, so its work is cancelled, its source
+    """The stream refers to its source no more: no thread reads the first one, so its work is cancelled, its source
     dropped.
     """
     ended = threading.Event()
@@ -186,11 +184,11 @@ def test_a_reader_that_closes_the_last_stream_ends_the_ones_before_it(drawn_by: 
         # Polled: free-threaded, what another thread drops lives until its maker, this thread, attaches again.
         wait_until(ended.is_set)
 
-        def settled() -> bool:
+        def all_have_ended() -> bool:
             stats = [pool.stats() for pool in (one, two)]
             return all(each.accepted == each.succeeded + each.cancelled for each in stats)
 
-        wait_until(settled)
+        wait_until(all_have_ended)
         assert list(stream) == []
 
 

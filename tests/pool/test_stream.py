@@ -14,12 +14,9 @@ from typing import Any
 import pytest
 
 from ringmill import Closed, Operation, Outcome, Stream, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
 
 
 class Number(Operation):
@@ -288,7 +285,7 @@ def test_close_cancels_what_has_not_begun(pool: WorkerPool[Number], worker: Gate
     with pytest.raises(Closed):
         stream.get(LONG)
     assert list(stream) == []
-    assert [op.number for op in other] == [0, 1]  # nobody else's work is touched
+    assert [op.number for op in other] == [0, 1]  # no other stream's work is touched
 
 
 def test_close_of_a_finished_stream(pool: WorkerPool[Number], worker: Gated) -> None:

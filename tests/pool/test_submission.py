@@ -25,10 +25,7 @@ from ringmill import (
     Worker,
     WorkerPool,
 )
-from tests.threads import run_threads, start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 
 class Number(Operation):
@@ -211,7 +208,7 @@ def test_an_operation_submitted_by_a_worker_after_shutdown_is_refused() -> None:
     pool.shutdown()
     assert refused == [PoolNotRunning] * 3
     assert (parent.outcome, child.outcome) == (Outcome.SUCCEEDED, Outcome.PENDING)
-    assert child.cancel()  # it is nobody's
+    assert child.cancel()  # no pool has it
 
 
 # execute

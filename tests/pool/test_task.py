@@ -14,10 +14,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, Reject, Retry, Task, TaskWorker, Unroutable, Worker, WorkerPool
-from tests.threads import start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
+from tests.threads import LONG, SHORT, start_threads, wait_until
 
 
 def throw(error: BaseException | type[BaseException]) -> None:
@@ -184,7 +181,7 @@ def test_tasks_release_their_references() -> None:
         wait_until(is_gone)
 
 
-# The error that nobody saw
+# An error that was not read
 
 
 class Failing(Worker[Operation]):

@@ -14,9 +14,7 @@ import pytest
 
 from ringmill import BrokenPool, Operation, Outcome, Worker, WorkerInitError, WorkerPool
 from ringmill.supervisor import Supervisor
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 pytestmark = [
     pytest.mark.watchdog(60),
@@ -113,7 +111,7 @@ def test_a_thread_that_begins_after_its_start_was_given_up(monkeypatch: pytest.M
     pool.shutdown()
     waiter.join()
     wait_until(lambda: {"ringmill-0", "ringmill-1"} <= set(ended))
-    assert workers[1].inits == 0  # nobody would have cleaned it up
+    assert workers[1].inits == 0  # no thread would have called its cleanup
     works_again(pool, workers)
 
 

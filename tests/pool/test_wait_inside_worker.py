@@ -12,9 +12,7 @@ import pytest
 
 from ringmill import BrokenPool, Operation, Outcome, PoolExecutor, Task, Worker, WorkerPool
 from tests.loops import BACKENDS, let_others_run, run_loop, together
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 
 class Number(Operation):

@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, Reject, Retry, Stream, Worker, WorkerPool
-from tests.threads import start_threads, wait_until
+from tests.threads import LONG, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
-LONG = 30.0  # seconds; reached only by a test that fails
 LONG_RUN = bool(os.environ.get("RINGMILL_LONG"))
 
 KINDS = [ValueError, KeyboardInterrupt, SystemExit, MemoryError, RecursionError]

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Worker, WorkerPool
-from tests.threads import run_threads
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, run_threads
 
 
 class JobWorker(Worker[Operation]):

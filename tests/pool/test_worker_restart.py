@@ -1,6 +1,6 @@
 """A worker that crashes is cleaned up and restarted on its thread, after growing pauses, until it is retired.
 
-When the last one is retired, the pool is broken: law 3, nothing waits for ever.
+When the last one is retired, the pool is broken: law 3, nothing waits forever.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from ringmill import (
     Closed,
     Operation,
     Outcome,
-    PoolStats,
     Reject,
     Retry,
     RingBuffer,
     Worker,
     WorkerPool,
 )
-from tests.threads import start_threads, wait_until
+from tests.pools import counts
+from tests.threads import HOUR, LONG, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-HOUR = 3600.0  # seconds; a delay that no test waits for
 
 
 class Boom(BaseException):
@@ -93,11 +90,6 @@ class Diary(Worker[Job]):
         self.note("cleanup")
         if self.on_cleanup is not None:
             raise self.on_cleanup
-
-
-def counts(stats: PoolStats) -> dict[str, int]:
-    names = ("queued", "running", "delayed", "succeeded", "failed", "cancelled")
-    return {name: value for name in names if (value := getattr(stats, name))}
 
 
 def crash(pool: WorkerPool[Job], times: int = 1) -> list[Job]:

@@ -8,84 +8,22 @@ import queue
 import random
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from ringmill import (
     Closed,
-    Operation,
     PoolNotRunning,
     RingBuffer,
-    Stream,
     Worker,
     WorkerPool,
 )
-from tests.threads import wait_until
+from tests.pool.wrapping import Gated, Number, Quick, Source, wrap
+from tests.pools import DRAWN_BY
+from tests.threads import LONG, SHORT, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-DRAWN_BY = ["reader", "thread", "ring"]
-
-
-class Number(Operation):
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.runs = 0
-
-
-class Quick(Worker[Number]):
-    def process(self, op: Number) -> None:
-        op.runs += 1
-        if op.number < 0:
-            raise ValueError(op.number)
-
-
-class Gated(Worker[Number]):
-    """Does nothing until the gate opens."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-
-    def process(self, op: Number) -> None:
-        assert self.gate.wait(LONG)
-
-
-class Source:
-    """Counts up to a limit, or without one; knows how many were drawn, and whether it was told to stop."""
-
-    def __init__(self, limit: int | None = None, error: BaseException | None = None) -> None:
-        self.drawn = 0
-        self.limit = limit
-        self.error = error
-        self.drawn_by: set[int] = set()
-
-    def __iter__(self) -> Source:
-        return self
-
-    def __next__(self) -> Number:
-        self.drawn_by.add(threading.get_ident())
-        if self.drawn == self.limit:
-            if self.error is not None:
-                raise self.error
-            raise StopIteration
-        self.drawn += 1
-        return Number(self.drawn - 1)
-
-
-def wrap(pool: WorkerPool[Number], source: Iterable[Any], drawn_by: str, **options: Any) -> Stream[Number]:
-    """Wraps the source as one of the three kinds. A ring gets all of it, so it must end."""
-    if drawn_by != "ring":
-        return pool.wrap(source, drawn_by=drawn_by, **options)  # type: ignore[arg-type]
-    items = list(source)
-    ring = RingBuffer[Any](len(items) or 1)
-    ring.put_many(items)
-    ring.close()
-    return pool.wrap(ring, **options)
 
 
 # All of the source, each once
@@ -220,7 +158,7 @@ def test_a_reader_that_stops_stops_the_source(buffer: int, drawn_by: str) -> Non
 
 
 def test_a_worker_never_waits_for_a_reader() -> None:
-    """Streams that nobody reads are full; the only worker goes on with other work."""
+    """Streams that no thread reads are full; the only worker goes on with other work."""
     with WorkerPool([Quick()]) as pool:
         ring = RingBuffer[Number](10)
         ring.put_many(map(Number, range(10)))

@@ -4,86 +4,25 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ringmill import (
     Closed,
-    Operation,
     OperationReused,
     Outcome,
     PoolNotRunning,
     RingBuffer,
     Stream,
-    Worker,
     WorkerPool,
 )
-from tests.threads import run_threads, start_threads, wait_until
+from tests.pool.wrapping import Gated, Number, Quick, Source, wrap
+from tests.pools import DRAWN_BY
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-DRAWN_BY = ["reader", "thread", "ring"]
-
-
-class Number(Operation):
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.runs = 0
-
-
-class Quick(Worker[Number]):
-    def process(self, op: Number) -> None:
-        op.runs += 1
-        if op.number < 0:
-            raise ValueError(op.number)
-
-
-class Gated(Worker[Number]):
-    """Does nothing until the gate opens."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-
-    def process(self, op: Number) -> None:
-        assert self.gate.wait(LONG)
-
-
-class Source:
-    """Counts up to a limit, or without one; knows how many were drawn, and whether it was told to stop."""
-
-    def __init__(self, limit: int | None = None, error: BaseException | None = None) -> None:
-        self.drawn = 0
-        self.limit = limit
-        self.error = error
-        self.drawn_by: set[int] = set()
-
-    def __iter__(self) -> Source:
-        return self
-
-    def __next__(self) -> Number:
-        self.drawn_by.add(threading.get_ident())
-        if self.drawn == self.limit:
-            if self.error is not None:
-                raise self.error
-            raise StopIteration
-        self.drawn += 1
-        return Number(self.drawn - 1)
-
-
-def wrap(pool: WorkerPool[Number], source: Iterable[Any], drawn_by: str, **options: Any) -> Stream[Number]:
-    """Wraps the source as one of the three kinds. A ring gets all of it, so it must end."""
-    if drawn_by != "ring":
-        return pool.wrap(source, drawn_by=drawn_by, **options)  # type: ignore[arg-type]
-    items = list(source)
-    ring = RingBuffer[Any](len(items) or 1)
-    ring.put_many(items)
-    ring.close()
-    return pool.wrap(ring, **options)
 
 
 # The end that is none
@@ -110,7 +49,7 @@ def test_an_error_in_the_source_comes_after_what_was_accepted(
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_of_the_reading_thread_is_raised_at_once_or_after(kind: type[BaseException]) -> None:
+def test_a_base_exception_of_the_reading_thread_is_raised_at_once_or_after(kind: type[BaseException]) -> None:
     with WorkerPool([Quick()]) as pool:
         stream = pool.wrap(Source(3, kind()), buffer=2)
         got = []

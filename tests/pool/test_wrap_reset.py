@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, OperationReused, Outcome, RingBuffer, Stream, Worker, WorkerPool
-from tests.threads import wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
+from tests.threads import LONG, wait_until
 
 DRAWN_BY = ["reader", "thread", "ring", "async"]
 

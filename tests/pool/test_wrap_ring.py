@@ -12,34 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ringmill import Closed, Operation, Outcome, PoolNotRunning, RingBuffer, Stream, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
+from ringmill import Closed, Outcome, PoolNotRunning, RingBuffer, Stream, Worker, WorkerPool
+from tests.pool.wrapping import Gated, Number, Quick
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
-
-
-class Number(Operation):
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.runs = 0
-
-
-class Quick(Worker[Number]):
-    def process(self, op: Number) -> None:
-        op.runs += 1
-
-
-class Gated(Worker[Number]):
-    """Does nothing until the gate opens."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-
-    def process(self, op: Number) -> None:
-        assert self.gate.wait(LONG)
 
 
 def stagger(rng: random.Random) -> None:
@@ -66,7 +43,7 @@ def test_workers_draw_as_items_arrive() -> None:
         for number in range(50):
             op = Number(number)
             ring.put(op, timeout=LONG)
-            assert op.wait(LONG)  # nobody reads
+            assert op.wait(LONG)  # no thread reads
         assert len(ring) == 0
         assert [stream.get(LONG).number for _ in range(50)] == list(range(50))
         with pytest.raises(queue.Empty):

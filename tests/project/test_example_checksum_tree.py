@@ -130,7 +130,7 @@ def test_checksum_tree_skips_what_is_no_regular_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(".")
-    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait forever
     run = checksum_tree(tmp_path)
     assert run.returncode == 0
     assert lines(run.stdout) == expected(tmp_path)[:1]

@@ -252,7 +252,7 @@ def test_tasks_of_several_loops_and_threads_share_a_ring(
 
 @pytest.mark.parametrize("capacity", [1, 3])
 def test_cancelled_awaits_lose_no_item_and_no_wakeup(backend: str, capacity: int, seed: int) -> None:
-    """Thousands of gets and puts, each cancelled after a few steps of the loop, at random, beside a thread."""
+    """Thousands of gets and puts, each cancelled after a few steps of the loop, at random, while a thread runs, too."""
     rng = random.Random(seed)
     ring: RingBuffer[int] = RingBuffer(capacity)
     total = 1_500

@@ -199,7 +199,7 @@ def consume_until_closed(ring: RingBuffer[Item], rng: random.Random) -> list[Ite
 
 
 def close_when(ring: RingBuffer[Item], ledgers: list[Ledger], moment: int, immediate: bool) -> None:
-    """Closes once so many items are in, or when the ring is full, which it may stay for ever without a getter."""
+    """Closes once so many items are in, or when the ring is full, which it may stay forever without a getter."""
     wait_until(lambda: ring.full() or sum(len(ledger.accepted) for ledger in ledgers) >= moment)
     ring.shutdown(immediate)
 

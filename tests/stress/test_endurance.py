@@ -193,7 +193,7 @@ for _ in range(3):
 def wait(op):
     op.wait()
 
-threading.Thread(target=wait, args=(Job(),), daemon=True).start()  # of an operation that nobody runs
+threading.Thread(target=wait, args=(Job(),), daemon=True).start()  # for an operation that no worker runs
 {pool}
 {end}
 """

@@ -317,7 +317,7 @@ class SteppedRing:
             stamp = self.stamps[tail % self.capacity]
             yield
             if stamp == tail * self.unit:
-                if self.tail == tail and (not self.closed or self.bug == "closed flag beside the tail"):
+                if self.tail == tail and (not self.closed or self.bug == "closed flag outside the tail"):
                     self.tail = tail + 1
                     yield
                     self.slots[tail % self.capacity] = item
@@ -342,7 +342,7 @@ class SteppedRing:
                     self.stamps[head % self.capacity] = (head + self.capacity) * self.unit
                     return item
             elif self.tail == head or self.bug == "slot not ready means Empty or Full":
-                if self.bug == "closed flag beside the tail":
+                if self.bug == "closed flag outside the tail":
                     yield
                 return CLOSED if self.closed else EMPTY
             yield
@@ -379,7 +379,7 @@ def in_turns(ring: SteppedRing, programs: list[list[Call]], rng: random.Random) 
 PUT_A, PUT_B, PUT_C, GET, CLOSE = ("put", "a"), ("put", "b"), ("put", "c"), ("get",), ("close",)
 BUGS: dict[str, tuple[int, list[list[Call]]]] = {
     "slot not ready means Empty or Full": (2, [[PUT_A], [PUT_B], [GET]]),
-    "closed flag beside the tail": (2, [[PUT_A], [GET], [CLOSE]]),
+    "closed flag outside the tail": (2, [[PUT_A], [GET], [CLOSE]]),
     "sequence numbers at capacity 1": (1, [[PUT_A], [PUT_B]]),
 }
 SCHEDULES = 300

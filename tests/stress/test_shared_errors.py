@@ -32,9 +32,8 @@ from ringmill import (
     WorkerPool,
 )
 from ringmill._core.pool.operation import raise_copy
-from tests.threads import run_threads, start_threads
+from tests.threads import LONG, run_threads, start_threads
 
-LONG = 30.0  # seconds; reached only by a test that fails
 ROUNDS = 50
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -194,7 +193,7 @@ def test_what_done_raises_is_not_chained_to_the_error_that_others_raise(caplog: 
     assert logged[0].__context__ is None
 
 
-def test_an_interrupt_in_a_source_is_raised_by_the_reader_that_drew_alone() -> None:
+def test_a_base_exception_in_a_source_is_raised_by_the_reader_that_drew_alone() -> None:
     """The other reader, for which the stream ends at that moment, is not given the same object to raise."""
 
     class Exit(BaseException):
@@ -391,7 +390,7 @@ def test_a_worker_that_is_stuck_in_python_code_is_named_while_others_run(caplog:
             begun.release()
             turn()
 
-    beside = start_threads(turn)
+    other_thread = start_threads(turn)
     pools = []
     try:
         with WorkerPool([Quick()]) as other:
@@ -412,13 +411,13 @@ def test_a_worker_that_is_stuck_in_python_code_is_named_while_others_run(caplog:
                 assert any("turn" in warning for warning in warnings)
     finally:
         stop.set()
-    beside.join()
+    other_thread.join()
     for pool in pools:
         pool.shutdown()
 
 
 def test_readers_that_find_a_stream_closed() -> None:
-    """Nobody else's error is raised by a second reader."""
+    """No other thread's error is raised by a second reader."""
     with WorkerPool([Quick()]) as pool:
         stream = pool.wrap([Op()])
         assert len(list(stream)) == 1

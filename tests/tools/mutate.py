@@ -138,7 +138,7 @@ DROPPED = {
     ),
     "grant: a thread waits for a task that is first in line": (
         "waiting/wait_queue.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
-        "    cdef WaitNode* thread = q.first if q.lanes == NULL or q.first and q.first.since < q.lanes.since else NULL\n",
+        "    cdef WaitNode* thread = q.first if q.subqueues == NULL or q.first and q.first.since < q.subqueues.since else NULL\n",
     ),
     "fork: the queue is not reset": ("waiting/wait_queue.pyx", "    while seen != epoch_now:", "    while False:"),
     "operation: who waits does not look again": (
@@ -153,11 +153,11 @@ DROPPED = {
         "pool/run.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
-    "retry: wakes nobody": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
+    "retry: wakes no worker": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
     "end: does not ask for the seal": (
         "pool/run.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),
-    "end: wakes nobody when all is settled": (
+    "end: wakes no other worker when all operations have ended": (
         "pool/run.pyx", "            release(&self.lock)\n            notify_all(&self.idle)\n            notify_all(&self.leaving)\n            return True",
         "            release(&self.lock)\n            return True",
     ),

@@ -1,5 +1,5 @@
-"""The end of the program while memory is short: that is no Ctrl-C, so no work is cancelled and nothing is left
-running.
+"""The end of the program while memory is short: that is no KeyboardInterrupt, so no work is cancelled and no thread is
+left running.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import pytest
 from ringmill._core.pool.operation import complete
 
 
-def test_the_lack_of_memory_counts_as_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lack_of_memory_counts_as_no_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda hooked: reported.append(hooked.exc_type))
     seen: list[int] = []
     errors: list[BaseException] = [MemoryError(), KeyboardInterrupt(), MemoryError()]
 
-    def step(interrupts: int) -> None:
-        seen.append(interrupts)
+    def step(keyboard_interrupts: int) -> None:
+        seen.append(keyboard_interrupts)
         if errors:
             raise errors.pop(0)
 

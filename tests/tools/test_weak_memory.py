@@ -69,7 +69,7 @@ SEEN = {
     "failed swap, acquire": "00 11",
     "LB+rlx": "00 01 10",
     "lock": "",
-    "deadlock": "blocked for ever",
+    "deadlock": "blocked forever",
     "visible in the end": "10",
     "livelock": "they never end",
 }

@@ -40,7 +40,7 @@ say "the sdist"
 build/bin/python -m build -q --sdist --no-isolation --outdir dist tree
 ls -l dist
 
-# A network of its own, in which there is nothing; where that is not allowed, pip at least is told to ask nobody.
+# A network of its own, in which there is nothing; where that is not allowed, pip at least is told to use no index.
 alone=(env PIP_NO_INDEX=1)
 if unshare -rn true 2>/dev/null; then
     alone+=(unshare -rn)

@@ -75,8 +75,8 @@ def test_a_call_that_fails_for_a_time_loses_no_wakeup(
         ring.put(1)
         for _ in range(1000):  # an asynchronous error comes between two bytecodes
             pass
-    except (KeyboardInterrupt, Custom) as interrupt:
-        raised.append(type(interrupt))
+    except (KeyboardInterrupt, Custom) as caught:
+        raised.append(type(caught))
     ring.put(2)
     assert elsewhere.join() == [1, 2]
     assert raised == ([error] if not issubclass(error, Exception) else [])
@@ -132,7 +132,7 @@ def test_signals_while_a_loop_is_fed_are_raised_and_lose_no_item() -> None:
     assert caught
 
 
-def test_an_interrupt_while_a_loop_resumes_its_tasks_goes_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_keyboard_interrupt_while_a_loop_resumes_tasks_goes_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     ring: RingBuffer[int] = RingBuffer(1)
     loop = asyncio.new_event_loop()
     task = loop.create_task(ring.aget())
@@ -141,13 +141,13 @@ def test_an_interrupt_while_a_loop_resumes_its_tasks_goes_through_the_loop(monke
     run_threads(lambda: ring.put(1))
     call_soon = loop.call_soon
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
+    def call_soon_raises(*args: Any, **kwargs: Any) -> Any:
         if future.done() and not task.done():
             monkeypatch.setattr(loop, "call_soon", call_soon)
             raise KeyboardInterrupt
         return call_soon(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "call_soon", interrupted)
+    monkeypatch.setattr(loop, "call_soon", call_soon_raises)
     with pytest.raises(KeyboardInterrupt):
         loop.run_forever()
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is meant to be destroyed
@@ -156,7 +156,7 @@ def test_an_interrupt_while_a_loop_resumes_its_tasks_goes_through_the_loop(monke
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="the platform sends no signals to threads")
-def test_an_interrupt_of_do_is_raised_though_the_operation_was_cancelled() -> None:
+def test_a_keyboard_interrupt_in_do_is_raised_though_the_operation_was_cancelled() -> None:
     gate = threading.Event()
 
     class Job(Operation): ...
@@ -167,7 +167,7 @@ def test_an_interrupt_of_do_is_raised_though_the_operation_was_cancelled() -> No
 
     op = Job()
 
-    def cancel_and_interrupt() -> None:
+    def cancel_and_send_sigint() -> None:
         while not is_pending(op):
             time.sleep(0.0005)
         assert op.cancel()
@@ -179,7 +179,7 @@ def test_an_interrupt_of_do_is_raised_though_the_operation_was_cancelled() -> No
             while not pool.stats().running:
                 time.sleep(0.0005)
             pool.do(Job())
-            thread = start_threads(cancel_and_interrupt)
+            thread = start_threads(cancel_and_send_sigint)
             with pytest.raises(KeyboardInterrupt):
                 pool.do(op)
             thread.join()

@@ -37,7 +37,7 @@ class Gated(Worker[Job]):
 
 
 class Case(NamedTuple):
-    """Somebody waits, and `publish` brings what one of them can take."""
+    """Threads or tasks wait, and `publish` brings what one of them can take."""
 
     in_task: Callable[[], Awaitable[Any]]
     in_thread: Callable[[], Any]
@@ -197,7 +197,7 @@ def test_a_pool_that_reads_a_ring_takes_what_a_task_of_an_idle_loop_waits_for(ki
 
 @pytest.mark.parametrize("kind", IDLE)
 def test_a_loop_that_runs_again_goes_on(kind: str) -> None:
-    """Its tasks were told in vain; they wait on, and take what comes then, in the order in which they came."""
+    """Its tasks were notified and find nothing; they wait on, and take what comes then, in their order."""
     ring: RingBuffer[int] = RingBuffer(4)
     order: list[int] = []
 
@@ -287,7 +287,7 @@ def test_a_stopped_loop_of_this_very_thread_does_not_delay_the_one_that_runs() -
 
 
 def test_a_ring_and_notified_tasks_of_a_stopped_loop_are_collected() -> None:
-    """The chain of a LoopMailbox, a cycle of raw pointers, is visible to the garbage collector."""
+    """The chain of a ReadyQueue, a cycle of raw pointers, is visible to the garbage collector."""
 
     class Item:
         """Marks the loop that goes with it."""

@@ -80,7 +80,7 @@ def in_rounds(ring: RingBuffer[Any], rounds: int, *functions: Callable[[int], No
         for thread in started.threads:
             thread.join()
         errors = [error for error in started.errors if not isinstance(error, (threading.BrokenBarrierError, Closed))]
-        raise errors[0] if errors else AssertionError(f"somebody sleeps beside {state}") from None
+        raise errors[0] if errors else AssertionError(f"a thread sleeps in spite of {state}") from None
     started.join()
 
 
@@ -134,9 +134,9 @@ def test_no_wake_up_is_lost_at_the_end_of_a_burst(capacity: int, switch_interval
 def test_a_waiter_that_leaves_passes_its_wake_up_on(
     side: str, impatient: int, switch_interval: float, seed: int
 ) -> None:
-    """One waits for ever beside some whose time is out just when as many items (or free slots) come as there are
+    """One waits without a limit, others time out just when as many items (or free slots) come as there are
     waiters. The wake-ups may go to those that leave, and these may take one each or none: one is left for the one that
-    stays, and nobody comes along later to wake it."""
+    stays, and no thread comes later to wake it."""
     waiters = impatient + 1
     ring = RingBuffer[int](waiters)
 
@@ -159,7 +159,7 @@ def test_a_waiter_that_leaves_passes_its_wake_up_on(
             wait(random.Random(seed + 100 * i + who).choice([0, 1e-6, 1e-4, 1e-3]))
 
     def serve(i: int) -> None:
-        if i % 2 == 0:  # between two rounds, when nobody waits
+        if i % 2 == 0:  # between two rounds, when no thread waits
             while len(ring):
                 ring.get_nowait()
             if side == "putters":

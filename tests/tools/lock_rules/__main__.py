@@ -66,8 +66,8 @@ def flags(directory: Path) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """The name in the .pyx file: LoopMailbox.post of
-    __pyx_f_8ringmill_5_core_7waiting_10event_loop_11LoopMailbox_post.
+    """The name in the .pyx file: ReadyQueue.post of
+    __pyx_f_8ringmill_5_core_7waiting_10event_loop_10ReadyQueue_post.
     """
     name = name.partition("(")[0]
     found = re.match(r"__pyx_[a-z]+_(?=\d)", name)

@@ -41,11 +41,11 @@ def one(name: str, start: int, stop: int) -> bool:
 
 def one_forked(name: str, start: int, stop: int) -> bool:
     """The same in a child. Excused are hangs in CPython's own threading.py, which is not made for this: Thread.start
-    waits for ever for a thread that found no memory before it said that it runs; a `with` that finds none between
+    waits forever for a thread that found no memory before it said that it runs; a `with` that finds none between
     taking a Condition's lock and its body leaves that lock taken; and a thread that dies in there, before the first
     line of ours, is waited for by shutdown."""
     reading, writing = os.pipe()
-    faulthandler.cancel_dump_traceback_later()  # its thread's lock would be taken for ever in the child
+    faulthandler.cancel_dump_traceback_later()  # its thread's lock would be taken forever in the child
     child = os.fork()
     if child == 0:
         os.close(reading)

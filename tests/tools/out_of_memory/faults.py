@@ -9,8 +9,8 @@ CPython 3.11.7, 3.12.1, 3.13.0, 3.14.10 and 3.15.2:
 | generator | the call of a generator for which there is no memory crashes, later | CPython 3.12.1, 3.13.0 |
 | function | a function is made: where there is no memory, its code loses a reference | CPython 3.12.1, 3.13.0 |
 | hooks | a thread that frees without the GIL while `_testcapi` swaps the allocators crashes | CPython 3.11.7 |
-| start | Thread.start waits for ever: its thread died before it said that it runs | all |
-| kept | Thread.start that raises keeps the thread, and what it was to call, for ever | 3.12.1, 3.13.0 |
+| start | Thread.start waits forever: its thread died before it said that it runs | all |
+| kept | Thread.start that raises keeps the thread, and what it was to call, forever | 3.12.1, 3.13.0 |
 | keywords | an object of a Python subclass of an extension type, made with keywords, crashes | Cython 3.3.1 |
 | raised | a function that raises loses the exception where there is no memory for a frame object | 3.12.1, 3.13.0 |
 | future | asyncio's Future.set_result finds no memory: it is done, and its callback is not called | 3.12.1, 3.13.0 |
@@ -121,7 +121,7 @@ def start(k: int) -> bool:
 
 
 def kept(k: int) -> bool:
-    child = os.fork()  # it may wait for ever as well: see start
+    child = os.fork()  # it may wait forever as well: see start
     if child == 0:
         os.close(2)
         faulthandler.dump_traceback_later(1, exit=True, file=os.open(os.devnull, os.O_WRONLY))

@@ -20,7 +20,7 @@ def hub_new(trial: Trial) -> None:
 def hub_subscribe(trial: Trial) -> None:
     hub: Hub[Any] = Hub(buffer=2)
     sub = trial(hub.subscribe)
-    # One that was not returned may not be in the ring: nobody would read it, and a "block" would wait for ever.
+    # One that was not returned may not be in the ring: no subscriber would read it, and a "block" would wait forever.
     assert len(hub) == (sub is not FAILED)
     assert hub.broadcast(1) == (sub is not FAILED)
 

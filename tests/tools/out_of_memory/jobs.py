@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ringmill import Closed, Operation, Outcome, Reject, Retry, RingBuffer, Worker, WorkerPool
+from tests.pools import check_at_rest
 from tests.tools.out_of_memory.shortage import LIMIT, OUTCOMES, Shortage, Waiter, attempt, read, threads_of, wait_for
 
 Act = Callable[["Hand", "Job"], None]
@@ -202,10 +203,10 @@ def finish(trial: Shortage, pool: WorkerPool[Any], ops: list[Any], waiters: Iter
     pool.shutdown()
     accepted = [op for op in ops if op.outcome is not Outcome.PENDING]
     for op in accepted:
-        assert op.wait(0), f"ended, and nobody who waits was told: {op}"
+        assert op.wait(0), f"ended, and no waiter was told: {op}"
         assert (op.outcome is Outcome.FAILED) == (op.error is not None)
     stats = pool.stats()
-    assert stats.queued == stats.running == stats.delayed == 0, stats
+    check_at_rest(stats)
     ledger = {name: sum([op.outcome is outcome for op in accepted]) for outcome, name in OUTCOMES.items()}
     assert {name: getattr(stats, name) for name in ledger} == ledger, (stats, ledger)
     assert stats.accepted == len(accepted), (stats, ledger)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ringmill import Outcome, PoolNotRunning, RingBuffer
+from tests.pools import check_at_rest
 from tests.tools.out_of_memory.jobs import (
     Act,
     Gate,
@@ -97,7 +98,7 @@ def do_from_a_worker(trial: Shortage) -> None:
 
 @path
 def wait_in_a_worker(trial: Shortage) -> None:
-    """A worker waits for what another one does; or is told that nobody is left to do it."""
+    """A worker waits for what another one does; or is told that no worker is left to do it."""
     pool = pool_of(trial, 2)
     pool.start()
     trial.live = True
@@ -243,8 +244,7 @@ def chain(trial: Shortage) -> None:
     for pool in (first, second):
         pool.shutdown()
         stats = pool.stats()
-        assert stats.queued == stats.running == stats.delayed == 0, stats
-        assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled, stats
+        check_at_rest(stats)
         assert not threads_of(pool.name)
         if pool is first:
             assert stats.accepted in (0, len(ops))

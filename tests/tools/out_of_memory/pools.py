@@ -25,6 +25,7 @@ from ringmill import (
     WorkerInitError,
     WorkerPool,
 )
+from tests.pools import check_at_rest
 from tests.tools.out_of_memory.operations import Job, fails
 from tests.tools.out_of_memory.trial import FAILED, Trial, alone, case, forks
 
@@ -51,12 +52,10 @@ class JobWorker(TaskWorker):
             op.run()
 
 
-def over(pool: WorkerPool[Any], *, lost: int = 0) -> None:
+def over(pool: WorkerPool[Any]) -> None:
     """The pool ends, and its counts agree: all that was accepted has an outcome."""
     pool.shutdown()
-    stats = pool.stats()
-    assert stats.queued == stats.running == stats.delayed == 0, stats
-    assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled, stats
+    check_at_rest(pool.stats())
 
 
 @contextlib.contextmanager
@@ -77,7 +76,7 @@ def standing(workers: int = 1, context: bool = False) -> Iterator[WorkerPool[Any
     over(pool)
 
 
-def settled(op: Operation, accepted: bool) -> None:
+def check_end(op: Operation, accepted: bool) -> None:
     """It is finished if it was accepted, and new otherwise: to be used again."""
     if accepted:
         assert op.wait(20)
@@ -93,7 +92,7 @@ def pool_new(trial: Trial) -> None:
     worker = trial.watch(JobWorker())
     pool = trial.raising(RuntimeError, call=lambda: WorkerPool([worker], queue_size=2), or_not=True)  # "allocate lock"
     if pool in (FAILED, None):
-        pool = WorkerPool([worker], queue_size=2)  # it belongs to nobody
+        pool = WorkerPool([worker], queue_size=2)  # it belongs to no pool
 
 
 @case
@@ -111,7 +110,7 @@ def pool_do(trial: Trial) -> None:
     op = Job(trial.thing())
     with standing() as pool:
         outcome = trial(pool.do, op)
-    settled(op, outcome is not FAILED)
+    check_end(op, outcome is not FAILED)
 
 
 variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
@@ -132,7 +131,7 @@ def pool_do_context(trial: Trial) -> None:
     op = Job(trial.thing())
     with capturing() as pool:
         outcome = trial(pool.do, op)
-    settled(op, outcome is not FAILED)
+    check_end(op, outcome is not FAILED)
 
 
 @case
@@ -142,7 +141,7 @@ def pool_do_full(trial: Trial) -> None:
         for _ in range(8):
             pool.do(Job())
         trial.raising(queue.Full, call=lambda: pool.do(op, timeout=0.0001))
-    settled(op, False)
+    check_end(op, False)
 
 
 @case
@@ -150,7 +149,7 @@ def pool_do_stopped(trial: Trial) -> None:
     op = Job(trial.thing())
     pool: WorkerPool[Any] = WorkerPool([JobWorker()])
     trial.raising(PoolNotRunning, call=lambda: pool.do(op))
-    settled(op, False)
+    check_end(op, False)
 
 
 def executing(trial: Trial, kind: Callable[[list[Any]], Any], pools: Callable[[], Any] = standing) -> None:
@@ -161,10 +160,10 @@ def executing(trial: Trial, kind: Callable[[list[Any]], Any], pools: Callable[[]
         assert {*stream} == {*ops}
     elif ops[0].outcome is not Outcome.PENDING or not ops[0].cancel():
         for op in ops:  # accepted, and the stream could not be made: they are done, all of them
-            settled(op, True)
+            check_end(op, True)
     else:
         for op in ops[1:]:
-            settled(op, False)
+            check_end(op, False)
 
 
 @case
@@ -191,7 +190,7 @@ def pool_execute_refused(trial: Trial) -> None:
     with standing() as pool:
         trial.raising(TypeError, call=lambda: pool.execute(refused))
     for op in ops:
-        settled(op, False)
+        check_end(op, False)
 
 
 def wrapping(
@@ -209,7 +208,7 @@ def wrapping(
             assert {*got} == {*ops}
     for op in ops:
         if op.outcome is Outcome.PENDING:
-            settled(op, False)
+            check_end(op, False)
 
 
 @case
@@ -245,7 +244,7 @@ def pool_cancel(trial: Trial) -> None:
     with standing() as pool:
         pool.do(op)
         trial(op.cancel)
-    settled(op, True)
+    check_end(op, True)
 
 
 @case
@@ -263,7 +262,7 @@ def pool_shutdown_at_once(trial: Trial) -> None:
             pool.do(op)
         trial(pool.shutdown, False, cancel_pending=True)
     for op in ops:
-        settled(op, True)
+        check_end(op, True)
 
 
 @case
@@ -276,7 +275,7 @@ def pool_shutdown_at_once_in_a_stream(trial: Trial) -> None:
         got = list(stream)  # they all come out, and it ends
     assert got == ops
     for op in ops:
-        settled(op, True)
+        check_end(op, True)
 
 
 @forks
@@ -374,7 +373,7 @@ def stream_close(trial: Trial) -> None:
         trial(stream.close)
         stream.close()
     for op in ops:
-        settled(op, True)
+        check_end(op, True)
 
 
 @case
@@ -431,7 +430,7 @@ def pool_do_from_a_worker(trial: Trial) -> None:
         pool.do(task).wait()
         assert task.error is None
     over(pool)
-    settled(op, outcome[0] is not FAILED)
+    check_end(op, outcome[0] is not FAILED)
 
 
 @forks

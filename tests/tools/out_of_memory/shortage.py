@@ -103,7 +103,7 @@ class Waiter:
             woken.release()
 
     def check(self) -> None:
-        assert self.woken.acquire(timeout=LIMIT), f"nobody woke the waiter for {self.op}"
+        assert self.woken.acquire(timeout=LIMIT), f"no thread woke the waiter for {self.op}"
 
 
 def attempt(trial: Shortage, section: Callable[[], Any], *expected: type[BaseException]) -> None:

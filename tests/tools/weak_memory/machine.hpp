@@ -81,7 +81,7 @@ private:
     }
 };
 
-// A variable that is not atomic: whoever touches it must be ordered with all others by what is.
+// A variable that is not atomic: its accesses by different threads must be ordered by variables that are.
 template <typename T> class plain_variable {
     T value;
 

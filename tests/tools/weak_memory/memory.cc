@@ -3,8 +3,8 @@
 // picks any message that is not older; reading it makes the view so new there (coherence). A release store leaves the
 // thread's view in its message, and an acquire load that reads the message takes it over. A store may come anywhere
 // behind what the thread has seen, not only at the end. A read-modify-write reads a message and stands right behind it
-// for ever; it hands on what that message carried (release sequences). So a relaxed access is as weak as it may be, but
-// for load buffering: nobody reads what is written later, as C++ allows, and arm64 may do, where no order forbids it.
+// forever; it hands on what that message carried (release sequences). So a relaxed access is as weak as it may be, but
+// for load buffering: no load reads what is written later, as C++ allows, and arm64 may do, where no order forbids it.
 //
 // Sequentially consistent accesses have a single order S, which agrees with what happens before what, and at each location
 // with the modification order and with who reads what. Each gets a place in S: in the order in which they run here; or,
@@ -168,7 +168,7 @@ void insert(Location& at, void* where, int size, std::size_t behind, std::uint64
 }
 
 void change(Location& at, void* where, int size, std::size_t chosen, std::uint64_t value, int order) {
-    // A read-modify-write of that message, which nobody follows yet.
+    // A read-modify-write of that message, which no other follows yet.
     const Message message = at.messages[chosen];
     const double time = time_behind(at, chosen);
     double place = 0;

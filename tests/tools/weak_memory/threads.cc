@@ -2,7 +2,7 @@
 // at each point with a probability that is drawn for the execution, or by priorities that change at a few points
 // (Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010). A thread that
 // pauses waits for others: they come first, and what it reads next is mostly new, since stores become visible some time.
-// If nobody can go on and not all have ended, that is a finding; if they never end, also.
+// If no thread can go on and not all have ended, that is a finding; if they never end, also.
 //
 // All that is drawn in an execution follows from its seed, which is printed with a finding. What the core keeps from one
 // execution to the next (nodes for sleepers, guesses at how long to spin) does not, so a seed does not always repeat one.
@@ -57,7 +57,7 @@ std::uint64_t roll() {  // splitmix64
 bool can_go(const Fiber& fiber) { return !fiber.ended && (!fiber.awaits || !fiber.awaits->held || fiber.impatient); }
 
 int next_thread(void) {
-    // -1: nobody. One that only waits for its time to be up goes on if nobody else can, or seldom.
+    // -1: none. One that only waits for its time to be up goes on if no other can, or seldom.
     int able[THREADS], count = 0;
     int late[THREADS], count_late = 0;
     for (int k = 0; k < threads; k++) {
@@ -98,7 +98,7 @@ void record(const char* what, const void* where, std::uint64_t value, int order,
 void find(const std::string& what, const void* where) {
     finding = what;
     found_at = where;
-    leave();  // for good: wm_run returns, and nobody comes back
+    leave();  // for good: wm_run returns, and no thread comes back
     std::abort();
 }
 
@@ -177,7 +177,7 @@ void wm_release_lock(void* which) {
     }
     point();
     record("unlocks", lock);
-    if (!lock->held) find("a lock is released that nobody holds");
+    if (!lock->held) find("a lock is released that no thread holds");
     lock->held = false;
     lock->view.join(fibers[running].view);
     fibers[running].view.clock[running]++;
@@ -245,7 +245,7 @@ int wm_run(void) {
         if (!finding.empty()) return 1;
     }
     for (int k = 0; k < threads; k++)
-        if (!fibers[k].ended) finding = "blocked for ever";
+        if (!fibers[k].ended) finding = "blocked forever";
     return !finding.empty();
 }
 

@@ -247,7 +247,7 @@ cdef class Pin:
         cdef int result
         cdef int64_t until = deadline, pending_interval = FIRST_PENDING_NS
         cdef uint64_t count = put_count((<Mailbox>self.mailbox).buffer.ring)
-        # relaxed, both: a hint for the linger time, as in RingBuffer
+        # relaxed, both: a hint for the batching delay, as in RingBuffer
         cdef uint64_t moved = count - (<Mailbox>self.mailbox).buffer.putters_mark.load(memory_order_relaxed)
         (<Mailbox>self.mailbox).buffer.putters_mark.store(count, memory_order_relaxed)
         delivery.mailbox = self.mailbox

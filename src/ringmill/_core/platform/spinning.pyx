@@ -1,4 +1,4 @@
-# Bounded spinning before a thread sleeps, napping, and how a thread reacquires the GIL.
+# Bounded spinning before a thread sleeps, short sleeps, and how a thread reacquires the GIL.
 #
 # May use primitives.pxd only. Nothing here matters for correctness: a thread that is told that nothing was found checks
 # again, and sleeps by the protocol of wait_queue.pyx. All shared words are hints, accessed relaxed.
@@ -15,17 +15,17 @@
 # crowded machine to any thread, for milliseconds; after such a yield twice as many yields are skipped as after the one
 # before.
 #
-# Lingering. If items come one at a time, two threads in step contend for each cache line. A spin that has found
+# Batching delay. If items come one at a time, two threads in step contend for each cache line. A spin that has found
 # something may go on for a while, to let items gather; wait_queue.pyx knows when that pays. On a GIL build items gather
 # by themselves, see the next paragraph.
 #
-# Napping. If more threads search than there are processors, spinning only keeps the threads from running that would
+# Short sleep. If more threads search than there are processors, spinning only keeps the threads from running that would
 # publish something; and if all of them slept, a publisher would pay for a wake-up with each item. So on a free-threaded
-# build no more threads spin than there are processors. A thread beyond that number naps once, still as a searcher, so
-# that no publisher has to wake it; the more threads search, the longer it naps, so that the clock does not wake more
-# threads than the processors can run. A nap has paid if more than one item has gathered by the end of the wait. If not,
-# naps are skipped for a while, since a publisher that sends one item at a time waits for the answer. On a GIL build
-# items gather while another thread has the GIL.
+# build no more threads spin than there are processors. A thread beyond that number sleeps once for a short time, still
+# as a searcher, so that no publisher has to wake it; the more threads search, the longer it sleeps, so that the clock
+# does not wake more threads than the processors can run. A short sleep has paid if more than one item has gathered by
+# the end of the wait. If not, short sleeps are skipped for a while, since a publisher that sends one item at a time
+# waits for the answer. On a GIL build items gather while another thread has the GIL.
 #
 # Reacquiring the GIL. A thread that requests the GIL while another holds it sleeps in the kernel, even if the holder is
 # about to release it. So a thread that has found what it spun for goes on spinning until the holder has detached (most
@@ -46,9 +46,9 @@ cdef int64_t MIN_SPIN_NS = 500
 cdef int64_t LONG_SPIN_NS = 40_000  # longer than it takes to wake a thread on another processor
 cdef int64_t YIELD_AFTER_NS = 1_000
 cdef int64_t CROWDED_NS = 50_000  # a yield that took longer gave the processor to an unrelated thread
-cdef int64_t NAP_NS = 50_000       # Linux's timers add about as much by default
-cdef int64_t NAP_FOR_EACH_NS = 25_000  # added for each other thread that searches
-cdef int64_t MAX_NAP_NS = 800_000
+cdef int64_t SHORT_SLEEP_NS = 50_000  # Linux's timers add about as much by default
+cdef int64_t SHORT_SLEEP_FOR_EACH_NS = 25_000  # added for each other thread that searches
+cdef int64_t MAX_SHORT_SLEEP_NS = 800_000
 cdef enum:
     MAX_YIELD_SKIPS = 4096
     FIRST_SKIPS = 16
@@ -59,7 +59,7 @@ cdef atomic[uint32_t] attached  # 1: a thread of ringmill's acquired the GIL las
 cdef Spin gil_spin              # how long threads spin for the GIL
 cdef atomic[uint32_t] yields_to_skip  # how many yields are still to be skipped,
 cdef atomic[uint32_t] yield_skips  # of this number
-cdef atomic[uint32_t] searching  # threads that spin or nap; free-threaded builds only
+cdef atomic[uint32_t] searching  # threads that spin or sleep briefly; free-threaded builds only
 
 
 cdef bint may_spin() noexcept nogil:
@@ -70,8 +70,8 @@ cdef bint may_spin() noexcept nogil:
 cdef void init_spin(Spin* spin) noexcept nogil:
     spin.span_ns.store(MAX_SPIN_NS, memory_order_relaxed)
     spin.count.store(0, memory_order_relaxed)
-    spin.nap_skips.store(0, memory_order_relaxed)
-    spin.nap_left.store(0, memory_order_relaxed)
+    spin.sleep_skips.store(0, memory_order_relaxed)
+    spin.sleep_skips_left.store(0, memory_order_relaxed)
 
 
 cdef int64_t _span(Spin* spin) noexcept nogil:
@@ -187,8 +187,10 @@ cdef bint spin_detached(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64
     return found
 
 
-cdef SearchResult spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t linger, int64_t deadline) noexcept:
-    # Called attached. The same, detached meanwhile; then goes on for `linger` nanoseconds if it found something.
+cdef SearchResult spin_until(
+    atomic[uint64_t]* word, uint64_t bits, Spin* spin, int64_t delay, int64_t deadline
+) noexcept:
+    # Called attached. The same, detached meanwhile; then goes on for `delay` nanoseconds if it found something.
     cdef SpinRound spin_round
     cdef bint found
     if not MAY_SPIN:
@@ -199,8 +201,8 @@ cdef SearchResult spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, 
     with nogil:  # waits for another thread to set a bit
         released_gil()
         found = spin_detached(word, bits, spin, deadline)
-        if found and linger:
-            _begin(&spin_round, linger, deadline)
+        if found and delay:
+            _begin(&spin_round, delay, deadline)
             spin_round.yield_at = spin_round.limit  # no yield: the publisher runs, on another processor
             while _goes_on(&spin_round):
                 pass
@@ -211,34 +213,34 @@ cdef SearchResult spin_until(atomic[uint64_t]* word, uint64_t bits, Spin* spin, 
     return FOUND_HINT if found else FOUND_NOTHING
 
 
-cdef SearchResult nap(Spin* spin, int64_t deadline) noexcept:
-    # Called attached. Sleeps briefly, detached, unless that has not paid recently. After NAPPED, learn_nap must be
-    # called.
-    cdef uint32_t left = spin.nap_left.load(memory_order_relaxed)
+cdef SearchResult short_sleep(Spin* spin, int64_t deadline) noexcept:
+    # Called attached. Sleeps briefly, detached, unless that has not paid recently. After SLEPT, learn_short_sleep must
+    # be called.
+    cdef uint32_t left = spin.sleep_skips_left.load(memory_order_relaxed)
     cdef int64_t span
     if not FREE_THREADED:
         return NOT_AT_ALL
     if left:
-        spin.nap_left.store(left - 1, memory_order_relaxed)
+        spin.sleep_skips_left.store(left - 1, memory_order_relaxed)
         return NOT_AT_ALL
-    span = NAP_NS + NAP_FOR_EACH_NS * <int64_t>searching.fetch_add(1, memory_order_relaxed)
-    span = min(span, MAX_NAP_NS)
+    span = SHORT_SLEEP_NS + SHORT_SLEEP_FOR_EACH_NS * <int64_t>searching.fetch_add(1, memory_order_relaxed)
+    span = min(span, MAX_SHORT_SLEEP_NS)
     if deadline >= 0:
         span = min(span, deadline - now_ns())
     if span > 0:
         with nogil:  # waits for more to be published
             sleep_ns(span)
     searching.fetch_sub(1, memory_order_relaxed)
-    return NAPPED
+    return SLEPT
 
 
-cdef void learn_nap(Spin* spin, bint paid) noexcept:
+cdef void learn_short_sleep(Spin* spin, bint paid) noexcept:
     # `paid`: whether more than one item had gathered.
     cdef uint32_t skips = 0
     if not paid:
-        skips = min(MAX_SKIPS, FIRST_SKIPS + 2 * spin.nap_skips.load(memory_order_relaxed))
-    spin.nap_skips.store(skips, memory_order_relaxed)
-    spin.nap_left.store(skips, memory_order_relaxed)
+        skips = min(MAX_SKIPS, FIRST_SKIPS + 2 * spin.sleep_skips.load(memory_order_relaxed))
+    spin.sleep_skips.store(skips, memory_order_relaxed)
+    spin.sleep_skips_left.store(skips, memory_order_relaxed)
 
 
 cdef void reset_search_count() noexcept:

@@ -30,5 +30,5 @@ cdef class Accounting:
     cdef uint64_t failed            # without a worker: by breakage
 
     cdef void count(self, Counts* counts) noexcept nogil
-    cdef bint is_settled(self, SpinLock* lock) noexcept nogil
+    cdef bint all_ended(self, SpinLock* lock) noexcept nogil
     cdef object stats(self, SpinLock* lock)

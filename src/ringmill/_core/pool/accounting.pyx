@@ -1,11 +1,11 @@
 # The counts of a run: how many operations were accepted, and what became of them.
 #
-# A worker's word is twice the number of operations that it gave up (settled or put back), plus one while it
-# runs one: one store at the take, one at the settlement, no read-modify-write. What a worker gives up otherwise than
+# A worker's word is twice the number of operations that it gave up (ended or put back), plus one while it
+# runs one: one store at the take, one when it gives it up, no read-modify-write. What a worker gives up otherwise than
 # by success is also counted under the pool's lock, together with the word, so that under the lock
 #     succeeded = word // 2 - failed - retried      running = word % 2
 # hold for each worker, and a snapshot taken under the lock is one state that the pool was in: words first, accepted
-# last. An operation is counted as accepted (a ring's tail) before anyone can take it, so queued, the rest, is never
+# last. An operation is counted as accepted (a ring's tail) before a worker can take it, so queued, the rest, is never
 # negative. Success, the common case, takes no lock.
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -53,7 +53,7 @@ cdef class Accounting:
         counts.delayed = self.delays.length
         counts.accepted = self.accepted_before + self.sources.accepted()
 
-    cdef bint is_settled(self, SpinLock* lock) noexcept nogil:
+    cdef bint all_ended(self, SpinLock* lock) noexcept nogil:
         # Whether everything accepted has its outcome. Exact while nothing is accepted. Takes the pool's lock.
         cdef Counts counts
         acquire(lock)

@@ -165,8 +165,8 @@ cdef object own_error(object error)
 cdef int log_exception(str message, object subject) except -1
 cdef void log_error(int level, str message, PyObject* arguments, PyObject* error) noexcept
 cdef bint hook_raised(object error, str message, object subject) except -1
-cdef bint keep_interrupt(object error) except -1
+cdef bint keep_keyboard_interrupt(object error) except -1
 cdef int raise_kept() except -1
-cpdef object take_interrupt()
+cpdef object take_keyboard_interrupt()
 cdef object reset(OperationBase op)
 cdef void renew(OperationBase op, uint32_t phase, uint32_t owner) noexcept

@@ -31,7 +31,7 @@
 # Verbs that a subclass overrides (increment_try, wait, done) are notifications: nothing here depends on them. What an
 # override raises is logged. A KeyboardInterrupt on the main thread is meant for the program, so it is kept
 # (hook_raised) until the current step is complete, and raised at the end of the outermost call that the main thread
-# made (raise_kept, take_interrupt). Only the main thread touches the kept interrupt, so that needs no lock.
+# made (raise_kept, take_keyboard_interrupt). Only the main thread touches the kept exception, so that needs no lock.
 
 import copyreg
 import enum
@@ -124,21 +124,21 @@ cdef SpinLock buckets[BUCKETS]
 cdef object owners = WeakValueDictionary()
 cdef object numbers = itertools.count(1)
 cdef unsigned long main_thread = threading.main_thread().ident
-cdef object kept_interrupt = None  # touched by the main thread only: see the head
-cdef list repeated = []  # done() methods that are called again after an interrupt: see repeatable
+cdef object kept_keyboard_interrupt = None  # touched by the main thread only: see the head
+cdef list repeated = []  # done() methods that are called again after a KeyboardInterrupt: see repeatable
 
 cdef inline SpinLock* _bucket(OperationBase op) noexcept nogil:
     return &buckets[(<uintptr_t><void*>op >> 6) & (BUCKETS - 1)]
 
 
 def _after_fork_in_child():
-    global main_thread, kept_interrupt
+    global main_thread, kept_keyboard_interrupt
     cdef int k
     for k in range(BUCKETS):
         buckets[k].held.store(0, memory_order_relaxed)  # relaxed: the child has only one thread now
     if main_thread != PyThread_get_thread_ident():
         main_thread = PyThread_get_thread_ident()
-        kept_interrupt = None  # it belonged to the parent's main thread
+        kept_keyboard_interrupt = None  # it belonged to the parent's main thread
 
 
 if hasattr(os, "register_at_fork"):
@@ -878,47 +878,47 @@ cdef int log_exception(str message, object subject) except -1:
     try:
         logger.exception(message, subject)
     except BaseException as error:
-        keep_interrupt(error)
+        keep_keyboard_interrupt(error)
     return 0
 
 
 cdef bint hook_raised(object error, str message, object subject) except -1:
     # Called while the error that a user's hook raised is being handled; the caller of the hook goes on (see the head).
     # Returns whether the error is a KeyboardInterrupt that was kept; any other is logged.
-    if keep_interrupt(error):
+    if keep_keyboard_interrupt(error):
         return True
     log_exception(message, subject)
     return False
 
 
-cdef bint keep_interrupt(object error) except -1:
+cdef bint keep_keyboard_interrupt(object error) except -1:
     # Keeps a KeyboardInterrupt of the main thread, the first of several. False: the error is not one.
-    global kept_interrupt
+    global kept_keyboard_interrupt
     # By its type: the class may have a `__class__` that raises, or that lies.
     if PyThread_get_thread_ident() != main_thread or not PyErr_GivenExceptionMatches(
         <PyObject*>error, PyExc_KeyboardInterrupt
     ):
         return False
-    if kept_interrupt is None:
-        kept_interrupt = error
+    if kept_keyboard_interrupt is None:
+        kept_keyboard_interrupt = error
     return True
 
 
 cdef int raise_kept() except -1:
     # At the end of a call that may have run users' hooks: raises the KeyboardInterrupt that was kept, if any.
-    error = take_interrupt()
+    error = take_keyboard_interrupt()
     if error is not None:
         raise error
     return 0
 
 
-cpdef object take_interrupt():
+cpdef object take_keyboard_interrupt():
     """Returns the kept KeyboardInterrupt of a user's hook, for the caller to raise, on the main thread; else None."""
-    global kept_interrupt
-    if PyThread_get_thread_ident() != main_thread or kept_interrupt is None:
+    global kept_keyboard_interrupt
+    if PyThread_get_thread_ident() != main_thread or kept_keyboard_interrupt is None:
         return None
-    error = kept_interrupt
-    kept_interrupt = None
+    error = kept_keyboard_interrupt
+    kept_keyboard_interrupt = None
     return error
 
 
@@ -930,7 +930,7 @@ def report_hook(error, str message, subject):
 def repeatable(done):
     """Marks a `done` of ringmill's own that is called again if it ends early.
 
-    That happens by a KeyboardInterrupt on the main thread, or for want of memory.
+    That happens by a KeyboardInterrupt on the main thread, or for lack of memory.
     """
     repeated.append(done)
     return done
@@ -954,9 +954,9 @@ cdef bint is_repeated(PyObject* kind) noexcept:
     return found
 
 
-def complete(step, int interrupts):
-    """Calls `step(interrupts)` until it returns; each time that it raises, reports that and adds one to `interrupts`, unless
-    it was for want of memory.
+def complete(step, int keyboard_interrupts):
+    """Calls `step(keyboard_interrupts)` until it returns. Each time that it raises, reports that and adds one to
+    `keyboard_interrupts`, unless it raised for lack of memory.
 
     For the exit of the interpreter, where no KeyboardInterrupt may escape, however many arrive. A signal handler can
     run between any two bytecodes, so no Python function can guarantee that; this one is compiled.
@@ -965,11 +965,11 @@ def complete(step, int interrupts):
     while left:
         left -= 1
         try:
-            step(interrupts)
+            step(keyboard_interrupts)
             return
         except BaseException as error:
             if not matches_error(<PyObject*>error, <PyObject*>memory_errors):
-                interrupts += 1
+                keyboard_interrupts += 1
             report_unraisable(error, step)
 
 

@@ -3,7 +3,7 @@
 #               +--------------------- put back (Retry, Reject) <-------+
 #               v                                                       |
 #   accept -> [source] -> take -> begin -> call process -> judge -------+--> count -> outcome -> done() -> stream
-#               |                                                          (settle)              (emit)
+#               |                                                           (end)                (emit)
 #               +-- cancel, breakage: count -> outcome -> done(); the claim of its place emits it
 #
 # A PoolRun has one lock and these parts, whose state the lock guards; each says so at its head:
@@ -17,10 +17,10 @@
 #
 # This file accepts operations, ends those that no worker will run, and ends the run. It is one class, hence its length.
 #
-# Taking. A worker stays with a source for some operations, or until it is empty, then looks at the next one: an operation
-# of one source waits for at most so many per worker of each other. Operations to be tried again are looked at first, but
-# not twice running, so neither kind starves the other. Whoever publishes an operation notifies `idle`; one thread searches
-# at a time; a searcher that takes one and sees more wakes the next (wait_queue.pyx).
+# Taking. A worker stays with a source for some operations, or until it is empty, then looks at the next one: an
+# operation of one source waits for at most so many per worker of each other. Operations to be tried again are looked at
+# first, but not twice running, so neither kind starves the other. A thread that publishes an operation notifies `idle`;
+# one thread searches at a time; a searcher that takes one and sees more wakes the next (wait_queue.pyx).
 #
 # Cancelling. By the same compare-exchange as begin (operation.pyx), under the lock, with the count. A cancelled
 # operation keeps its place in its ring; the worker that claims the place emits it, or, if done() has not been called
@@ -29,8 +29,9 @@
 # as accepted then, whatever the ring says (the maximum in stats), and one that the ring refuses after that stays both.
 #
 # The end. DRAINING: sources are ended, one by one; when all are (sealed), accepted stands still. From then on a worker that
-# finds nothing counts, and when all are settled it sets ENDING and wakes all. The last one to settle looks for the next
-# operation afterwards, so a worker counts after the last settlement; a thread that settles one without a worker wakes some.
+# finds nothing counts, and when all have ended it sets ENDING and wakes all. A worker that ends an operation looks for
+# the next one afterwards, so a worker counts after the last has ended; a thread that ends one without a worker wakes
+# some.
 #
 # Under the lock no reference is dropped, nothing is allocated, and no Python code runs (rule 7). What must not fail
 # allocates by functions that return NULL: Cython's `except` needs memory itself.
@@ -198,14 +199,14 @@ cdef class PoolRun(OwnerPool):
         return <WorkerState>worker
 
     cdef bint should_end(self) noexcept:
-        # Whether workers leave now. Draining ends when all that was accepted is settled, and this finds out.
+        # Whether workers leave now. Draining ends when all that was accepted has ended, and this finds out.
         cdef uint32_t phase = self.phase.load(memory_order_acquire)  # acquire: pairs with _close
-        # seq_cst: as take. A cancelled retry is settled and still to be emitted.
+        # seq_cst: as take. A cancelled retry has ended and is still to be emitted.
         if (
             phase == DRAINING
             and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close
             and not self.routing.length.load(memory_order_seq_cst)
-            and self.accounting.is_settled(&self.lock)
+            and self.accounting.all_ended(&self.lock)
         ):
             acquire(&self.lock)
             if self.phase.load(memory_order_relaxed) == DRAINING:  # relaxed: written under the lock
@@ -217,7 +218,7 @@ cdef class PoolRun(OwnerPool):
         return phase >= ENDING
 
     cdef int wake_for_drain(self) except -1:
-        # Something was settled by another than a worker: while the pool drains, a worker must look whether that was all.
+        # An operation has ended on no worker's thread: while the pool drains, a worker must check whether all have.
         if self.phase.load(memory_order_acquire) >= DRAINING:  # acquire: pairs with _close
             notify_all(&self.idle)
             notify_all(&self.leaving)
@@ -364,7 +365,7 @@ cdef class PoolRun(OwnerPool):
                 result = wait_for(&self.inbox.not_full, do_attempt, do_more, &request, NULL, 0, deadline)
         except BaseException:
             Py_DECREF(op)
-            self.withdraw(op)  # also where it was cancelled meanwhile: the interrupt is the caller's all the same
+            self.withdraw(op)  # also where it was cancelled meanwhile: the caller gets the exception all the same
             raise
         return self.submitted(op, result)
 
@@ -463,7 +464,7 @@ cdef class PoolRun(OwnerPool):
             if count:
                 fill(source.pending.ring, (<PyListObject*>ops).ob_item)
                 Py_SET_SIZE(<PyObject*>ops, 0)  # the list's references are the ring's now
-            source.end(None)  # its total is known before anybody sees it
+            source.end(None)  # its total is known before any thread sees it
             if count:
                 self.add(source)
         except BaseException:
@@ -564,7 +565,7 @@ cdef class PoolRun(OwnerPool):
             Py_INCREF(<object>error_record)  # the caller's
         return error_record
 
-    def is_routable(self, bytes rejected_by):
+    def has_taker(self, bytes rejected_by):
         """Whether a worker is left that is not in the mask."""
         cdef bint found
         acquire(&self.lock)
@@ -824,7 +825,7 @@ cdef class PoolRun(OwnerPool):
     cdef int end_one(self, OperationBase op, WorkSource source, uint64_t position, uint32_t phase, PyObject* error_record,
                      list ended) except -1:
         # Ends one that the caller has claimed. `error_record`: what it fails with, the caller's reference;
-        # NULL: that the pool is broken. Returns how many did not get into `ended`, for want of memory.
+        # NULL: that the pool is broken. Returns how many did not get into `ended`, for lack of memory.
         cdef bint mine
         Py_INCREF(op)  # the stream's
         acquire(&self.lock)

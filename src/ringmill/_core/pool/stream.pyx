@@ -380,7 +380,7 @@ cdef class Stream:
         return 0
 
     cdef int drop_source(self) except -1:
-        # With the turn, which it gives back. The reader is gone: a source that nobody else refers to goes, too.
+        # With the turn, which it gives back. The reader is gone: a source to which nothing else refers goes, too.
         iterator = self.iterator
         self.iterator = None
         put32(self.busy, 0, memory_order_seq_cst)  # seq_cst: as give_turn

@@ -67,7 +67,7 @@ cdef class WorkerLoop:
     cdef int end_source(self, WorkSource source) noexcept
     cdef uint64_t since_wait(self) noexcept
     cdef int check_current(self) except -1
-    cdef bint settle(self, PyObject* raw) except -1
+    cdef bint end_succeeded(self, PyObject* raw) except -1
     cdef void inspect_type(self, PyObject* kind) noexcept
     cdef object judge_error(self, object error, bint raised)
     cdef void end_failed(self, PyObject* error, bint seen, bint logged) noexcept

@@ -1,4 +1,4 @@
-# One worker's loop: takes an operation, has Python call `process`, settles it. And the whole life of a worker's thread.
+# One worker's loop: takes an operation, has Python call `process`, ends it. And the whole life of a worker's thread.
 #
 # May use the rest of `pool`, `ring`, `waiting` and `platform`. Longer than most files: one class.
 #
@@ -326,7 +326,7 @@ cdef class WorkerLoop:
     #     for op in loop:         __iter__, then __next__: takes one, waiting for it, and makes it RUNNING
     #         process(op)         a raise leaves the loop, and the policy ends the current operation or puts it back
     #         del op              no reference is held while the worker waits
-    #                             __next__: settles the current operation as succeeded, and takes the next one
+    #                             __next__: ends the current operation as succeeded, and takes the next one
     #
     # Python calls `process`, since a call from Python into Python costs less than one from C. Between the calls the
     # current operation is the WorkerLoop's.
@@ -338,7 +338,7 @@ cdef class WorkerLoop:
     def __next__(self):
         cdef PyObject* raw = self.state.op
         cdef int found
-        if raw != NULL and not self.settle(raw):
+        if raw != NULL and not self.end_succeeded(raw):
             raise StopIteration
         while True:
             found = self.take_again()
@@ -376,7 +376,7 @@ cdef class WorkerLoop:
     # an item and its outcome it is the loop's, as the current operation is: end_failed ends it.
 
     cdef bint run_items(self) except -1:
-        # Runs the claimed item, and others of its source until the worker's turn is over. False: as settle.
+        # Runs the claimed item, and others of its source until the worker's turn is over. False: as end_succeeded.
         cdef ItemSource source = self.items
         cdef PyObject* function
         cdef vectorcallfunc vector_function
@@ -494,7 +494,7 @@ cdef class WorkerLoop:
         return result
 
     cdef bint item_failed(self, PyObject* item) except -1:
-        # The call of an item has raised. False: as settle.
+        # The call of an item has raised. False: as end_succeeded.
         cdef PyObject* raw
         cdef PyObject* handled
         cdef ItemSource source = self.items
@@ -539,7 +539,7 @@ cdef class WorkerLoop:
         self.item = NULL
         acquire(&self.pool_run.lock)
         self.state.failed += 1
-        # relaxed load and release: as in settle
+        # relaxed load and release: as in end_succeeded
         self.state.word.store((self.state.word.load(memory_order_relaxed) | 1) + 1, memory_order_release)
         release(&self.pool_run.lock)
         if self.items.computes:
@@ -548,7 +548,7 @@ cdef class WorkerLoop:
         self.items.publish(self.position, item, <uint64_t>error_record | FAILED_BIT)
 
     cdef bint run_record(self, PyObject* raw) except -1:
-        # Runs an item that has a record: it is tried again, or one of `call`. False: as settle.
+        # Runs an item that has a record: it is tried again, or one of `call`. False: as end_succeeded.
         cdef PyObject* result
         cdef PyObject* arguments
         if (<OperationBase>raw).context is None:
@@ -570,7 +570,7 @@ cdef class WorkerLoop:
             self.crash = self.judge_handled(steal(take_raised()))
             return self.crash is None
         (<ItemRecord>raw).value = steal(result)
-        return self.settle(raw)
+        return self.end_succeeded(raw)
 
     cdef void release_items(self) noexcept:
         # Between two items: holds nothing of their sources.
@@ -584,7 +584,7 @@ cdef class WorkerLoop:
         self.waited_at = self.state.word.load(memory_order_relaxed) >> 1  # relaxed: its only writer
         return self.waited_at - last
 
-    cdef bint settle(self, PyObject* raw) except -1:
+    cdef bint end_succeeded(self, PyObject* raw) except -1:
         # `process` has returned. False: that was the last one, see `crash`.
         if self.pool_run.epoch != epoch_now:
             return False  # it forked, and this is the child: the operation is the parent's
@@ -652,7 +652,7 @@ cdef class WorkerLoop:
                     )
                 # relaxed: as above
                 faults = 1 if self.state.word.load(memory_order_relaxed) != before else faults + 1
-                self.crash = steal(fault)  # nobody else holds it, so the policy can drop it
+                self.crash = steal(fault)  # no other thread holds it, so the policy can drop it
         if not inherited:
             self.end_life(result == NULL)
         Py_XDECREF(result)
@@ -824,7 +824,7 @@ cdef class WorkerLoop:
 
     cdef void end_failed(self, PyObject* error, bint seen, bint logged) noexcept:
         # The last resort as well: needs no memory, and runs no user code but done(). `logged`: the worker reads the error
-        # after this, or it is not this operation's alone, so nobody may raise it, but copies only.
+        # after this, or it is not this operation's alone, so it may not be raised itself, only copies of it.
         cdef PyObject* raw = self.state.op
         cdef PyObject* error_record
         cdef PyObject* handled
@@ -849,7 +849,7 @@ cdef class WorkerLoop:
         self.record = None
         acquire(&self.pool_run.lock)
         self.state.failed += 1
-        # relaxed load and release: as in settle
+        # relaxed load and release: as in end_succeeded
         self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
         release(&self.pool_run.lock)
         self.inspect_type(<PyObject*>Py_TYPE(raw))
@@ -893,7 +893,7 @@ cdef class WorkerLoop:
         acquire(&run.lock)
         self.record.source.has_retries = True
         self.state.retried += 1
-        # relaxed load and release: as in settle
+        # relaxed load and release: as in end_succeeded
         self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
         put_back(<OperationBase>raw)
         if due:

@@ -133,7 +133,7 @@ shut(unmade)
 
 
 cdef inline uint64_t _since(atomic[uint64_t]* mark, uint64_t count) noexcept:
-    # How far the count has moved since the last call. relaxed: only a hint, for the linger time (spinning.pyx)
+    # How far the count has moved since the last call. relaxed: only a hint, for the batching delay (spinning.pyx)
     cdef uint64_t last = mark.load(memory_order_relaxed)
     mark.store(count, memory_order_relaxed)
     return count - last

@@ -4,8 +4,8 @@ from cpython.object cimport PyObject
 
 from ringmill._core.waiting.wait_queue cimport Attempt, SpinLock, Sleeper, WaitQueue
 
-cdef class LoopMailbox:
-    # Collects the wake-ups for the tasks of one loop, from all threads.
+cdef class ReadyQueue:
+    # The tasks of one event loop that were woken and that the loop has not resumed yet. Any thread adds to it.
     cdef object loop            # the asyncio loop, or trio's token
     cdef unsigned long thread   # the thread that runs the loop
     cdef object __weakref__
@@ -25,8 +25,8 @@ cdef class LoopMailbox:
 
 cdef class LoopSleeper(Sleeper):
     # One wait of one task. Made on the loop's thread, and used there, except wake().
-    cdef LoopMailbox mailbox
-    cdef PyObject* following    # the next in the mailbox's chain; guarded by its lock until a thread takes the chain
+    cdef ReadyQueue ready_queue
+    cdef PyObject* following    # the next in the ready queue's chain; guarded by its lock until the chain is taken
     cdef object future          # asyncio: what the task awaits
     cdef object task            # trio: the task
     cdef bint asleep            # trio: whether the task sleeps

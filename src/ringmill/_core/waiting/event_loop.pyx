@@ -6,10 +6,11 @@
 # sleeps in an await instead of on a lock, so a LoopSleeper is in the queue. The waker may be any thread:
 #
 #   same thread, in a task of the same loop   asyncio: the future is resolved at once, without a system call
-#   anywhere else                             the sleeper is appended to its LoopMailbox's chain; the thread that finds the
-#                                             chain unscheduled asks the loop, by its thread-safe call, to call the mailbox
+#   anywhere else                             the sleeper is appended to its ReadyQueue's chain; the thread that finds
+#                                             the chain unscheduled asks the loop, by its thread-safe call, to call the
+#                                             ready queue
 #
-# The mailbox (LoopMailbox.__call__) runs on the loop and resumes all tasks whose sleepers have arrived by then: the
+# The ready queue (ReadyQueue.__call__) runs on the loop and resumes all tasks whose sleepers have arrived by then: the
 # wake-ups of one loop are combined into one write to its wake-up pipe.
 #
 # A cancelled await takes nothing: a task takes its item itself, when it runs, and from there to the caller nothing
@@ -19,15 +20,17 @@
 #
 # A loop may be busy for long, blocked, stopped, or stopped and run again later. Nothing waits for it: a waker that
 # wakes one of its tasks also wakes a thread and a task of each other loop (wait_queue.pyx), so a wake-up gives a task
-# no claim on an item. The task checks when its loop runs again; it takes an item, or returns to its place in its lane.
+# no claim on an item. The task checks when its loop runs again; it takes an item, or returns to its place in its
+# subqueue.
 #
-# A loop that is closed refuses the call. Then the mailbox is dead, wake() returns False, and the waker wakes the next
-# of that loop's tasks, until none is left in the lane. Tasks that were woken by then and never ran pass the wake-up on.
+# A loop that is closed refuses the call. Then the ready queue is dead, wake() returns False, and the waker wakes the
+# next of that loop's tasks, until none is left in the subqueue. Tasks that were woken by then and never ran pass the
+# wake-up on.
 #
 # The chain holds its own reference to each sleeper in it, taken before the lock is acquired and dropped after its
 # release. Under the lock only pointers are moved (rule 7): on a free-threaded build, the DECREF of an object that
-# another thread made, or of None at the wrong moment, may detach. Hence raw pointers, which the mailbox shows to the
-# collector (rule 11).
+# another thread made, or of None at the wrong moment, may detach. Hence raw pointers, which the ready queue shows to
+# the collector (rule 11).
 #
 # The call to the loop is Python code, so it can also fail for other reasons: a signal handler raises in it, the waker
 # is at its recursion limit, memory is short. The woken tasks rely on it, so the loop is asked again, in the end by a
@@ -70,18 +73,18 @@ cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long thread, object error) except -1
 
 cdef enum:
-    # the results of LoopMailbox.ask
+    # the results of ReadyQueue.ask
     ASKED = 1
     GONE = 2                    # the loop is closed for good
     FAILED = 3
     ATTEMPTS = 100              # how often it is tried at once: each signal, or lack of memory, makes one attempt fail
 
 cdef dict modules = sys.modules
-cdef object mailboxes = threading.local()  # .current: a weak reference to this thread's latest LoopMailbox
+cdef object ready_queues = threading.local()  # .current: a weak reference to this thread's latest ReadyQueue
 cdef object ref = weakref.ref
 
 
-cdef class LoopMailbox:
+cdef class ReadyQueue:
     def __cinit__(self, loop):
         self.loop = loop
         self.thread = PyThread_get_thread_ident()
@@ -162,7 +165,7 @@ cdef class LoopMailbox:
 
     cdef void give_up(self) noexcept:
         # Leaves the sleepers in the chain, unscheduled, so that the next post() asks the loop again. They no longer
-        # count as pending in their lanes, so that there will be a next post().
+        # count as pending in their subqueues, so that there will be a next post().
         cdef PyObject* first = self.take_all(False)
         cdef PyObject* last = NULL
         cdef PyObject* raw = first
@@ -195,7 +198,7 @@ cdef class LoopMailbox:
         """Called by the loop: resumes the tasks whose sleepers are in the chain."""
         cdef PyObject* raw = self.take_all(False)
         cdef LoopSleeper sleeper
-        interrupt = None
+        to_raise = None
         while raw:
             sleeper = <LoopSleeper>steal(raw)  # owns the chain's reference now
             raw = sleeper.following  # before it is resumed: after that it may be woken again
@@ -204,9 +207,9 @@ cdef class LoopMailbox:
             except BaseException as error:
                 sleeper.pass_wakeup_on()  # the loop is being torn down
                 if not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
-                    interrupt = error
-        if interrupt is not None:
-            raise interrupt  # Ctrl-C goes through the loop, as from any interrupted callback of the loop
+                    to_raise = error
+        if to_raise is not None:
+            raise to_raise  # a KeyboardInterrupt goes through the loop, as out of any other callback of the loop
 
     def __dealloc__(self):
         drop_chain(self.take_all(True))
@@ -221,37 +224,37 @@ cdef void drop_chain(PyObject* raw) noexcept:
 
 
 # Garbage collection: Cython does not traverse the chain. No thread is inside a section under a lock meanwhile.
-cdef traverseproc base_traverse = (<PyTypeObject*>LoopMailbox).tp_traverse
-cdef inquiry base_clear = (<PyTypeObject*>LoopMailbox).tp_clear
+cdef traverseproc base_traverse = (<PyTypeObject*>ReadyQueue).tp_traverse
+cdef inquiry base_clear = (<PyTypeObject*>ReadyQueue).tp_clear
 
 
-cdef int mailbox_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
+cdef int ready_queue_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef int status = base_traverse(self, visit, arg)
-    cdef PyObject* raw = (<LoopMailbox>self).first
+    cdef PyObject* raw = (<ReadyQueue>self).first
     while raw and not status:
         status = visit(raw, arg)
         raw = (<LoopSleeper>raw).following
     return status
 
 
-cdef int mailbox_clear(PyObject* self) noexcept:
-    drop_chain((<LoopMailbox>self).take_all(False))
+cdef int ready_queue_clear(PyObject* self) noexcept:
+    drop_chain((<ReadyQueue>self).take_all(False))
     return base_clear(self)
 
 
 cdef void install_traverse(PyTypeObject* kind) noexcept:
-    kind.tp_traverse = mailbox_traverse
-    kind.tp_clear = mailbox_clear
+    kind.tp_traverse = ready_queue_traverse
+    kind.tp_clear = ready_queue_clear
 
 
 cdef int ask_again(void* raw) noexcept:
     # A pending call of the interpreter, on the main thread.
-    cdef LoopMailbox mailbox = <LoopMailbox>steal(<PyObject*>raw)
-    cdef int result = mailbox.ask()
+    cdef ReadyQueue ready_queue = <ReadyQueue>steal(<PyObject*>raw)
+    cdef int result = ready_queue.ask()
     if result == GONE:
-        mailbox.abandon_loop(None)
+        ready_queue.abandon_loop(None)
     elif result == FAILED:
-        mailbox.give_up()
+        ready_queue.give_up()
     return 0
 
 
@@ -271,7 +274,7 @@ cdef int raise_later(object error) noexcept:
     return 0
 
 
-cdef class AsyncioMailbox(LoopMailbox):
+cdef class AsyncioReadyQueue(ReadyQueue):
     cdef object schedule(self):
         self.loop.call_soon_threadsafe(self)
 
@@ -279,7 +282,7 @@ cdef class AsyncioMailbox(LoopMailbox):
         return self.loop.is_closed()
 
 
-cdef class TrioMailbox(LoopMailbox):
+cdef class TrioReadyQueue(ReadyQueue):
     cdef object schedule(self):
         self.loop.run_sync_soon(self)
 
@@ -287,9 +290,9 @@ cdef class TrioMailbox(LoopMailbox):
         return isinstance(error, modules["trio"].RunFinishedError)
 
 
-install_traverse(<PyTypeObject*>LoopMailbox)
-install_traverse(<PyTypeObject*>AsyncioMailbox)  # the subclasses add no references
-install_traverse(<PyTypeObject*>TrioMailbox)
+install_traverse(<PyTypeObject*>ReadyQueue)
+install_traverse(<PyTypeObject*>AsyncioReadyQueue)  # the subclasses add no references
+install_traverse(<PyTypeObject*>TrioReadyQueue)
 
 
 cdef object _asyncio_loop():
@@ -316,19 +319,19 @@ cdef object _asyncio_task():
 
 
 cdef int bind_to_task(LoopSleeper sleeper) except -1:
-    cdef LoopMailbox mailbox = None
+    cdef ReadyQueue ready_queue = None
     cdef bint trio = in_trio()  # before asyncio: trio may run as its guest
     loop = modules["trio.lowlevel"].current_trio_token() if trio else _asyncio_loop()
     if loop is None:
         raise RuntimeError("no asyncio or trio event loop is running on this thread")
-    last = getattr(mailboxes, "current", None)
+    last = getattr(ready_queues, "current", None)
     if last is not None:
-        mailbox = last()
-    if mailbox is None or mailbox.loop is not loop:
-        mailbox = TrioMailbox(loop) if trio else AsyncioMailbox(loop)
-        mailboxes.current = ref(mailbox)
-    sleeper.mailbox = mailbox
-    sleeper.node.owner = <void*>loop  # kept alive by the mailbox, which the sleeper refers to
+        ready_queue = last()
+    if ready_queue is None or ready_queue.loop is not loop:
+        ready_queue = TrioReadyQueue(loop) if trio else AsyncioReadyQueue(loop)
+        ready_queues.current = ref(ready_queue)
+    sleeper.ready_queue = ready_queue
+    sleeper.node.owner = <void*>loop  # kept alive by the ready queue, which the sleeper refers to
     if trio:
         sleeper.task = modules["trio.lowlevel"].current_task()
     return 0
@@ -350,25 +353,25 @@ cdef object checkpoint():
 
 cdef class LoopSleeper(Sleeper):
     cdef bint wake(self) noexcept:
-        cdef LoopMailbox mailbox = self.mailbox
+        cdef ReadyQueue ready_queue = self.ready_queue
         cdef bint here
-        if self.future is not None and mailbox.thread == PyThread_get_thread_ident():
+        if self.future is not None and ready_queue.thread == PyThread_get_thread_ident():
             # Outside of a task (in a signal handler, for example) the loop may be in its select and must be woken from
             # it.
             try:
-                here = _asyncio_loop() is mailbox.loop and _asyncio_task() is not None
+                here = _asyncio_loop() is ready_queue.loop and _asyncio_task() is not None
                 if here:
                     self.resume()
                     return True
             except BaseException as error:  # falls back to post()
                 if not PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
                     raise_later(error)
-        return mailbox.post(self)
+        return ready_queue.post(self)
 
     cdef int arm(self) except -1:
         # Called before begin_sleep, after which it may be woken.
         if self.task is None:
-            self.future = self.mailbox.loop.create_future()
+            self.future = self.ready_queue.loop.create_future()
         return 0
 
     cdef object suspend(self):
@@ -400,7 +403,7 @@ cdef class LoopSleeper(Sleeper):
 
 
 async def _suspend_in_trio(LoopSleeper sleeper):
-    # Only the mailbox resumes the task, and it runs while no task does: so not before the task is asleep.
+    # Only the ready queue resumes the task, and it runs while no task does: so not before the task is asleep.
     sleeper.asleep = True
     await modules["trio.lowlevel"].wait_task_rescheduled(sleeper._abort)  # not a closure, which would keep itself alive
 
@@ -409,7 +412,7 @@ cdef class LoopWait(LoopSleeper):
     cdef bint wake(self) noexcept:
         if LoopSleeper.wake(self):
             return True
-        end_pending(self.queue, &self.node)  # so that the next of the lane can be granted
+        end_pending(self.queue, &self.node)  # so that the next of the subqueue can be granted
         return False
 
     cdef int resume(self) except -1:

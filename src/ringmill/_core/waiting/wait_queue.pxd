@@ -62,13 +62,13 @@ cdef inline void release(SpinLock* lock) noexcept nogil:
 
 
 cdef struct WaitNode:
-    WaitNode* prev              # of the list of threads, or of the circular list of a lane; guarded by the queue's lock
+    WaitNode* prev              # of the list of threads, or of a subqueue's circular list; guarded by the queue's lock
     WaitNode* next              # once granted: the waker's chain
-    WaitNode* above             # of the first node of a lane: the first nodes of the neighbouring lanes; guarded by the
-    WaitNode* below             # queue's lock
-    bint heads                  # it is the first of a lane; guarded by the queue's lock
-    void* pending               # of the first of a lane: a granted Sleeper of it that is not resumed yet; only compared
-    bint pends                  # a granted Sleeper whose lane had others, which are not granted before it is resumed
+    WaitNode* above             # of the first node of a subqueue: the first nodes of the subqueues before and after it;
+    WaitNode* below             # guarded by the queue's lock
+    bint heads                  # it is the first of a subqueue; guarded by the queue's lock
+    void* pending               # of the first of a subqueue: its granted Sleeper that is not resumed yet; only compared
+    bint pends                  # a granted Sleeper; the others of its subqueue are not granted before it is resumed
     uint64_t since              # when it was queued last, by the queue's clock
     uint64_t place              # of a Sleeper: when it was queued first; 0: not yet
     PyThread_type_lock lock     # a thread parks on it; locked at rest, released by a grant
@@ -86,20 +86,20 @@ cdef struct WaitQueue:
     SpinLock lock
     WaitNode* first             # threads; guarded by the lock, like all below but `spin`
     WaitNode* last
-    WaitNode* lanes             # Sleepers: the first of each lane; one lane for each owner
-    WaitNode* last_lane
+    WaitNode* subqueues         # Sleepers: the first of each subqueue; one subqueue for each owner
+    WaitNode* last_subqueue
     uint64_t clock              # how many nodes have been queued
     WaitNode* spinner           # a node in the list whose thread spins, or has spun; GIL builds only
     Spin spin                   # how long the waiters here spin; atomics
-    int64_t linger_ns           # how long the next search goes on after it has seen the hint; adapts
-    uint32_t linger_count
+    int64_t batching_ns         # batching delay: how long the next search goes on after it has seen the hint; adapts
+    uint32_t batching_count
 
 
 cdef class Sleeper:
     # A waiter that does not block a thread: a task of an event loop, or a pool that reads a ring.
     cdef WaitNode node
     # Called attached, without locks, once it is granted; may run Python code. Other waiters that could take the same
-    # item have been granted too. False: it cannot be reached, so the next of its lane is granted as well.
+    # item have been granted too. False: it cannot be reached, so the next of its subqueue is granted as well.
     cdef bint wake(self) noexcept
 
 

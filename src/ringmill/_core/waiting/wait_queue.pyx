@@ -26,13 +26,14 @@
 # check and cancels is no searcher any more, but still has the duty. (tests/models/test_model_park_wake.py searches all
 # interleavings; without that last rule it finds a lost wake-up.)
 #
-# A granted node is out of the list. A thread that leaves without having parked to the end (timeout, interrupt, an item
-# found on the last check) calls cancel_sleep. If that returns "granted", the release of the node's lock has been
-# consumed, and the thread is a searcher with the duty above: so the wake-up is passed on.
+# To grant a wake-up is to take a waiter's node out of the list, under the lock, in order to wake the waiter after the
+# unlock. A thread that leaves without having parked to the end (timeout, signal, an item found on the last check) calls
+# cancel_sleep. If that returns "granted", the release of the node's lock has been consumed, and the thread is a
+# searcher with the duty above: so the wake-up is passed on.
 #
 # Spinning (spinning.pyx) on a free-threaded build is a search that no sleep preceded: at most one thread per queue. A
 # waker that sees it sets `hint` instead of waking a sleeper. The hint saves time only; correctness rests on the check
-# after the search. A nap (spinning.pyx) is a spin that does not look at the hint.
+# after the search. A short sleep (spinning.pyx) is a search, too, but one that does not look at the hint.
 #
 # On a GIL build, such a thread would have to reacquire the GIL after the spin only to release it again and sleep. So
 # there a thread registers as a sleeper first, then spins, detached, on its own node (`granted_flag`) before it blocks
@@ -45,37 +46,37 @@
 # Event loops. A Sleeper is a waiter that does not block a thread: a task of an event loop, or the RingWatcher of a pool
 # that reads a ring. It is unknown whether and when it acts on a wake-up: its loop may be busy, blocked, stopped, or
 # never run again. So no wake-up depends on a Sleeper: it is granted without becoming a searcher, and never instead of a
-# waiter that could take the same item. The Sleepers of one owner (one event loop) form a lane, in the order in which
-# they began to wait. Threads are in a list of their own. A waker that finds no searcher grants, in one section under
-# the lock,
+# waiter that could take the same item. The Sleepers of one owner (one event loop) form a subqueue, in the order in
+# which they began to wait. Threads are in a list of their own. A waker that finds no searcher grants, in one section
+# under the lock,
 #
 #   the first thread, which becomes the searcher, and
-#   the first Sleeper of each lane: of every lane if no thread waits; else of those lanes whose first Sleeper was queued
-#   before that thread.
+#   the first Sleeper of each subqueue: of every subqueue if no thread waits; else of those subqueues whose first
+#   Sleeper was queued before that thread.
 #
-# A lane that is passed over loses nothing: the thread was granted; it takes an item and notifies if there is more, or
-# finds that there is nothing, or leaves and notifies. A waker that finds a searcher passes over all lanes for the same
-# reason. If no thread waits and none searches, each publication is announced in every lane; whatever one loop does
-# about it, the others have been notified themselves.
+# A subqueue that is passed over loses nothing: the thread was granted; it takes an item and notifies if there is more,
+# or finds that there is nothing, or leaves and notifies. A waker that finds a searcher passes over all subqueues for
+# the same reason. If no thread waits and none searches, each publication is announced in every subqueue; whatever one
+# loop does about it, the others have been notified themselves.
 #
-# Within a lane, a granted Sleeper corresponds to a searcher among threads. Until its loop resumes it (`pending`), no
-# other Sleeper of the lane is granted; so a busy loop is woken once rather than with each publication, and one loop
-# does not wake several tasks for one item. The Sleeper checks after `pending` has ended (end_pending, or cancel_sleep),
-# and checks for more than it takes itself. So it sees whatever was published until then, and notifies if there is more.
-# If its loop never resumes it, its lane is not granted any more: that is the loop which does not run. If all waiters
-# are tasks of one loop, no other waiter can take an item first, and each publication grants the next task, so that they
-# run concurrently. (The model includes loops that stop. With a waker that stops at the first Sleeper, or a task that
-# checks for more before `pending` ends, it finds the lost wake-up.)
+# Within a subqueue, a granted Sleeper corresponds to a searcher among threads. Until its loop resumes it (`pending`),
+# no other Sleeper of the subqueue is granted; so a busy loop is woken once rather than with each publication, and one
+# loop does not wake several tasks for one item. The Sleeper checks after `pending` has ended (end_pending, or
+# cancel_sleep), and checks for more than it takes itself. So it sees whatever was published until then, and notifies if
+# there is more. If its loop never resumes it, its subqueue is not granted any more: that is the loop which does not
+# run. If all waiters are tasks of one loop, no other waiter can take an item first, and each publication grants the
+# next task, so that they run concurrently. (The model includes loops that stop. With a waker that stops at the first
+# Sleeper, or a task that checks for more before `pending` ends, it finds the lost wake-up.)
 #
 # So a granted Sleeper may find nothing, because a thread or a task of another loop was faster. It returns to its former
-# place in its lane (`place`), not to the end, but behind the threads that wait by then (`since`). If it is the first of
-# its lane, it is granted again after at most as many wake-ups; so no Sleeper starves, and threads that are always
-# faster than a loop do not wake that loop with each item. A thread that was granted and found nothing goes to the end
-# of the list of threads; those before it become fewer with each wake-up, so it is first again after as many.
+# place in its subqueue (`place`), not to the end, but behind the threads that wait by then (`since`). If it is the
+# first of its subqueue, it is granted again after at most as many wake-ups; so no Sleeper starves, and threads that are
+# always faster than a loop do not wake that loop with each item. A thread that was granted and found nothing goes to
+# the end of the list of threads; those before it become fewer with each wake-up, so it is first again after as many.
 #
-# A walk over the lanes, under the lock, takes time in proportion to the number of event loops that wait in one queue.
-# Sleeper.wake returns whether the Sleeper can be reached at all; if not (its loop is closed), the next of its lane is
-# granted.
+# A walk over the subqueues, under the lock, takes time in proportion to the number of event loops that wait in one
+# queue. Sleeper.wake returns whether the Sleeper can be reached at all; if not (its loop is closed), the next of its
+# subqueue is granted.
 #
 # After a fork the child's queues hold nodes of threads that no longer exist, perhaps half changed. Each queue knows the
 # fork epoch that it belongs to, and the first thread of the child that touches it empties it.
@@ -95,19 +96,19 @@ from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, yield_pro
 from ringmill._core.platform.spinning cimport (
     FOUND_NOTHING,
     LONG_EVERY,
-    NAPPED,
     NOT_AT_ALL,
+    SLEPT,
     SearchResult,
-    reacquired_gil,
-    reacquire_gil,
-    reset_search_count,
     init_spin,
-    learn_nap,
+    learn_short_sleep,
     may_spin,
-    nap,
+    reacquire_gil,
+    reacquired_gil,
+    released_gil,
+    reset_search_count,
+    short_sleep,
     spin_detached,
     spin_until,
-    released_gil,
 )
 
 from ringmill.arguments import seconds as check_seconds
@@ -134,10 +135,10 @@ cdef enum:
 cdef uint64_t SLEEPER = <uint64_t>1 << 32
 cdef uint64_t SEARCHERS = SLEEPER - 1
 
-cdef int64_t MIN_LINGER_NS = 500
-cdef int64_t MAX_LINGER_NS = 20_000
-cdef int64_t LINGER_ITEM_NS = 250  # lingering pays if items come at most this far apart
-cdef int64_t LINGER_ITEMS = 4
+cdef int64_t MIN_BATCHING_NS = 500
+cdef int64_t MAX_BATCHING_NS = 20_000
+cdef int64_t BATCHING_ITEM_NS = 250  # the delay pays if items come at most this far apart
+cdef int64_t BATCHING_ITEMS = 4
 cdef int64_t MAX_PARK_NS = <int64_t>3_600 * 1_000_000_000
 
 epoch_now = 1
@@ -190,13 +191,13 @@ cdef void init_queue(WaitQueue* q) noexcept:
     q.lock.held.store(0, memory_order_relaxed)
     q.first = NULL
     q.last = NULL
-    q.lanes = NULL
-    q.last_lane = NULL
+    q.subqueues = NULL
+    q.last_subqueue = NULL
     q.clock = 0
     q.spinner = NULL
     init_spin(&q.spin)
-    q.linger_ns = 0
-    q.linger_count = 0
+    q.batching_ns = 0
+    q.batching_count = 0
 
 
 cdef void _lock(WaitQueue* q) noexcept:
@@ -209,8 +210,8 @@ cdef void _lock(WaitQueue* q) noexcept:
             q.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
             q.first = NULL
             q.last = NULL
-            q.lanes = NULL
-            q.last_lane = NULL
+            q.subqueues = NULL
+            q.last_subqueue = NULL
             q.spinner = NULL
             q.epoch.store(epoch_now, memory_order_release)  # release: the queue is whole
             break
@@ -241,25 +242,25 @@ cdef inline void _append(WaitQueue* q, WaitNode* node) noexcept:
     q.last = node
 
 
-cdef void _set_lane(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* below) noexcept:
-    # Makes the node the first of its lane, between those two lanes. The caller sets its `pending`.
+cdef void _set_subqueue(WaitQueue* q, WaitNode* node, WaitNode* above, WaitNode* below) noexcept:
+    # Makes the node the first of its subqueue, between those two subqueues. The caller sets its `pending`.
     node.heads = True
     node.above = above
     node.below = below
     if above:
         above.below = node
     else:
-        q.lanes = node
+        q.subqueues = node
     if below:
         below.above = node
     else:
-        q.last_lane = node
+        q.last_subqueue = node
 
 
-cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
-    # Adds a Sleeper to the lane of its owner: at the end, or at the place that it had before. A lane is a circular
-    # list.
-    cdef WaitNode* head = q.lanes
+cdef void _append_to_subqueue(WaitQueue* q, WaitNode* node) noexcept:
+    # Adds a Sleeper to the subqueue of its owner: at the end, or at the place that it had before. A subqueue is a
+    # circular list.
+    cdef WaitNode* head = q.subqueues
     cdef WaitNode* at
     q.clock += 1
     node.since = q.clock
@@ -273,9 +274,9 @@ cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
         node.prev = node
         node.next = node
         node.pending = NULL
-        _set_lane(q, node, q.last_lane, NULL)
+        _set_subqueue(q, node, q.last_subqueue, NULL)
         return
-    at = head  # it is inserted before `at`; before the first is the end of the lane
+    at = head  # it is inserted before `at`; before the first is the end of the subqueue
     if head.prev.place > node.place:
         # passes only Sleepers that were granted, found nothing, and have returned before this one
         while at.place < node.place:
@@ -287,24 +288,24 @@ cdef void _append_to_lane(WaitQueue* q, WaitNode* node) noexcept:
     if at == head and node.place < head.place:
         head.heads = False
         node.pending = head.pending
-        _set_lane(q, node, head.above, head.below)
+        _set_subqueue(q, node, head.above, head.below)
 
 
-cdef void _unlink_from_lane(WaitQueue* q, WaitNode* node) noexcept:
+cdef void _unlink_from_subqueue(WaitQueue* q, WaitNode* node) noexcept:
     if node.heads:
         node.heads = False
         if node.next != node:
             node.next.pending = node.pending
-            _set_lane(q, node.next, node.above, node.below)
+            _set_subqueue(q, node.next, node.above, node.below)
         else:
             if node.above:
                 node.above.below = node.below
             else:
-                q.lanes = node.below
+                q.subqueues = node.below
             if node.below:
                 node.below.above = node.above
             else:
-                q.last_lane = node.above
+                q.last_subqueue = node.above
     node.prev.next = node.next
     node.next.prev = node.prev
     node.queued = False
@@ -312,7 +313,7 @@ cdef void _unlink_from_lane(WaitQueue* q, WaitNode* node) noexcept:
 
 cdef inline void _unlink(WaitQueue* q, WaitNode* node) noexcept:
     if node.sleeper:
-        _unlink_from_lane(q, node)
+        _unlink_from_subqueue(q, node)
         return
     if node.prev:
         node.prev.next = node.next
@@ -347,12 +348,12 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
     # lock (a worker that arms a RingWatcher), so a local variable: for a field, Cython adds a DECREF.
     cdef PyObject* sleeper = node.sleeper
     if sleeper:
-        Py_INCREF(<object>sleeper)  # owned by the lane, then by the thread that grants or cancels
+        Py_INCREF(<object>sleeper)  # owned by the subqueue, then by the thread that grants or cancels
     _lock(q)
     node.epoch = epoch_now
     node.queued = True
     if node.sleeper:
-        _append_to_lane(q, node)
+        _append_to_subqueue(q, node)
     else:
         node.granted_flag.store(0, memory_order_relaxed)
         _append(q, node)
@@ -362,7 +363,7 @@ cdef void begin_sleep(WaitQueue* q, WaitNode* node, bint searching) noexcept:
 
 
 cdef inline void _end_pending(WaitQueue* q, WaitNode* node) noexcept:
-    cdef WaitNode* head = q.lanes
+    cdef WaitNode* head = q.subqueues
     if not node.sleeper or not node.pends:
         return
     node.pends = False
@@ -399,7 +400,7 @@ cdef bint cancel_sleep(WaitQueue* q, WaitNode* node) noexcept:
     release(&q.lock)
     if node.sleeper:
         if not granted:
-            Py_DECREF(<object>node.sleeper)  # the lane's; the granter drops its own
+            Py_DECREF(<object>node.sleeper)  # the subqueue's; the granter drops its own
     elif granted:
         # The waker is between its unlock and its release of the node: a few instructions.
         PyThread_acquire_lock(node.lock, 1)
@@ -421,7 +422,7 @@ cdef bint wake_node(WaitNode* node) noexcept:
     cdef bint reachable = True
     if sleeper:
         reachable = (<Sleeper>sleeper).wake()
-        Py_DECREF(<object>sleeper)  # the lane's reference, which passed to this thread with the grant
+        Py_DECREF(<object>sleeper)  # the subqueue's reference, which passed to this thread with the grant
     else:
         if not FREE_THREADED:
             node.granted_flag.store(1, memory_order_relaxed)
@@ -431,15 +432,15 @@ cdef bint wake_node(WaitNode* node) noexcept:
 
 cdef WaitNode* _grant(WaitQueue* q) noexcept:
     # Called under the lock, when no thread searches. Takes the waiters that are to be woken out of their lists and
-    # returns them chained by `next`: the first thread, then the first Sleeper of each lane, unless it was queued after
-    # that thread or another of its lane is pending.
+    # returns them chained by `next`: the first thread, then the first Sleeper of each subqueue, unless it was queued
+    # after that thread or another of its subqueue is pending.
     cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first
-    cdef WaitNode* head = q.lanes
+    cdef WaitNode* head = q.subqueues
     cdef WaitNode* below
     cdef WaitNode* granted = NULL
     cdef WaitNode* last = NULL
     cdef uint64_t word = _word(q)
-    cdef bint shared = thread != NULL or head != q.last_lane  # the waiters are not all of one event loop
+    cdef bint shared = thread != NULL or head != q.last_subqueue  # the waiters are not all of one event loop
     if thread:
         _unlink(q, thread)
         word += SEARCHER - SLEEPER
@@ -448,9 +449,9 @@ cdef WaitNode* _grant(WaitQueue* q) noexcept:
         below = head.below
         if head.pending == NULL and (thread == NULL or head.since < thread.since):
             if shared and head.next != head:
-                head.pending = <void*>head  # _unlink_from_lane passes it on to the next one, which is the first then
+                head.pending = <void*>head  # _unlink_from_subqueue passes it on to the next one, then the first
                 head.pends = True
-            _unlink_from_lane(q, head)
+            _unlink_from_subqueue(q, head)
             word -= SLEEPER
             if last:
                 last.next = head
@@ -490,7 +491,7 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
             node = following
         if reached:
             return
-        # a loop is closed: try the next Sleeper of its lane
+        # a loop is closed: try the next Sleeper of its subqueue
 
 
 cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
@@ -524,11 +525,11 @@ cdef void notify_all(WaitQueue* q) noexcept:
     # Threads first: one of them may wait for its release while attached, and a Sleeper's wake runs Python code.
     node = q.first
     last = q.last
-    head = q.lanes
+    head = q.subqueues
     q.first = NULL
     q.last = NULL
-    q.lanes = NULL
-    q.last_lane = NULL
+    q.subqueues = NULL
+    q.last_subqueue = NULL
     q.spinner = NULL
     searchers = _word(q) & SEARCHERS
     while head:
@@ -559,27 +560,28 @@ cdef void notify_all(WaitQueue* q) noexcept:
 # ---------------------------------------------------------------------------------------------------------------
 # waiting
 
-cdef int64_t _linger(WaitQueue* q, uint64_t moved) noexcept:
+cdef int64_t _batching_delay(WaitQueue* q, uint64_t moved) noexcept:
     # How long a search goes on after something has been published, so that items gather. It paid the last time if the
     # caller has moved enough items since.
-    cdef int64_t linger = q.linger_ns
-    if moved >= <uint64_t>max(LINGER_ITEMS, linger // LINGER_ITEM_NS):
-        linger = min(MAX_LINGER_NS, 2 * linger)
+    cdef int64_t delay = q.batching_ns
+    if moved >= <uint64_t>max(BATCHING_ITEMS, delay // BATCHING_ITEM_NS):
+        delay = min(MAX_BATCHING_NS, 2 * delay)
     else:
-        linger = linger // 2
-    if linger < MIN_LINGER_NS:
-        linger = 0
-        q.linger_count += 1
-        if q.linger_count % LONG_EVERY == 0:
-            linger = 2 * MIN_LINGER_NS
-    q.linger_ns = linger
-    return linger
+        delay = delay // 2
+    if delay < MIN_BATCHING_NS:
+        delay = 0
+        q.batching_count += 1
+        if q.batching_count % LONG_EVERY == 0:
+            delay = 2 * MIN_BATCHING_NS
+    q.batching_ns = delay
+    return delay
 
 
 cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcept:
-    # Free-threaded builds: spins or naps, detached, if no thread searches yet. Unless it returns NOT_AT_ALL, the caller
-    # is a searcher now and must check; whether or not it finds anything, it must call begin_sleep or end_search.
-    cdef int64_t linger
+    # Free-threaded builds: spins or sleeps briefly, detached, if no thread searches yet. Unless it returns NOT_AT_ALL,
+    # the caller is a searcher now and must check; whether or not it finds anything, it must call begin_sleep or
+    # end_search.
+    cdef int64_t delay
     cdef SearchResult looked
     if not FREE_THREADED or not may_spin() or _word(q) & SEARCHERS:
         return NOT_AT_ALL
@@ -589,11 +591,11 @@ cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcep
         return NOT_AT_ALL
     _set_word(q, _word(q) + SEARCHER)
     q.hint.store(0, memory_order_relaxed)  # relaxed: under the lock, and only a hint
-    linger = _linger(q, moved)
+    delay = _batching_delay(q, moved)
     release(&q.lock)
-    looked = spin_until(&q.hint, 1, &q.spin, linger, deadline)
+    looked = spin_until(&q.hint, 1, &q.spin, delay, deadline)
     if looked == NOT_AT_ALL:
-        looked = nap(&q.spin, deadline)
+        looked = short_sleep(&q.spin, deadline)
     return FOUND_NOTHING if looked == NOT_AT_ALL else looked
 
 
@@ -690,8 +692,8 @@ cdef int wait_for(WaitQueue* q, Attempt attempt, Attempt more, void* context, vo
         rest = (searching or owes) and more(context)
         if rest:
             notify(q)
-        if looked == NAPPED:
-            learn_nap(&q.spin, rest)
+        if looked == SLEPT:
+            learn_short_sleep(&q.spin, rest)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -777,7 +779,7 @@ cdef void give_node(WaitNode* node) noexcept:
 
 cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
     # No thread is inside a section under a lock: the collector stops threads only where they may be stopped.
-    cdef WaitNode* head = q.lanes
+    cdef WaitNode* head = q.subqueues
     cdef WaitNode* node
     cdef int status = 0
     if q.epoch.load(memory_order_relaxed) != epoch_now:  # relaxed: no other thread runs
@@ -785,7 +787,7 @@ cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
     while head and not status:
         node = head
         while True:
-            status = visit(node.sleeper, arg)  # the lane owns a reference
+            status = visit(node.sleeper, arg)  # the subqueue owns a reference
             node = node.next
             if status or node == head:
                 break
@@ -796,7 +798,7 @@ cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept:
 cdef class Sleeper:
     def __cinit__(self):
         self.node.sleeper = <PyObject*>self
-        self.node.owner = <void*>self  # a lane of its own, unless its maker sets another owner
+        self.node.owner = <void*>self  # a subqueue of its own, unless its maker sets another owner
 
     cdef bint wake(self) noexcept:
         return False

@@ -20,10 +20,7 @@ from typing import Any
 import pytest
 
 from ringmill import Operation, Outcome, PoolExecutor, Retry, Stream, Worker, WorkerPool
-from tests.threads import run_threads, start_threads, wait_until
-
-LONG = 30.0  # seconds; reached only by a test that fails
-SHORT = 0.02  # seconds; a time limit that is meant to pass
+from tests.threads import LONG, SHORT, run_threads, start_threads, wait_until
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -318,7 +318,7 @@ print(*got, ran_on == [thread.ident])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process here")
 def test_ctrl_c_as_start_has_its_turn_leaves_no_lock_behind() -> None:
-    """The signal comes as another start ends, beside which this one waits."""
+    """The signal comes as another start ends, for which this one waits."""
     assert (
         run_script("""
 class Slow(Worker):
@@ -414,7 +414,7 @@ posix_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no 
 @posix_signals
 @pytest.mark.parametrize("capacity", [1, 2, 64])
 def test_interrupted_getter_loses_and_doubles_nothing(capacity: int, seed: int) -> None:
-    """The main thread reads beside another one and is interrupted again and again, asleep or just being woken."""
+    """Two threads read; the main one is interrupted again and again, asleep or just being woken."""
     script = """
 def produce():
     for i in range(4000):
@@ -449,7 +449,7 @@ print("whole")
 @posix_signals
 @pytest.mark.parametrize("capacity", [1, 2, 64])
 def test_interrupted_putter_loses_and_doubles_nothing(capacity: int, seed: int) -> None:
-    """The main thread puts beside another one; an item is in the ring if and only if its put returned."""
+    """Two threads put; an item of the main thread's is in the ring if and only if its put returned."""
     script = """
 def consume():
     for item in ring:
@@ -563,7 +563,7 @@ print("told")
     ids=["get", "get_many", "put", "put_many"],
 )
 def test_a_waiting_thread_uses_no_processor_time(setup: str, wait: str) -> None:
-    """Eight threads wait beside the main thread; nine that polled or spun would use seconds."""
+    """Eight threads and the main thread wait; nine that polled or spun would use seconds."""
     assert (
         run_script(f"""
 {setup}
