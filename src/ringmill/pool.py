@@ -520,8 +520,8 @@ class WorkerPool(PoolBase, Generic[OpT]):
             ordered: Whether results come in the order of the items, instead of the order in which they end.
             buffer: The largest number of items that are drawn ahead of the reader, from 1. None: 1,024, where the items
                 are drawn.
-            errors: What a read does with an item's exception: "raise" it in the place of the result, where the next read
-                goes on; "return" the exception object; "skip" leaves it out.
+            errors: What a read does with an item's exception: "raise" raises it in the place of the result, and the
+                next read goes on; "return" gives the exception object; "skip" leaves it out.
 
         Returns:
             The `Results`. They end when all items have ended. An exception of the iterable is raised once, to one

@@ -1,4 +1,4 @@
-"""Worker, the stateful processor of operations; TaskWorker, which runs Tasks; and the checks of a pool's workers.
+"""Worker, the stateful processor of operations and items; TaskWorker, which runs Tasks; the checks of a pool's workers.
 
 May import `operation` and `errors`.
 """
@@ -20,49 +20,60 @@ OpT = TypeVar("OpT", bound=Operation)
 
 
 class Worker(ABC, Generic[OpT]):
-    """A stateful processor of operations, with a thread of its own.
+    """A stateful processor of operations and items, with a thread of its own.
 
-    Only `process` must be defined. The pool calls `init`, then `process` for one operation after another, then
+    Only `process` must be defined. The pool calls `init`, then `process` for one operation or item after another, then
     `cleanup`, all on the worker's own thread, so that a connection opened in `init` can be used in `process`. Only
     `interrupt` is called from another thread. A worker belongs to one pool.
 
+    `process` returns the result of an item of `WorkerPool.map` or `WorkerPool.call`. An operation keeps its result in
+    its fields.
+
     >>> class Doubler(Worker):
+    ...     def process(self, number):
+    ...         return 2 * number
+    >>> class InPlaceDoubler(Worker):
     ...     def process(self, op):
     ...         op.number *= 2
     """
 
-    #: Exceptions of `process` that count as `Retry`: the operation is tried again. A subclass of Exception other than
-    #: `Retry` and `Reject`, or a tuple of such classes. Checked when the pool is made.
+    #: Exceptions of `process` that count as `Retry`: the operation or item is tried again. A subclass of Exception
+    #: other than `Retry` and `Reject`, or a tuple of such classes. Checked when the pool is made.
     retry_on: type[Exception] | tuple[type[Exception], ...] = ()
 
     def init(self) -> None:
         """Called before the first operation and after each restart. If it raises, `WorkerPool.start` does too."""
 
     @abstractmethod
-    def process(self, op: OpT) -> None:
-        """Does the work of one operation. If it returns, the operation has succeeded; the return value is ignored.
+    def process(self, op: OpT) -> Any:
+        """Does the work of one operation or item. If it returns, the operation or item has succeeded.
 
         Args:
-            op: The operation.
+            op: The operation; or the item, as it was given to `WorkerPool.map` or `WorkerPool.call`.
+
+        Returns:
+            For an item, the result. For an operation None: another value is dropped, with a RuntimeWarning once per
+            class.
 
         Raises:
-            Retry: The try failed: the operation goes back to the queue, for another worker if there is one, and one try
-                is counted. An exception of `retry_on` does the same.
-            Reject: This worker does not take the operation: it is given to a worker that has not rejected it. No try is
-                counted. Rejected by all workers, it fails with `Unroutable`.
-            Exception: Any other one: the operation fails for good.
-            BaseException: Any other one is a crash: the operation fails for good, and the worker is cleaned up and
-                restarted.
+            Retry: The try failed: the operation or item goes back to the queue, for another worker if there is one, and
+                one try is counted. An exception of `retry_on` does the same.
+            Reject: This worker does not take the operation or item: it is given to a worker that has not rejected it.
+                No try is counted. Rejected by all workers, it fails with `Unroutable`.
+            Exception: Any other one: the operation or item fails for good.
+            BaseException: Any other one is a crash: the operation or item fails for good, and the worker is cleaned up
+                and restarted.
         """
 
     def handle_error(self, error: BaseException, op: OpT) -> None:
-        """Called after an operation has failed for good, before its `done()`. Not called after a crash.
+        """Called after an operation or item has failed for good, before its end is reported. Not called after a crash.
 
-        If it raises, the worker counts as crashed and is restarted; `op.error` stays what `process` raised.
+        The end is reported by the operation's `done()`, or by the result of `map` or `call`. If this method raises, the
+        worker counts as crashed and is restarted; the error of the operation or item stays what `process` raised.
 
         Args:
-            error: What `process` raised.
-            op: The operation.
+            error: What `process` raised, or `RetriesExhausted` or `Unroutable`.
+            op: The operation or the item.
         """
 
     def equal(self, other: Worker[Any]) -> bool:

@@ -128,5 +128,5 @@ def test_errors_say_what_to_do() -> None:
         pool.do(Task(len, "a"))
     with pytest.raises(ValueError, match="max must be at least 1, got 0"):
         RingBuffer(1).get_many(max=0)
-    with pytest.raises(TypeError, match="got a single Worker: .*put it into a list"):
+    with pytest.raises(TypeError, match=r"got a single Worker: .*put it into a list"):
         WorkerPool(TaskWorker())  # type: ignore[arg-type]

@@ -7,7 +7,19 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_type
 
-from ringmill import Operation, Outcome, PoolExecutor, RingBuffer, Stream, Task, TaskWorker, Worker, WorkerPool
+from ringmill import (
+    Operation,
+    Outcome,
+    PoolExecutor,
+    Results,
+    RingBuffer,
+    Stream,
+    Task,
+    TaskWorker,
+    Worker,
+    WorkerPool,
+    exponential,
+)
 
 OpT = TypeVar("OpT", bound=Operation)
 
@@ -63,6 +75,51 @@ def use() -> None:
         assert_type(list(executor.map(len, ["a", "b"], timeout=1, buffersize=2)), list[int])
     other: Executor = executor
     other.shutdown(cancel_futures=True)
+
+
+class Measurer(Worker[Any]):
+    def process(self, op: str) -> int:
+        return len(op)
+
+    def handle_error(self, error: BaseException, op: str) -> None:
+        print(op, error)
+
+
+def items() -> Iterator[str]:
+    yield "a"
+
+
+def use_items() -> None:
+    with WorkerPool(Measurer, 2, backoff=exponential(0.1, 30)) as pool:
+        assert_type(pool, WorkerPool[Any])
+        results = pool.map(["a", "bb"])
+        assert_type(results, Results[Any])
+        for result in results:
+            assert_type(result, Any)
+        lengths: list[int] = list(pool.map(items(), ordered=False, buffer=8, errors="skip"))
+        named: Results[int] = pool.map(("a", "bb"), errors="return")
+        for length in named:
+            assert_type(length, int)
+        with pool.map(range(3), errors="raise") as opened:
+            assert_type(opened, Results[Any])
+            assert_type(named.get(timeout=1), int)
+            assert_type(named.get_many(max=3), list[int])
+            assert_type(next(named), int)
+            assert_type(named.total, int | None)
+            assert_type(named.ready, int)
+            stream: Stream[int] = named
+        assert_type(list(pool.map(pool.map(items()))), list[Any])
+        one: int = pool.call("a", timeout=1)
+        assert_type(pool.call("a"), Any)
+        print(lengths, one, stream)
+
+
+def misuse_of_map(pool: WorkerPool[Any]) -> None:
+    pool.map(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.map([1], errors="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.map([1], buffer="all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.map([1], 8)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    pool.call("a", timeout="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 class ToUrl(Fetcher):

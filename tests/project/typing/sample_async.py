@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import assert_type
+from typing import Any, assert_type
 
-from ringmill import Hub, Operation, RingBuffer, Stream, Subscription, Task, TaskWorker, Worker, WorkerPool
+from ringmill import (
+    Hub,
+    Operation,
+    Results,
+    RingBuffer,
+    Stream,
+    Subscription,
+    Task,
+    TaskWorker,
+    Worker,
+    WorkerPool,
+)
 
 
 @dataclass(slots=True)
@@ -60,6 +71,33 @@ async def use() -> None:
         assert_type(text, str)
     for text in subscription:
         assert_type(text, str)
+
+
+class Measurer(Worker[Any]):
+    def process(self, op: str) -> int:
+        return len(op)
+
+
+async def texts() -> AsyncIterator[str]:
+    yield "a"
+
+
+async def use_items() -> None:
+    async with WorkerPool(Measurer, 2) as pool:
+        results = pool.map(texts(), buffer=8)
+        assert_type(results, Results[Any])
+        async for result in results:
+            assert_type(result, Any)
+        named: Results[int] = pool.map(["a"])
+        async for length in named:
+            assert_type(length, int)
+        assert_type(await named.aget(), int)
+        async with pool.map(pool.map(texts())) as opened:
+            assert_type(opened, Results[Any])
+            await opened.aclose()
+        one: int = await pool.acall("a")
+        assert_type(await pool.acall("a"), Any)
+        print(one)
 
 
 async def misuse(pool: WorkerPool[Fetch], ring: RingBuffer[int], hub: Hub[str]) -> None:

@@ -1,11 +1,15 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from .run import PoolRun
 
+@disjoint_base
 class CallResults:
     def __iter__(self) -> Iterator[Any]: ...
     def __next__(self) -> Any: ...
+    def __length_hint__(self) -> int: ...
     def close(self) -> None: ...
 
 def map_calls(

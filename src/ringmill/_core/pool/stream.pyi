@@ -1,13 +1,15 @@
 from collections.abc import AsyncIterator, Iterator
 from types import GenericAlias, TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar, final
+from typing import Any, Generic, NoReturn, Self, TypeVar
+
+from typing_extensions import disjoint_base
 
 from .run import PoolRun
 from .work_source import WorkSource
 
 OpT = TypeVar("OpT")
 
-@final
+@disjoint_base
 class Stream(Generic[OpT]):
     def __init__(
         self,
@@ -32,7 +34,6 @@ class Stream(Generic[OpT]):
     async def _take_turn(self) -> None: ...
     async def _draw(self) -> None: ...
     async def _read(self) -> OpT | None: ...
-    async def _read_ready(self) -> OpT | None: ...
     def close(self) -> None: ...
     async def aclose(self) -> None: ...
     async def __aenter__(self) -> Self: ...
