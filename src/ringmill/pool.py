@@ -37,6 +37,7 @@ from .worker_factory import list_workers
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
 
+WorkT = TypeVar("WorkT")  # of operations or items
 OpT = TypeVar("OpT", bound=Operation)
 
 DRAWN_AHEAD = 1024  # items of a map, where the caller does not say
@@ -94,7 +95,7 @@ class PoolStats:
     workers: tuple[WorkerStats, ...]
 
 
-class WorkerPool(PoolBase, Generic[OpT]):
+class WorkerPool(PoolBase, Generic[WorkT]):
     """A set of workers that share one queue, each on a thread of its own.
 
     The workers need not be of one class. As a context manager, `with` or `async with`, the pool starts and is shut
@@ -148,7 +149,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
     @overload
     def __init__(
         self,
-        workers: Iterable[Worker[OpT]],
+        workers: Iterable[Worker[WorkT]],
         count: None = None,
         *,
         queue_size: int = 1024,
@@ -164,7 +165,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
     @overload
     def __init__(
         self,
-        workers: Callable[[], Worker[OpT]],
+        workers: Callable[[], Worker[WorkT]],
         count: int | None = None,
         *,
         queue_size: int = 1024,
@@ -179,7 +180,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     def __init__(
         self,
-        workers: Iterable[Worker[OpT]] | Callable[[], Worker[OpT]],
+        workers: Iterable[Worker[WorkT]] | Callable[[], Worker[WorkT]],
         count: int | None = None,
         *,
         queue_size: int = 1024,
@@ -214,11 +215,11 @@ class WorkerPool(PoolBase, Generic[OpT]):
         self._run: Supervisor | None = None
         self._starting: Supervisor | None = None
         _claim(listed, self)
-        self._workers: tuple[Worker[OpT], ...] = tuple(listed)
+        self._workers: tuple[Worker[WorkT], ...] = tuple(listed)
         _pools.add(self)
 
     @property
-    def workers(self) -> tuple[Worker[OpT], ...]:
+    def workers(self) -> tuple[Worker[WorkT], ...]:
         """The workers, in the order in which they were given or made."""
         return self._workers
 
@@ -305,7 +306,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
     def _too_late(self) -> PoolNotRunning:
         return PoolNotRunning(f"{self!r} cannot be started: the interpreter is shutting down")
 
-    def shutdown(self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None) -> list[OpT]:
+    def shutdown(self, wait: bool = True, *, cancel_pending: bool = False, timeout: float | None = None) -> list[WorkT]:
         """Ends the run: accepts no new work, finishes the accepted work, cleans up the workers and joins their threads.
 
         Streams end after their last operation; wraps draw no more. Blocks until all threads have ended, unless
@@ -340,7 +341,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
             raise RuntimeError(f"a worker of {describe(self)} cannot wait for its own end: call shutdown(wait=False)")
         return run.end(wait, cancel_pending, limit)
 
-    def __enter__(self) -> WorkerPool[OpT]:
+    def __enter__(self) -> WorkerPool[WorkT]:
         """Starts the pool; returns it."""
         self.start()
         return self
@@ -355,7 +356,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
         else:
             self.shutdown(cancel_pending=kind is not None)
 
-    async def __aenter__(self) -> WorkerPool[OpT]:
+    async def __aenter__(self) -> WorkerPool[WorkT]:
         """Starts the pool without blocking the event loop; returns it."""
         check_threads()  # before it waits for another thread
         start = BlockingCall(self.start, f"{self._name}-start", self)
@@ -422,14 +423,14 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     if TYPE_CHECKING:
 
-        def do(self, op: OpT, timeout: float | None = None) -> OpT: ...
+        def do(self: WorkerPool[OpT], op: OpT, timeout: float | None = None) -> OpT: ...
 
-        async def ado(self, op: OpT) -> OpT: ...
+        async def ado(self: WorkerPool[OpT], op: OpT) -> OpT: ...
 
-        def execute(self, ops: Iterable[OpT]) -> Stream[OpT]: ...
+        def execute(self: WorkerPool[OpT], ops: Iterable[OpT]) -> Stream[OpT]: ...
 
     def wrap(
-        self,
+        self: WorkerPool[OpT],
         source: Iterable[OpT] | AsyncIterable[OpT] | RingBuffer[OpT],
         *,
         buffer: int = 1024,
@@ -499,7 +500,7 @@ class WorkerPool(PoolBase, Generic[OpT]):
 
     def map(
         self,
-        items: Iterable[Any] | AsyncIterable[Any],
+        items: Iterable[WorkT] | AsyncIterable[WorkT],
         *,
         ordered: bool = True,
         buffer: int | None = None,

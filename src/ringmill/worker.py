@@ -12,14 +12,14 @@ from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from .errors import Reject, Retry, describe
-from .operation import Operation, Task
+from .operation import Task
 
 __all__ = ["TaskWorker", "Worker"]
 
-OpT = TypeVar("OpT", bound=Operation)
+WorkT = TypeVar("WorkT")  # of operations or items
 
 
-class Worker(ABC, Generic[OpT]):
+class Worker(ABC, Generic[WorkT]):
     """A stateful processor of operations and items, with a thread of its own.
 
     Only `process` must be defined. The pool calls `init`, then `process` for one operation or item after another, then
@@ -45,7 +45,7 @@ class Worker(ABC, Generic[OpT]):
         """Called before the first operation and after each restart. If it raises, `WorkerPool.start` does too."""
 
     @abstractmethod
-    def process(self, op: OpT) -> Any:
+    def process(self, op: WorkT, /) -> Any:
         """Does the work of one operation or item. If it returns, the operation or item has succeeded.
 
         Args:
@@ -65,7 +65,7 @@ class Worker(ABC, Generic[OpT]):
                 and restarted.
         """
 
-    def handle_error(self, error: BaseException, op: OpT) -> None:
+    def handle_error(self, error: BaseException, op: WorkT, /) -> None:
         """Called after an operation or item has failed for good, before its end is reported. Not called after a crash.
 
         The end is reported by the operation's `done()`, or by the result of `map` or `call`. If this method raises, the
@@ -105,7 +105,7 @@ class Worker(ABC, Generic[OpT]):
 class TaskWorker(Worker[Task[Any]]):
     """A worker that runs Tasks: `process` calls `Task.run`."""
 
-    def process(self, op: Task[Any]) -> None:
+    def process(self, op: Task[Any], /) -> None:
         """Calls `op.run()`.
 
         Args:
