@@ -527,6 +527,9 @@ cdef class ItemSource(WorkSource):
         notify_all(&self.waiting)
         return 0
 
+    cdef bint ended_by_reader(self) noexcept:
+        return self.reader_closed.load(memory_order_acquire) != 0  # acquire: a snapshot
+
     cdef int drop_ready(self) except -1:
         # After end_reading: what is ready goes. What ends later is not kept; see publish.
         cdef uint64_t k, outcome

@@ -232,8 +232,9 @@ cdef class PoolBase:
             record.cancel_quietly()
             raise
         if not done:
-            record.cancel_quietly()
-            raise TimeoutError(f"the item had not ended in time: {describe(item)}")
+            if record.cancel_quietly():
+                raise TimeoutError(f"the item had not begun in time, and was cancelled: {describe(item)}")
+            raise TimeoutError(f"the item had not ended in time; its result is dropped when it ends: {describe(item)}")
         return result_of(record)
 
     async def acall(self, item):

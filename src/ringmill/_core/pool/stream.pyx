@@ -89,10 +89,12 @@ from ringmill.arguments import describe
 from ringmill.errors import Closed, OperationReused
 
 cdef object Empty = queue.Empty
+cdef const char* UNREAD = "the results of a map were dropped unread, which cancels its items: keep and read them"
 cdef str CLOSING_RAISED = "the source of a stream, a %s, raised while it was closed"
 
 cdef extern from "Python.h":
     PyObject* PyIter_Next(object iterator) except? NULL
+    int PyErr_ResourceWarning(PyObject* source, Py_ssize_t stack_level, const char* message) except -1
     PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
     PyObject* PyErr_Occurred()
     bint PyErr_GivenExceptionMatches(PyObject* error, PyObject* classes) noexcept
@@ -214,6 +216,8 @@ cdef class Stream:
             if not self.source.is_over() or self.source.has_work():
                 self.source.abandoned.store(1, memory_order_release)  # release: pairs with the load in run.pyx
                 notify(&self.core.idle)
+                if self.source.carries_items and not self.source.read_count() and not self.source.ended_by_reader():
+                    PyErr_ResourceWarning(<PyObject*>self, 1, UNREAD)
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -775,7 +779,7 @@ cdef class Stream:
         """The `total`, for progress bars; TypeError while that is not known."""
         total = self.total
         if total is None:
-            raise TypeError("the total number of operations is not known yet; `ready` is the number to read now")
+            raise TypeError(f"the total of {describe(self)} is not known; `ready` is the number to read now")
         return total
 
     def __bool__(self):

@@ -71,6 +71,7 @@ cdef class WorkSource:
     cdef uint64_t read_count(self) noexcept
     cdef WaitQueue* readers(self) noexcept
     cdef int end_reading(self) except -1
+    cdef bint ended_by_reader(self) noexcept
     cdef int drop_ready(self) except -1
 
 cdef inline int came_out(WorkSource source, uint64_t place) noexcept:

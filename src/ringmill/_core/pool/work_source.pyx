@@ -296,6 +296,10 @@ cdef class WorkSource:
         self.ready.close_ring()
         return 0
 
+    cdef bint ended_by_reader(self) noexcept:
+        # Whether end_reading() was called; known of ItemSources only.
+        return False
+
     cdef int drop_ready(self) except -1:
         self.ready.shutdown(immediate=True)
         return 0

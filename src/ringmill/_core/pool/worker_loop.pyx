@@ -293,12 +293,9 @@ cdef class WorkerLoop:
             found = run.next_source(NULL, sleepy)
             # seq_cst: as take
             if run.routing.length.load(memory_order_seq_cst) and (found == NULL or run.retry_is_first(found)):
-                Py_XDECREF(found)  # next_source's
                 if self.take_retry() == FOUND:
+                    Py_XDECREF(found)  # next_source's
                     return FOUND
-                if found != NULL:
-                    continue
-                break
             if found == NULL:
                 break
             if <PyObject*>self.source != found:
@@ -429,6 +426,8 @@ cdef class WorkerLoop:
                 self.turn -= 1
             if not claim_own(source, self.state.index, &self.position, &self.item):
                 if source.claim_item(self.state.index, &self.position, &self.item) != DONE:
+                    if source.is_closed() and not source.has_work():
+                        self.release_items()  # it may be long before this worker sleeps
                     return True
             self.has_item = True
 
@@ -453,16 +452,16 @@ cdef class WorkerLoop:
         cdef ItemSource source = self.items
         self.function = None
         self.function_of = source
-        function = self.process
-        if source.function is not None:
-            try:
+        try:
+            function = self.process
+            if source.function is not None:
                 function = self.state.worker.prepare_function(source.function)  # an executor's worker
-            except BaseException as error:
-                self.refusal = error
-                return 0
-        if source.context is not None and not isinstance(function, InContext):
-            function = InContext(function)
-        self.function = function
+            if source.context is not None and not isinstance(function, InContext):
+                function = InContext(function)
+            self.function = function
+        except BaseException as error:  # the claimed item fails with it
+            self.refusal = error
+            self.function_of = None
         return 0
 
     cdef PyObject* call_for_item(self, PyObject* item) noexcept:
