@@ -22,4 +22,5 @@ def iterator_of(source: Any, name: str = "source") -> Iterator[Any]:
     try:
         return iter(source)
     except TypeError:
-        raise TypeError(f"{name} must be an iterable, an async iterable or a RingBuffer, got {describe(source)}") from None
+        given = describe(source)
+        raise TypeError(f"{name} must be an iterable, an async iterable or a RingBuffer, got {given}") from None

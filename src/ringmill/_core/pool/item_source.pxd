@@ -49,7 +49,6 @@ cdef extern from *:
     Span* new_spans "ringmill_new_spans"(Py_ssize_t count) noexcept
     void delete_spans "ringmill_delete_spans"(Span* spans) noexcept
 
-# A read that takes an outcome may take the item as well, for the reader to drop.
 @cython.final
 cdef class ItemSource(WorkSource):
     # written once

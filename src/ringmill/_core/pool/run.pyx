@@ -15,6 +15,9 @@
 #   threads      which threads have begun, reported, and ended                         run_threads.pyx
 #   workers      one WorkerState each; the loops that run them are in worker_loop.pyx
 #
+# An item of `call`, and one of `map` from its first failure on, is an operation, too (item_record.pyx); the other items of
+# a map are counted, claimed and ended by position (item_source.pyx).
+#
 # This file accepts operations, ends those that no worker will run, and ends the run. It is one class, hence its length.
 #
 # Taking. A worker stays with a source for some operations, or until it is empty, then looks at the next one: an

@@ -3,6 +3,8 @@
 #
 # May use the rest of `pool`, `ring`, `waiting` and `platform`.
 #
+# Results (results.pyx) is a Stream whose reads give the results of items; `op` here is then what such a read takes.
+#
 # A Stream is the reader's handle on a work source (work_source.pyx). The pool refers to the work source only, so a
 # stream that is dropped is collected; its work source is then flagged, and a worker ends it.
 #

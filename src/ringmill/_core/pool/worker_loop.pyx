@@ -5,6 +5,7 @@
 # Between two calls of `process` the current operation is the loop's. Whatever is raised on the worker's thread, at
 # whatever line of the policy (supervisor.py), by a tracer, by another thread, or for lack of memory, the current
 # operation ends with it: the functions that see to that are compiled, need no memory, and call no user code but done().
+# The items of a map are run here, without the policy, until one fails: see run_items.
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
