@@ -93,7 +93,7 @@ WEAK: dict[str, list[Scenario]] = {
 # What is inlined everywhere, and built anew only where those checks use it.
 BUILT = {"ring/ring.pxd": ["ring_buffer"]}
 
-# What is dropped: file, text, what stands there instead. Each text must be there once.
+# The re-checks that are dropped: file, text, and the text that replaces it. Each text must be there once.
 DROPPED = {
     "get: empty by the stamp alone": (
         "ring/ring.pxd", "            if without_closed(tail) == head:\n                return SHUT if says_closed(tail)",
@@ -103,7 +103,7 @@ DROPPED = {
         "ring/ring.pxd", " and ring.head.load(memory_order_seq_cst) + ring.one_lap == tail:\n            return NOT_NOW",
         ":\n            return NOT_NOW",
     ),
-    "put: the closed bit is not asked": ("ring/ring.pxd", "    while not says_closed(tail):", "    while True:"),
+    "put: the closed bit is not checked": ("ring/ring.pxd", "    while not says_closed(tail):", "    while True:"),
     "put_many: a stale tail": (
         "ring/ring.pxd", "        if head > tail:\n            continue  # tail was stale: getters have passed it\n", "",
     ),
@@ -113,20 +113,20 @@ DROPPED = {
     "get_many: does not wait for the slot": (
         "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
     ),
-    "wait: no last look": (
+    "wait: no last check": (
         "waiting/wait_queue.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
     ),
-    "wait: a searcher looks for no more": ("waiting/wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
-    "wait: the debt ends with the search": (
+    "wait: a searcher does not check for more": ("waiting/wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = False"),
+    "wait: the duty to check ends with the search": (
         "waiting/wait_queue.pyx", "rest = (searching or owes) and more(context)", "rest = searching and more(context)",
     ),
     "wait: a search does not end": (
         "waiting/wait_queue.pyx", "        if searching:\n            end_search(q)\n", "",
     ),
-    "grant: does not ask for a searcher again": (
+    "grant: does not check for a searcher again": (
         "waiting/wait_queue.pyx", "        if not _word(q) & SEARCHERS:\n            node = _grant(q)", "        if True:\n            node = _grant(q)",
     ),
-    "search: does not ask again under the lock": (
+    "search: does not check for a searcher again under the lock": (
         "waiting/wait_queue.pyx", "    if _word(q) & SEARCHERS:\n        release(&q.lock)\n        return NOT_AT_ALL\n", "",
     ),
     "leave: a grant is not consumed": (
@@ -136,17 +136,17 @@ DROPPED = {
         "waiting/wait_queue.pyx", "    if not FREE_THREADED and q.spinner == node:\n        q.spinner = NULL\n",
         "    if not FREE_THREADED and q.spinner == node:\n        pass\n",
     ),
-    "grant: a thread waits for a task that is first in line": (
+    "grant: a thread is not granted while a task is first": (
         "waiting/wait_queue.pyx", "    cdef WaitNode* thread = q.spinner if _spins(q.spinner) else q.first\n",
         "    cdef WaitNode* thread = q.first if q.subqueues == NULL or q.first and q.first.since < q.subqueues.since else NULL\n",
     ),
     "fork: the queue is not reset": ("waiting/wait_queue.pyx", "    while seen != epoch_now:", "    while False:"),
-    "operation: who waits does not look again": (
+    "operation: a waiter does not check again": (
         "pool/operation.pyx", "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & RELEASED:",
         "if fetch_or64(self.state, WAITED, memory_order_acq_rel) & 0:",
     ),
     "operation: reset in its place": ("pool/operation.pyx", " or seen & PLACED:\n            return None", ":\n            return None"),
-    "cancel: the orphan is not looked for": (
+    "cancel: the orphan is not searched for": (
         "pool/run.pyx", "                if (<RetryEntry>entry).operation is op and ", "                if False and ",
     ),
     "cancel: emitted before done()": (
@@ -154,7 +154,7 @@ DROPPED = {
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
     "retry: wakes no worker": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
-    "end: does not ask for the seal": (
+    "end: does not check that the sources have ended": (
         "pool/run.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),
     "end: wakes no other worker when all operations have ended": (
@@ -244,7 +244,7 @@ def checks() -> list[Mutant]:
     found = []
     for name, (file, old, new) in DROPPED.items():
         text = (ROOT / CORE / file).read_text()
-        assert text.count(old) == 1, f"{name}: its text stands {text.count(old)} times in {file}"
+        assert text.count(old) == 1, f"{name}: its text is {text.count(old)} times in {file}"
         found.append(Mutant(name, file, text.replace(old, new) + IMPORT))
     return found
 
@@ -371,9 +371,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=["orders", "checks", "all"], default="all")
     parser.add_argument("--tsan", metavar="PYTHON", help="an interpreter with ThreadSanitizer, which runs the tests")
-    parser.add_argument("--weak", action="store_true", help="on the machine of tests/tools/weak_memory, what that runs")
+    parser.add_argument("--weak", action="store_true", help="on the machine of tests/tools/weak_memory, those in files that it runs")
     parser.add_argument("--only", default="", help="those that have this in their names; several: TEXT|TEXT")
-    parser.add_argument("--sample", type=int, help="so many of them, by lot")
+    parser.add_argument("--sample", type=int, help="so many of them, chosen at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--list", action="store_true", help="only names them")
     parser.add_argument("--copy", help="a folder for the private copy, which stays; builds again only what changed")

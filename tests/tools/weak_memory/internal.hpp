@@ -1,5 +1,5 @@
 // A machine on which small threads run as C++ allows them to run on any processor, one execution after the other, each
-// by lot. It finds what x86 hides: an access whose memory order is too weak. Memory is in memory.cc, threads are in
+// at random. It finds what x86 hides: an access whose memory order is too weak. Memory is in memory.cc, threads are in
 // threads.cc; here is what they share.
 #pragma once
 
