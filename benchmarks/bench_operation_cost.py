@@ -6,7 +6,7 @@ make           1,000 objects with two fields, kept in a list until all are made
   ABC          the same, of abc.ABC, which is in Operation's bases: what its metaclass costs
   slotted base the same under a base with one slot: like every class whose base has a state of its own, it has no room
                for the fields inside the object (no inline values)
-  Task         Task(abs, n), beside functools.partial(abs, n), which does not check what it is given
+  Task         Task(abs, n), against functools.partial(abs, n), which does not check what it is given
 memory         of one such object, with all that belongs to it
 
 execute        list of 1,000 operations with two fields --> [pool: 4 workers, op.result = op.number] --> stream

@@ -12,7 +12,7 @@
 # needs one takes a part of them by one compare-exchange of `front`, begins the first, and keeps the others in its span:
 # one word, first << 32 | end. It takes from the front of its span; an idle worker takes the back half of another's span;
 # both by a compare-exchange of that word, so each position is begun once, and no word is shared in the common case.
-# Nothing is lost by ABA: a span's word says which unbegun positions it has, whoever had them before. So no item waits
+# Nothing is lost by ABA: a span's word says which unbegun positions it has; which worker had them before does not matter. So no item waits
 # behind a slow one while a worker is idle.
 #
 # `open_spans` is at least the number of spans that are not empty: raised before a span gets positions, lowered after it
@@ -215,7 +215,7 @@ cdef class ItemSource(WorkSource):
         # reference. False: the source has ended.
         cdef uint64_t tail = self.tail.load(memory_order_relaxed)  # relaxed: the exchange decides
         while not tail & CLOSED:
-            self.inputs[tail & self.mask] = item  # the entry's, by the exchange; nobody reads it before
+            self.inputs[tail & self.mask] = item  # the entry's, by the exchange; not read before that
             # seq_cst: publishes the item, also to sleepers (wait_queue.pyx); relaxed on failure: checked again
             if swap64(self.tail, tail, tail + 1, memory_order_seq_cst, memory_order_relaxed):
                 return True
