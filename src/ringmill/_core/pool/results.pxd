@@ -20,6 +20,7 @@ cdef class Results(Stream):
 
     cdef int take_next(self, PyObject** found, int64_t deadline) except -1
     cdef object value_of(self, PyObject* found, bint in_get)
+    cdef bint few_ahead(self) noexcept
     cdef object error_of(self, uint64_t outcome)
     cdef list take_values(self, list values, Py_ssize_t limit)
     cdef bint take_value(self, PyObject** found) noexcept

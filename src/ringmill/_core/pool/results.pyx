@@ -34,6 +34,7 @@ from ringmill._core.waiting.wait_queue cimport NEVER, deadline_of, epoch_now, no
 from ringmill.errors import BrokenPool, Closed, describe
 
 cdef extern from "Python.h":
+    PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
     PyTypeObject* Py_TYPE(PyObject* o) nogil
 
 cdef enum:
@@ -134,9 +135,14 @@ cdef class Results(Stream):
         """Waits for the next result and takes it; StopIteration when all have been read. Raises as `get`."""
         cdef PyObject* found = NULL
         cdef PyObject* item = NULL
-        if self.core.epoch == epoch_now and take_result(self.items, &found, &item):
-            Py_XDECREF(item)  # ours to drop
-            return steal(found)
+        if self.core.epoch == epoch_now:
+            if take_result(self.items, &found, &item):
+                Py_XDECREF(item)  # ours to drop
+                return steal(found)
+            if self.draws and not self.few_ahead() and self.items.take_if(&found, &item, True) == DONE:
+                Py_XDECREF(item)  # ours to drop
+                notify(&self.items.waiting)  # as in taken
+                return steal(found)
         while self.take_next(&found, NEVER) == DONE:
             if not <uint64_t>found & NO_VALUE:
                 return steal(found)
@@ -229,18 +235,22 @@ cdef class Results(Stream):
     # drawing
 
     cdef bint wants_turn(self) noexcept:
-        cdef Py_ssize_t room = self.items.free_places()
-        return room >= min(<Py_ssize_t>BURST, <Py_ssize_t>(self.items.bound + 1) // 2) or not self.items.has_ready()
+        return self.few_ahead() or not self.items.has_ready()
+
+    cdef bint few_ahead(self) noexcept:
+        return self.items.free_places() >= min(<Py_ssize_t>BURST, <Py_ssize_t>(self.items.bound + 1) // 2)
 
     cdef bint draw(self) except -1:
-        cdef int64_t begun = 0
+        cdef int64_t begun = now_ns()
         cdef Py_ssize_t left = min(self.items.free_places(), <Py_ssize_t>BURST)
         cdef int drawn = 0
+        cdef PyObject* raw
         while True:
-            if drawn & 7 == 0:
-                if begun == 0:
-                    begun = now_ns()
-            if not Stream.draw(self):
+            if self.items.is_closed():
+                self.iterator = None
+                return False
+            raw = next_raw(<PyObject*>self.iterator)
+            if (raw == NULL or not self.hand_over(raw)) and not self.draw_uncommon(raw):
                 return False
             drawn += 1
             if drawn >= left or drawn & 7 == 1 and now_ns() - begun > QUICK_NS:

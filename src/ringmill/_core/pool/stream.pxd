@@ -49,6 +49,7 @@ cdef class Stream:
     cdef bint wants_turn(self) noexcept
     cdef object unwrap(self, PyObject* found)
     cdef bint draw(self) except -1
+    cdef bint draw_uncommon(self, PyObject* raw) except -1
     cdef bint draw_here(self) except -1
     cdef bint hand_over(self, PyObject* op) except -1
     cdef bint drawn(self, object op) except -1

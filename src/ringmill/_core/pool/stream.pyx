@@ -403,6 +403,10 @@ cdef class Stream:
         raw = next_raw(<PyObject*>self.iterator)
         if raw != NULL and self.hand_over(raw):
             return True
+        return self.draw_uncommon(raw)
+
+    cdef bint draw_uncommon(self, PyObject* raw) except -1:
+        # The rest of draw, for what the iterator gave; NULL: nothing, or it has raised.
         try:
             if raw == NULL:
                 check_raised()
