@@ -87,6 +87,7 @@ WEAK: dict[str, list[Scenario]] = {
     **dict.fromkeys(["pool/operation.pxd", "pool/operation.pyx"], scenarios.OPERATIONS + scenarios.POOLS),
     **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/source_list.pyx",
                      "pool/run.pyx", "pool/worker_loop.pyx", "pool/stream.pyx"], scenarios.POOLS),
+    **dict.fromkeys(["pool/item_source.pxd", "pool/item_source.pyx", "pool/results.pyx"], scenarios.MAPS),
     **dict.fromkeys(["hub/subscription.pyx", "hub/subscription_ring.pyx"], scenarios.HUBS),
 }
 

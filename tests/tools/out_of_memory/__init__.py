@@ -7,7 +7,7 @@ with each path that an operation can take (shortage.py, sweep.py) as well. test_
 process of its own because the hooks of `_testcapi` are the process's.
 """
 
-from tests.tools.out_of_memory import hubs, operations, pools, rings  # the cases
+from tests.tools.out_of_memory import hubs, maps, operations, pools, rings  # the cases
 from tests.tools.out_of_memory.trial import ALONE, CASES, FORKS
 
-__all__ = ["ALONE", "CASES", "FORKS", "hubs", "operations", "pools", "rings"]
+__all__ = ["ALONE", "CASES", "FORKS", "hubs", "maps", "operations", "pools", "rings"]

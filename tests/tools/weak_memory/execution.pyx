@@ -26,6 +26,10 @@
 #            d0r: it is retried once; d0j: worker 0 rejects it; d0f: it fails
 #   E2 R     submit the last two as a batch; read its stream to the end         PoolRun.execute, Stream.read
 #   N        read the wrap that there is to the end                             Stream.read
+#   m O A    read the map that there is to the end: of eight items, accepted     Results.take_next
+#            as a whole, ordered (m) or not (O), or drawn (A)
+#   F        read one of its results                                            the same
+#   Q        drop it: what has not begun is cancelled                           Stream.__del__
 #   u0       put operation 0 into the ring that is wrapped                      RingBuffer.put
 #   c0       cancel it                                                          PoolRun.cancel
 #   v        check that the counters are consistent                             PoolRun.stats
@@ -77,10 +81,11 @@ from ringmill._core.waiting.wait_queue cimport acquire, release
 
 cdef str OF_A_RING = "pgPGbwBxefntjo"
 cdef str OF_OPERATIONS = "arqkiz"
-cdef str OF_A_POOL = "WdDERNucvs"
+cdef str OF_A_POOL = "WdDERNucvsmOAFQ"
 cdef str OF_A_HUB = "HSMYUK"
 cdef str IN_HISTORIES = "pgPGbwBxefn"
 cdef str WAYS = "frjon"
+cdef dict maps = {"m": "ordered", "Q": "ordered", "O": "unordered", "A": "items drawn"}
 
 cdef Actor actors[THREADS]
 cdef Entry history[2 * THREADS * CALLS]
@@ -271,7 +276,7 @@ def search(str scenario, int capacity, uint64_t first, int count):
     items, ways, threads = read_scenario(scenario)
     letters = {word[0] for word in scenario.replace("|", " ").split()}
     pool = letters & set(OF_A_POOL)
-    stream = "external" if "u" in letters else "drawn" if "N" in letters else ""
+    stream = "external" if "u" in letters else "drawn" if "N" in letters else maps.get(min(letters & set("mOAQ"), default=""), "")
     late = {int(word[1:]) for word in scenario.replace("|", " ").split() if word[0] == "Y"}
     histories = {}
     for seed in range(first, first + count):

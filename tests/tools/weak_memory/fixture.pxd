@@ -25,6 +25,7 @@ cdef enum:
     CALLS = 8
     BATCH = 3
     OPERATIONS = 4
+    MAPPED = 8                  # items of a map: enough for two workers to take more than one at a time
     ITEMS = 64                  # a variable each, by number
     INPUT = 64                  # and behind them those of operations
     OUTPUT = 72
@@ -57,15 +58,15 @@ cdef class Fixture:
     cdef Idle idle              # waits for an item of the ring, if it was told to
     cdef list items             # by number
     cdef list operations
-    cdef int ended[OPERATIONS]  # how often each was ended by a worker, or cancelled, over all submissions
-    cdef int submitted[OPERATIONS]  # how often each was submitted
+    cdef int ended[MAPPED]  # how often each was ended by a worker, or cancelled, over all submissions
+    cdef int submitted[MAPPED]  # how often each was submitted
     cdef int counted            # under the lock
     cdef SpinLock lock
     cdef PoolRun core              # pools only, like the next
     cdef Stream stream          # of a wrap, read by several
     cdef dict streams           # of each thread's execute
     cdef set streamed           # numbers of the operations that come out of one
-    cdef int out[OPERATIONS]    # how often each came out of a stream
+    cdef int out[MAPPED]    # how often each came out of a stream
     cdef dict ways              # by an operation's number: f, fails; r, is retried once; j, is rejected by worker 0
     cdef list retries           # by number: how often it was retried
     cdef HubBase hub            # hubs only, like the next

@@ -2,8 +2,10 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libcpp.atomic cimport memory_order_relaxed
+from libcpp.atomic cimport memory_order_relaxed, memory_order_release
 
+from ringmill._core.pool.item_source cimport ItemSource
+from ringmill._core.pool.results cimport Results, new_results
 from ringmill._core.pool.run cimport PoolRun
 from ringmill._core.pool.worker_loop cimport WorkerLoop
 from ringmill._core.pool.work_source cimport WorkSource
@@ -21,9 +23,9 @@ from ringmill._core.pool.operation cimport (
 )
 from ringmill._core.ring.ring cimport DONE
 from ringmill._core.ring.ring_buffer cimport RingBuffer
-from ringmill._core.fixture cimport INPUT, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
+from ringmill._core.fixture cimport INPUT, MAPPED, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.pool.stream cimport Stream
-from ringmill._core.waiting.wait_queue cimport NEVER
+from ringmill._core.waiting.wait_queue cimport NEVER, notify
 
 from ringmill._core.pool.worker_loop import new_run
 
@@ -89,8 +91,10 @@ cdef void call_operation(Fixture fixture, Call* call) noexcept:
 
 cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str stream):
     cdef WorkSource source
-    fixture.core = new_run("a pool", [None] * workers, capacity, False)
-    if stream == "drawn":
+    fixture.core = new_run("a pool", [ItemCaller() for _ in range(workers)], capacity, False)
+    if stream in ("ordered", "unordered", "items drawn"):
+        open_map(fixture, capacity, stream)
+    elif stream == "drawn":
         source = WorkSource(RingBuffer(capacity), RingBuffer(capacity))
         fixture.core.add(source)
         fixture.stream = Stream(fixture.core, source, iterator=draw(fixture), wraps=True, draws=True)
@@ -98,6 +102,78 @@ cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str strea
         source = WorkSource(fixture.ring, RingBuffer(capacity), external=True)
         fixture.core.add(source)
         fixture.stream = Stream(fixture.core, source, wraps=True)
+
+
+cdef Fixture mapped = None          # whose items are run
+cdef bint dropped = False           # its reader is gone: items that have not begun are cancelled, and none comes out
+cdef list numbers = list(range(MAPPED))  # the items
+
+cdef void open_map(Fixture fixture, Py_ssize_t capacity, str kind):
+    global mapped, dropped
+    cdef int k
+    cdef ItemSource source
+    mapped = fixture
+    dropped = False
+    if kind == "items drawn":
+        source = fixture.core.draw_items(capacity, True, run_item, False, False)
+        fixture.stream = new_results(fixture.core, source, "raise", draw_items(fixture), False)
+        return
+    for k in range(MAPPED):
+        submit_item(fixture, k)
+    source = fixture.core.map_items(list(numbers), kind == "ordered", run_item, False, False)
+    fixture.stream = new_results(fixture.core, source, "raise", None, False)
+
+
+cdef void submit_item(Fixture fixture, int k) noexcept:
+    wm_write_variable(INPUT + k)
+    fixture.submitted[k] += 1
+    fixture.streamed.add(k)
+
+
+cdef class ItemCaller:
+    # A worker whose pool runs a function in place of its `process`.
+    def prepare_function(self, function):
+        return function
+
+
+def run_item(int number):
+    """What the workers call with an item."""
+    wm_read_variable(INPUT + number)
+    wm_write_variable(OUTPUT + number)
+    mapped.ended[number] += 1
+    return numbers[number]
+
+
+cdef class draw_items:
+    # The source of a map that is drawn.
+    cdef Fixture fixture
+    cdef int next
+
+    def __init__(self, Fixture fixture):
+        self.fixture = fixture
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.next == MAPPED:
+            raise StopIteration
+        submit_item(self.fixture, self.next)
+        self.next += 1
+        return numbers[self.next - 1]
+
+
+cdef bint read_result(Fixture fixture, Results results) noexcept:
+    # False: that was all.
+    cdef PyObject* found = NULL
+    cdef int result = results.take_next(&found, NEVER)
+    if result != DONE:
+        return False
+    number = <object>found
+    Py_DECREF(number)
+    fixture.out[number] += 1
+    wm_read_variable(OUTPUT + <int>number)
+    return True
 
 
 cdef class draw:
@@ -172,6 +248,7 @@ cdef bint read_one(Fixture fixture, Stream stream) noexcept:
 
 
 cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
+    global dropped
     cdef PoolRun core = fixture.core
     cdef Stream stream
     cdef OperationBase op = fixture.operations[call.number] if call.number < OPERATIONS else None
@@ -197,6 +274,16 @@ cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
     elif call.letter == b"N":
         while read_one(fixture, fixture.stream):
             pass
+    elif call.letter == b"m" or call.letter == b"O" or call.letter == b"A":
+        while read_result(fixture, <Results>fixture.stream):
+            pass
+    elif call.letter == b"F":
+        read_result(fixture, <Results>fixture.stream)
+    elif call.letter == b"Q":
+        dropped = True
+        # release, and the notification: as Stream.__del__
+        fixture.stream.source.abandoned.store(1, memory_order_release)
+        notify(&core.idle)
     elif call.letter == b"u":  # into the ring that is wrapped
         wm_write_variable(INPUT + call.number)
         fixture.submitted[call.number] += 1
@@ -221,8 +308,12 @@ cdef void check_accounting(dict counts) noexcept:
 cdef str complaint(Fixture fixture):
     # What is wrong at rest.
     cdef int k, submitted = 0
-    for k in range(OPERATIONS):
+    for k in range(MAPPED):
         submitted += fixture.submitted[k]
+        if fixture.core is not None and mapped is fixture and dropped:
+            if fixture.ended[k] > 1:
+                return f"item {k} ended {fixture.ended[k]} times"
+            continue
         if fixture.ended[k] != fixture.submitted[k]:
             return f"operation {k} was submitted {fixture.submitted[k]} times, and ended {fixture.ended[k]} times"
         if fixture.out[k] != (fixture.ended[k] if k in fixture.streamed else 0):

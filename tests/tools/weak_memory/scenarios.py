@@ -102,6 +102,20 @@ POOLS = [
     (2, "u0 i0 x | N i1 s | d1 | W0 | W1"),
 ]
 
+MAPS = [
+    (2, "m s | W0"),
+    (2, "m s | W0 | W1"),
+    (2, "m s | m | W0 | W1"),
+    (2, "F F m s | F | F F m | W0 | W1"),
+    (2, "O s | W0 | W1"),
+    (2, "O s | O | F | W0 | W1"),
+    (2, "m s | W0 | W1 | W2"),
+    (1, "A s | W0 | W1"),
+    (2, "A s | W0 | W1"),
+    (3, "A s | A | W0 | W1"),
+    (2, "Q s | W0 | W1"),
+]
+
 HUBS = [
     (2, "H H K | M0 | M1"),
     (1, "H H K | M0 | M1"),
@@ -115,7 +129,7 @@ HUBS = [
 
 LOCK = [(1, "l l | l l | l")]
 
-ALL = RING + WAITING + OPERATIONS + POOLS + HUBS + LOCK
+ALL = RING + WAITING + OPERATIONS + POOLS + MAPS + HUBS + LOCK
 
 
 def outcomes(

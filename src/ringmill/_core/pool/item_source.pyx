@@ -43,10 +43,16 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+    memory_order_seq_cst,
+)
 
 from ringmill._core.platform.gil_atomics cimport fetch_or64, put64, swap64
-from ringmill._core.platform.primitives cimport FREE_THREADED, steal
+from ringmill._core.platform.primitives cimport FREE_THREADED, pause, steal
 from ringmill._core.pool.item_record cimport ItemRecord
 from ringmill._core.pool.operation cimport (
     FAILED,
@@ -106,6 +112,11 @@ cdef inline uint64_t first_of(uint64_t span) noexcept nogil:
 
 cdef inline uint64_t end_of(uint64_t span) noexcept nogil:
     return <uint64_t><uint32_t>span
+
+
+cdef inline atomic[uint64_t]* entry_of(ItemSource source, uint64_t position) noexcept nogil:
+    # The entry of a drawn item, as an atomic.
+    return &(<atomic[uint64_t]*>source.inputs)[position & source.mask]
 
 
 cdef class ItemSource(WorkSource):
@@ -215,7 +226,8 @@ cdef class ItemSource(WorkSource):
         # reference. False: the source has ended.
         cdef uint64_t tail = self.tail.load(memory_order_relaxed)  # relaxed: the exchange decides
         while not tail & CLOSED:
-            self.inputs[tail & self.mask] = item  # the entry's, by the exchange; not read before that
+            # The entry's, by the exchange. relaxed: published by that; a worker that is to lose its exchange may read it
+            entry_of(self, tail)[0].store(<uint64_t>item, memory_order_relaxed)
             # seq_cst: publishes the item, also to sleepers (wait_queue.pyx); relaxed on failure: checked again
             if swap64(self.tail, tail, tail + 1, memory_order_seq_cst, memory_order_relaxed):
                 return True
@@ -278,7 +290,8 @@ cdef class ItemSource(WorkSource):
         if self.draws:
             seen = self.front.load(memory_order_acquire)  # acquire: as the next
             while seen < self.tail.load(memory_order_seq_cst) & ~CLOSED:  # seq_cst: a waiter's last check; pairs with put_item
-                found = self.inputs[seen & self.mask]  # ours only if the exchange succeeds
+                # Ours only if the exchange succeeds. relaxed: as put_item
+                found = <PyObject*>entry_of(self, seen)[0].load(memory_order_relaxed)
                 # seq_cst: the claim; acquire: the entry is read after `front`
                 if swap64(self.front, seen, seen + 1, memory_order_seq_cst, memory_order_acquire):
                     position[0] = seen
@@ -346,34 +359,41 @@ cdef class ItemSource(WorkSource):
                     return True
                 if share > 1:
                     lower(self)
+        if self.open_spans.load(memory_order_seq_cst):  # seq_cst: as has_work
+            pause()  # some are on their way into a span, or another worker has lost an exchange: the caller looks again
         return False
 
     cdef bint claim_span(self, uint64_t* begin, uint64_t* end, PyObject** drawn) noexcept:
         # Takes some positions, the first ones that can be taken, to end them without a worker. False: none is left. `drawn`:
         # the item, of a drawn source, which gives one at a time.
         cdef Py_ssize_t k, lowest
-        cdef uint64_t seen, tail, found = 0
-        while self.spans:
+        cdef uint64_t seen, tail, found
+        while True:
             lowest = -1
+            found = 0
             for k in range(self.worker_count):
                 seen = self.spans[k].word.load(memory_order_acquire)  # acquire: as in claim_item
                 if first_of(seen) < end_of(seen) and (lowest < 0 or seen < found):
                     lowest = k
                     found = seen
-            if lowest < 0:
-                break
-            # seq_cst: the claim
-            if swap64(self.spans[lowest].word, found, 0, memory_order_seq_cst, memory_order_acquire):
-                lower(self)
-                begin[0] = first_of(found)
-                end[0] = end_of(found)
-                return True
-        seen = self.front.load(memory_order_acquire)  # acquire: as in claim_item
-        while True:
-            tail = self.tail.load(memory_order_seq_cst) & ~CLOSED  # seq_cst: as in claim_item
+            if lowest >= 0:
+                # seq_cst: the claim
+                if swap64(self.spans[lowest].word, found, 0, memory_order_seq_cst, memory_order_acquire):
+                    lower(self)
+                    begin[0] = first_of(found)
+                    end[0] = end_of(found)
+                    return True
+                continue
+            seen = self.front.load(memory_order_seq_cst)  # seq_cst: as has_work
+            tail = self.tail.load(memory_order_seq_cst) & ~CLOSED  # seq_cst: as claim_item
             if seen >= tail:
-                return False
-            drawn[0] = self.inputs[seen & self.mask] if self.draws else NULL  # as in claim_item
+                # Some may be on their way into a span, for some instructions, on a free-threaded build.
+                if not self.open_spans.load(memory_order_seq_cst):  # seq_cst: as has_work
+                    return False
+                pause()
+                continue
+            if self.draws:
+                drawn[0] = <PyObject*>entry_of(self, seen)[0].load(memory_order_relaxed)  # relaxed: as in claim_item
             if swap64(self.front, seen, tail if self.spans else seen + 1, memory_order_seq_cst, memory_order_acquire):
                 begin[0] = seen
                 end[0] = tail if self.spans else seen + 1
@@ -481,13 +501,22 @@ cdef class ItemSource(WorkSource):
         return outcome != NO_OUTCOME and not outcome & NO_VALUE
 
     cdef bint has_ready(self) noexcept nogil:
-        # seq_cst, all: a waiter's last check
-        cdef uint64_t head = self.head.load(memory_order_seq_cst)
+        # seq_cst, all: a waiter's last check; or the check that a searcher owes, which may not miss an outcome. Under the
+        # lock: another reader may be between the clearing of an entry and the move of `head`.
+        cdef uint64_t head
+        cdef bint ready
         if self.reader_closed.load(memory_order_seq_cst) or self.aborted.load(memory_order_seq_cst):
             return True  # the end
-        if <int64_t>head == self.total.load(memory_order_seq_cst):
-            return True
-        return self.outcomes[head & self.mask].load(memory_order_seq_cst) != NO_OUTCOME
+        if FREE_THREADED:
+            acquire(&self.reading)
+        head = self.head.load(memory_order_seq_cst)
+        ready = (
+            <int64_t>head == self.total.load(memory_order_seq_cst)
+            or self.outcomes[head & self.mask].load(memory_order_seq_cst) != NO_OUTCOME
+        )
+        if FREE_THREADED:
+            release(&self.reading)
+        return ready
 
     cdef bint is_over(self) noexcept nogil:
         # Whether nothing more will become ready.

@@ -36,6 +36,8 @@ from ringmill.errors import BrokenPool, Closed, describe
 cdef extern from "Python.h":
     PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
     PyTypeObject* Py_TYPE(PyObject* o) nogil
+    int PyList_Append(PyObject* list, PyObject* item) noexcept
+    void PyErr_Clear()
 
 cdef enum:
     BURST = 64                  # the most items that are drawn at a time
@@ -217,7 +219,9 @@ cdef class Results(Stream):
         cdef PyObject* found
         cdef PyObject* item
         while len(values) < limit:
-            values.append(None)  # as in get_many
+            if PyList_Append(<PyObject*>values, <PyObject*>None):  # as in get_many
+                PyErr_Clear()  # there is no memory for more: what was taken is given
+                break
             found = item = NULL
             if self.items.take_if(&found, &item, self.errors == RAISE) != DONE:
                 values.pop()

@@ -504,8 +504,9 @@ cdef class WorkerLoop:
             return True
         raw = new_item_record(item)
         if raw == NULL:
-            PyErr_Clear()
-            self.end_item_failed(<PyObject*>error)
+            fault = steal(take_raised())
+            # As in judge_error: what it raised says more, unless it was a signal to the pool.
+            self.end_item_failed(<PyObject*>(fault if is_signal(<PyObject*>error) else error))
             if PyErr_GivenExceptionMatches(<PyObject*>error, PyExc_Exception):
                 return True
             self.crash = error
