@@ -133,12 +133,13 @@ def bench_executor(suite: Suite, size: int, n: int, negative: bool = False) -> N
     with ExitStack() as stack:
         ours = stack.enter_context(PoolExecutor(WORKERS))
         sides: dict[str, Side] = {"PoolExecutor.map": by_map, "comprehension": comprehension}
-        if not negative:  # the long list takes the slow ones seconds
+        if not negative:
             sides |= others(stack, abs, items, WORKERS, everyone=size == BATCH or suite.share == 1)
         suite.compare(
             f"PoolExecutor.map(abs) of {size:,}{' negative' if negative else ''}", suite.scale(n, size),
             f"{WORKERS} workers and a reader", sides, unit=size, fewer=SLOW,
             targets={"comprehension": (0.35, 0.45)} if size == BATCH else None,
+            rounds=3 if size > BATCH else None,  # of which some take seconds
         )  # fmt: skip
 
 
