@@ -1,6 +1,7 @@
 """The queues that ring buffers are compared with, each by its fastest calls; and the libraries that may be missing.
 
-The `bench` extra installs them. What is not installed is left out, and a line says so.
+The `bench` extra installs them, but for hypertile, which not every Python has a wheel of. What is not installed is left
+out, and a line says so.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from ringmill import RingBuffer
 missing: list[str] = []  # a line for each library that is not there
 
 
-def optional(module: str, package: str) -> Any:
+def optional(module: str, package: str, note: str = "which the bench extra installs") -> Any:
     """The module, or None if it cannot be imported."""
     try:
         return import_module(module)
     except ImportError as error:
-        missing.append(f"{package}, which the bench extra installs: {error}")
+        missing.append(f"{package}, {note}: {error}")
         return None
 
 
@@ -31,6 +32,9 @@ aiologic = optional("aiologic", "aiologic")
 ft_concurrency = optional("ft_utils.concurrency", "ft-utils")
 pebble = optional("pebble", "pebble")
 janus = optional("janus", "janus")
+joblib = optional("joblib", "joblib")
+spdl = optional("spdl.pipeline", "spdl-core")
+hypertile = optional("hypertile", "hypertile", "of which not every Python has a wheel")
 
 
 def versions() -> str:
@@ -42,7 +46,8 @@ def versions() -> str:
         except PackageNotFoundError:
             return f"no {package}"
 
-    return ", ".join(one(package) for package in ("culsans", "aiologic", "ft-utils", "janus", "pebble"))
+    packages = ("culsans", "aiologic", "ft-utils", "janus", "pebble", "joblib", "spdl-core", "hypertile")
+    return ", ".join(one(package) for package in packages)
 
 
 class Verbs(NamedTuple):
