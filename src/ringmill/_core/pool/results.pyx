@@ -9,6 +9,7 @@
 import queue
 from concurrent.futures import CancelledError
 
+cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
@@ -36,6 +37,12 @@ from ringmill.errors import BrokenPool, Closed, describe
 cdef extern from "Python.h":
     PyObject* next_raw "PyIter_Next"(PyObject* iterator) noexcept  # what it raises stays to be looked at
     PyTypeObject* Py_TYPE(PyObject* o) nogil
+    PyObject* call_one "PyObject_CallOneArg"(PyObject* function, PyObject* argument) noexcept
+    PyObject* StopIteration_type "PyExc_StopIteration"
+    void PyErr_SetObject(PyObject* kind, PyObject* error)
+    ctypedef PyObject* (*iternextfunc)(PyObject*) noexcept
+    ctypedef struct Type "PyTypeObject":
+        iternextfunc tp_iternext
     int PyList_Append(PyObject* list, PyObject* item) noexcept
     void PyErr_Clear()
 
@@ -50,6 +57,8 @@ cdef tuple ANSWERS_OF_GET = (queue.Empty, Closed)
 cdef object SKIPPED = object()  # in place of the error of an item that is left out
 
 
+@cython.freelist(8)
+@cython.final
 cdef class ReadyResult:
     # Awaited, it gives its value at once: cheaper than a coroutine.
     cdef object value
@@ -61,9 +70,20 @@ cdef class ReadyResult:
         return self
 
     def __next__(self):
-        value = self.value
-        self.value = None
-        raise StopIteration(value)
+        raise AssertionError("replaced below")
+
+
+cdef PyObject* end_await(PyObject* ready) noexcept:
+    # ReadyResult.__next__: raises StopIteration with the value. Not in Cython, which adds a traceback to what is raised.
+    cdef PyObject* error = call_one(StopIteration_type, <PyObject*>(<ReadyResult>ready).value)
+    (<ReadyResult>ready).value = None
+    if error != NULL:
+        PyErr_SetObject(StopIteration_type, error)
+        Py_DECREF(<object>error)  # the interpreter owns one
+    return NULL
+
+
+(<Type*>ReadyResult).tp_iternext = end_await
 
 
 cdef class Results(Stream):
