@@ -1,8 +1,6 @@
 from collections.abc import Iterator
 from typing import Any, TypeVar, final
 
-from typing_extensions import disjoint_base
-
 from .item_source import ItemSource
 from .run import PoolRun
 from .stream import Stream
@@ -31,7 +29,7 @@ class Results(Stream[R]):
     async def __anext__(self) -> R: ...
     async def _anext(self) -> R: ...
 
-@disjoint_base
+@final
 class ReadyResult:
     def __await__(self) -> Iterator[Any]: ...
     def __iter__(self) -> Iterator[Any]: ...

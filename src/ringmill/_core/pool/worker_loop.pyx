@@ -300,9 +300,11 @@ cdef class WorkerLoop:
             if found == NULL:
                 break
             if <PyObject*>self.source != found:
-                self.source = self.current_source = <WorkSource>found
+                self.source = <WorkSource>found
             Py_DECREF(<object>found)  # next_source's
             if self.claim_from(self.source) == ITEM:
+                if self.current_source is not self.source:
+                    self.current_source = self.source
                 return ITEM
         self.release_items()
         self.source = self.current_source = None  # it holds nothing while it sleeps
@@ -496,7 +498,6 @@ cdef class WorkerLoop:
     cdef bint item_failed(self, PyObject* item) except -1:
         # The call of an item has raised. False: as end_succeeded.
         cdef PyObject* raw
-        cdef PyObject* handled
         cdef ItemSource source = self.items
         error = steal(take_raised())
         if source.function is not None or item == NULL:  # an executor's call, whatever it raises, has ended
