@@ -573,7 +573,9 @@ def test_a_map_that_is_read_while_the_pool_ends(kind: Kind) -> None:
         returned = pool.shutdown(cancel_pending=cancel)
         came = reader.join()[0]
         stats = pool.stats()
-        assert came == list(range(len(came)))
+        # In order; workers may begin some items while others are being cancelled.
+        assert came == sorted(came)
+        assert sorted([*came, *[item.value for item in returned]]) == list(range(stats.accepted))
         assert len(came) == stats.succeeded == stats.accepted - len(returned)
         assert stats.cancelled == len(returned)
         if kind is iter:
