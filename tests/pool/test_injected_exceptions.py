@@ -204,7 +204,8 @@ def test_exceptions_injected_into_a_worker_that_works(seed: int) -> None:
     def inject_all_the_time() -> None:
         for error in itertools.cycle([Injected, Quit]):
             for thread in pool._run.threads:  # type: ignore[union-attr]
-                inject(thread.ident or 0, error)
+                if thread.is_alive():  # the identity of one that has ended may be that of a new thread, the timer's
+                    inject(thread.ident or 0, error)
             if stop.wait(0.0005):
                 return
 
