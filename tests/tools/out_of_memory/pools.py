@@ -101,7 +101,7 @@ def pool_new_by_factory(trial: Trial) -> None:
     factory = iter(workers).__next__
     pool = trial.raising(RuntimeError, call=lambda: WorkerPool(factory, 3, queue_size=2), or_not=True)
     if pool in (FAILED, None):
-        pool = WorkerPool(workers, queue_size=2)  # they belong to nobody
+        pool = WorkerPool(workers, queue_size=2)  # no pool has them
     assert pool.workers == tuple(workers)
 
 

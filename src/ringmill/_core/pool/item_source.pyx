@@ -36,8 +36,6 @@
 # The end: `total` is written once, when nothing more will be accepted. A reader that reads the last wakes the other readers;
 # the thread that writes `total` compares it with `head` after that. Both are seq_cst, so one of them sees the end.
 
-from concurrent.futures import CancelledError
-
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
@@ -52,12 +50,11 @@ from libcpp.atomic cimport (
 )
 
 from ringmill._core.platform.gil_atomics cimport fetch_or64, put64, swap64
-from ringmill._core.platform.primitives cimport FREE_THREADED, pause, steal
+from ringmill._core.platform.primitives cimport FREE_THREADED, pause
 from ringmill._core.pool.item_record cimport ItemRecord
 from ringmill._core.pool.operation cimport (
     FAILED,
     SUCCEEDED,
-    ErrorRecord,
     OperationBase,
     PyTypeObject,
     is_operation,

@@ -20,7 +20,6 @@ from ringmill._core.platform.primitives cimport now_ns, steal
 from ringmill._core.pool.item_record cimport ItemRecord, new_item_record
 from ringmill._core.pool.item_source cimport ItemSource
 from ringmill._core.pool.operation cimport (
-    CANCELLED,
     FAILED,
     SUCCEEDED,
     ErrorRecord,
@@ -29,7 +28,7 @@ from ringmill._core.pool.operation cimport (
     phase_of,
     raisable,
 )
-from ringmill._core.pool.results cimport Results, new_results
+from ringmill._core.pool.results cimport new_results
 from ringmill._core.pool.stream cimport Stream
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.waiting.event_loop cimport checkpoint

@@ -13,7 +13,7 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
-from libcpp.atomic cimport memory_order_acquire, memory_order_release
+from libcpp.atomic cimport memory_order_acquire
 
 from ringmill._core.platform.primitives cimport now_ns, steal
 from ringmill._core.pool.item_source cimport (
@@ -22,6 +22,7 @@ from ringmill._core.pool.item_source cimport (
     FAILED_BIT,
     NO_VALUE,
     ItemSource,
+    drop_outcome,
     take_result,
 )
 from ringmill._core.pool.operation cimport ErrorRecord, PyTypeObject, is_operation, own_error, raisable
@@ -113,16 +114,13 @@ cdef class Results(Stream):
         if not outcome & NO_VALUE:
             return steal(found)
         if self.errors == SKIP:
-            if outcome & FAILED_BIT:
-                Py_DECREF(<object><PyObject*>(outcome & ~<uint64_t>FAILED_BIT))  # was the entry's
+            drop_outcome(outcome)
             return SKIPPED
         error = self.error_of(outcome)
         if self.errors == RETURN:
             return error
-        if isinstance(error, END_OF_ITERATION):
-            raise RuntimeError(f"an item raised {type(error).__name__}") from error
-        if in_get and isinstance(error, ANSWERS_OF_GET):
-            # The caller could not tell it from what `get` itself raises.
+        if isinstance(error, END_OF_ITERATION) or in_get and isinstance(error, ANSWERS_OF_GET):
+            # The caller could not tell it from what the read itself raises.
             raise RuntimeError(f"an item raised {type(error).__name__}") from error
         raise error
 
@@ -141,7 +139,7 @@ cdef class Results(Stream):
         Stream.finish(self)
 
     cdef object unwrap(self, PyObject* found):
-        # For awaited reads; `_get` tells what the caller is.
+        # For awaited reads.
         return self.value_of(found, False)
 
     cdef int take_next(self, PyObject** found, int64_t deadline) except -1:

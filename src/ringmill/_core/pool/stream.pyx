@@ -47,7 +47,6 @@ from libcpp.atomic cimport (
 from ringmill._core.platform.gil_atomics cimport exchange32, put32
 from ringmill._core.pool.context cimport capture
 from ringmill._core.pool.operation cimport (
-    CANCELLED,
     NEW,
     OperationBase,
     PyTypeObject,
@@ -60,17 +59,7 @@ from ringmill._core.pool.operation cimport (
     traverseproc,
     with_traceback,
 )
-from ringmill._core.ring.ring cimport (
-    DONE,
-    NOT_NOW,
-    SHUT,
-    get_count,
-    has_items,
-    is_shut,
-    size,
-    try_get,
-    try_put,
-)
+from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT, try_get, try_put
 from ringmill._core.pool.work_source cimport is_unsuccessful, take_over
 from ringmill._core.ring.ring_buffer cimport checked_max
 from ringmill._core.waiting.event_loop cimport await_for, checkpoint, in_trio, running_task

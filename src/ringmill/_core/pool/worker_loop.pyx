@@ -271,7 +271,7 @@ cdef class WorkerLoop:
                 break
             if <PyObject*>self.source != found:
                 self.source = <WorkSource>found
-            Py_DECREF(<object>found)  # next_feed's
+            Py_DECREF(<object>found)  # next_source's
             self.turn = TURN - 1
             result = self.claim_from(self.source)
             if result != NOTHING:
