@@ -111,13 +111,15 @@ class PoolExecutor(ThreadPoolExecutor):
         if not isinstance(context, bool):
             raise TypeError(f"context must be True or False, not {describe(context)}")
         self._max_workers = max_workers
-        self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{self._counter()}"
-        self._initializer = initializer
+        base: Any = ThreadPoolExecutor
+        self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{base._counter()}"
+        self._initializer = initializer  # type: ignore[assignment]
         self._initargs = initargs
         self._idle_semaphore = threading.Semaphore(0)
         self._shutdown_lock = threading.Lock()
         if hasattr(ThreadPoolExecutor, "prepare_context"):  # from CPython 3.14 on
-            self._create_worker_context, self._resolve_work_item_task = type(self).prepare_context(initializer, initargs)
+            kind: Any = type(self)
+            self._create_worker_context, self._resolve_work_item_task = kind.prepare_context(initializer, initargs)
         self._context = context
         self._executor_state = ExecutorState(initializer, initargs, context)
         self._pool = _Pool(self._executor_state, max_workers, self._thread_name_prefix)
@@ -317,15 +319,15 @@ class PoolExecutor(ThreadPoolExecutor):
         return set() if run is None else {thread for thread in list(run.threads) if thread.ident is not None}
 
     @property
-    def _broken(self) -> str | bool:
+    def _broken(self) -> str | bool:  # type: ignore[override]
         return False if self._executor_state.broken is None else str(self._executor_state.broken_error())
 
     @property
     def _shutdown(self) -> bool:  # type: ignore[override]
         return self._closed
 
-    @property
-    def _work_queue(self) -> CallQueue:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def _work_queue(self) -> CallQueue:
         return self._call_queue
 
     @_work_queue.setter
@@ -354,8 +356,8 @@ _NOT_TO_REPLACE = {
 class _Pool(WorkerPool[Any]):
     """A pool that may be dropped while it runs: its threads end when the pending calls are done.
 
-    It starts with one worker, for the first call, and adds others up to `max_workers`. Calls begin in the order in which
-    they were submitted, whether by `submit` or by `map`.
+    It starts with one worker, for the first call, and adds others up to `max_workers`. Calls begin in the order in
+    which they were submitted, whether by `submit` or by `map`.
     """
 
     def __init__(self, executor_state: ExecutorState, max_workers: int, name: str) -> None:

@@ -80,7 +80,7 @@ class PoolStats:
         cancelled: The number of operations that were cancelled.
         tries: The number of failed tries.
         restarts: The number of times a worker was restarted.
-        workers: The same for each worker, in the order of `WorkerPool.workers`, and for each that was lost, or has left.
+        workers: The same for each worker, by number; those that were lost or have left keep theirs.
     """
 
     accepted: int
@@ -304,12 +304,12 @@ class WorkerPool(PoolBase, Generic[WorkT]):
 
         More: calls the factory here, on this thread, and starts the new workers. Blocks until each `init` has returned;
         if one raises, the new workers are cleaned up, and the pool keeps its size. Fewer: returns at once; the workers
-        that were made last leave, each when it has ended what it runs and been cleaned up. If all others wait for work of
-        this pool, a worker stays until that is done. Workers that were lost do not count: they are replaced.
+        that were made last leave, each when it has ended what it runs and been cleaned up. If all others wait for work
+        of this pool, a worker stays until that is done. Workers that were lost do not count: they are replaced.
 
-        A worker's number, in its thread's name, is not used again in the run; `stats` keeps the counters of workers that
-        have left. If the pool does not run, the change applies from the next `start` on. May be called from any thread
-        but the pool's own workers; concurrent calls, and `start`, take effect one after the other.
+        A worker's number, in its thread's name, is not used again in the run; `stats` keeps the counters of workers
+        that have left. If the pool does not run, the change applies from the next `start` on. May be called from any
+        thread but the pool's own workers; concurrent calls, and `start`, take effect one after the other.
 
         Args:
             count: The number of workers, from 1.

@@ -87,7 +87,7 @@ class Supervisor:
     _take_keyboard_interrupt: Any = staticmethod(take_keyboard_interrupt)  # no global name: see end
 
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
-        self.name = name = settings.name
+        self.name = settings.name
         self.settings = settings
         self.threads: list[threading.Thread] = []  # of the workers, in the order in which they were started
         self.core = new_run(
@@ -140,7 +140,7 @@ class Supervisor:
         Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
 
     def _await_reports(self, loops: list[WorkerLoop], gate: StartGate, deadline: float | None) -> Started:
-        """Waits until each of these workers has reported; returns the causes of failure, and whether it took too long."""
+        """Waits until each of these workers has reported; returns why some failed, and whether it took too long."""
         lost: list[tuple[Worker[Any], BaseException]] = []
         late = False
         while not lost:
@@ -197,8 +197,8 @@ class Supervisor:
     def add_workers(self, workers: Sequence[Worker[Any]]) -> Started | None:
         """Adds workers, all or none, and waits until their `init` has returned. Called by one thread at a time.
 
-        Returns what `start` returns; None: the run has ended, or ends. Unless the result is ([], False), the workers clean up
-        and end by themselves.
+        Returns what `start` returns; None: the run has ended, or ends. Unless the result is ([], False), the workers
+        clean up and end by themselves.
         """
         gate = StartGate()
         first = len(self.core.worker_loops)
@@ -589,9 +589,9 @@ class Supervisor:
         return mask
 
     def _compare(self, worker_loop: WorkerLoop) -> None:
-        """A worker that is added says to which of those before it it is equal: operations may wait that they have tried."""
-        before = self.core.worker_loops[: worker_loop.index]
+        """A worker that is added says which of those before it are its equals: they may have tried what waits."""
         if worker_loop.gate is not self.core.gate and type(worker_loop.worker).equal is not Worker.equal:
+            before = self.core.worker_loops[: worker_loop.index]
             worker_loop.set_equals(bytes([self._equal(worker_loop, other) for other in before]))
 
     def _equal(self, worker_loop: WorkerLoop, other: WorkerLoop) -> bool:
