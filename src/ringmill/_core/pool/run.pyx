@@ -36,7 +36,8 @@
 # More workers. An executor's run adds a worker while work waits and no worker is free (wants_worker). A thread that publishes
 # work looks afterwards, and so does a worker that begins some. Both look under the lock, one of them after the other: if
 # it is the worker, it sees what was published; otherwise the publisher sees that the worker is busy. So no work waits
-# behind a busy worker while another may be added. `WorkerPool.resize` adds workers that have come up, all or none (join),
+# behind a busy worker while another may be added. A worker that runs the items of one source looks at its first item,
+# and where it has claimed the last: until then the source counts as work that waits. `WorkerPool.resize` adds workers that have come up, all or none (join),
 # and dismisses some. One that was dismissed leaves between two operations, under the lock, unless those left could not
 # do what is pending since they all wait for it (leaves); then it works on, and looks again when a wait has ended.
 #
@@ -274,8 +275,8 @@ cdef class PoolRun(OwnerPool):
             if not waiting:
                 return False
             worker = self.workers.states[k]
-            # relaxed: see the head, More workers
-            if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_relaxed) & 1:
+            # seq_cst: after the looks at the sources; pairs with run_items
+            if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_seq_cst) & 1:
                 waiting -= 1
         return waiting > 0
 

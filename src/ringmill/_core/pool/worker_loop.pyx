@@ -414,6 +414,7 @@ cdef class WorkerLoop:
         cdef vectorcallfunc vector_function
         cdef PyObject* result
         cdef PyObject* item
+        cdef bint is_first = True
         if self.function_of is not source:
             self.find_function()
         function = <PyObject*>self.function
@@ -422,7 +423,11 @@ cdef class WorkerLoop:
             # relaxed load: its only writer; release: pairs with count
             self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
             if may_add_worker(self.pool_run):
-                self.add_if_wanted()
+                # seq_cst: before the look. While the source has more, a thread that publishes work counts that.
+                self.state.word.store(self.state.word.load(memory_order_relaxed), memory_order_seq_cst)
+                if is_first or not source.has_work():
+                    self.add_if_wanted()
+                is_first = False
             item = self.item
             if source.computes:
                 self.item = item = source.item_at(self.position)
