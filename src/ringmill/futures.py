@@ -4,7 +4,7 @@ Each call is an operation (executor_calls.py). It goes into the retry queue of t
 order, so that `submit` never blocks. The base class gives its name to isinstance, and nothing else: its attributes are
 here, its `submit` is called where a program has replaced it.
 
-May import `pool`, `executor_calls`, `executor_queue`, `operation` and the compiled core.
+May import `pool`, `executor_calls`, `executor_queue`, `standard_executor`, `operation` and the compiled core.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
 from ._core.platform import clock
@@ -28,6 +28,7 @@ from .errors import BrokenPool, PoolNotRunning
 from .executor_calls import ExecutorState, ExecutorWorker, ForeignCall, SubmittedCall
 from .executor_queue import CallQueue
 from .pool import WorkerPool
+from .standard_executor import ThreadPoolExecutor, original_submit
 
 __all__ = ["PoolExecutor"]
 
@@ -36,11 +37,6 @@ BEGIN_TIMEOUT = 1.0  # seconds in which a free thread surely takes a call, unles
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: The base class's own `submit`, also if a program has replaced it before ringmill was imported.
-standard_submit: Any = ThreadPoolExecutor.submit
-while hasattr(standard_submit, "__wrapped__"):
-    standard_submit = standard_submit.__wrapped__
 
 
 class PoolExecutor(ThreadPoolExecutor):
@@ -79,9 +75,6 @@ class PoolExecutor(ThreadPoolExecutor):
     256
     [1, 2, 3]
     """
-
-    #: What the base class raises in `submit` once the initializer has failed (from CPython 3.14 on).
-    BROKEN = BrokenPool
 
     def __init__(
         self,
@@ -154,7 +147,7 @@ class PoolExecutor(ThreadPoolExecutor):
             RuntimeError: The executor was shut down, the interpreter is shutting down, or this is the child of a fork.
             BrokenPool: The initializer has failed. It is a `BrokenExecutor`.
         """
-        if ThreadPoolExecutor.submit is not standard_submit:  # a program that traces calls has replaced it
+        if ThreadPoolExecutor.submit is not original_submit:  # a program that traces calls has replaced it
             return ThreadPoolExecutor.submit(self, fn, *args, **kwargs)  # in the end it calls _work_queue.put
         core = self._core
         if core is None:
@@ -212,7 +205,7 @@ class PoolExecutor(ThreadPoolExecutor):
                 raise ValueError(f"buffersize must be None or > 0, got {describe(buffersize)}")
             buffersize = size
         # An override must see all calls, and so must a replacement of the base class's `submit`.
-        if type(self).submit is not PoolExecutor.submit or ThreadPoolExecutor.submit is not standard_submit:
+        if type(self).submit is not PoolExecutor.submit or ThreadPoolExecutor.submit is not original_submit:
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
         limit = None if timeout is None else max(0.0, seconds("timeout", timeout, optional=True, negative=True))

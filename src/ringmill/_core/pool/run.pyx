@@ -204,6 +204,11 @@ cdef class PoolRun(OwnerPool):
         return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == OPEN  # acquire: as check_open
 
     @property
+    def is_broken(self):
+        """Whether it has lost its last worker."""
+        return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == BROKEN  # acquire: as check_open
+
+    @property
     def state(self):
         """In a word, for people."""
         if self.is_inherited:
@@ -304,7 +309,7 @@ cdef class PoolRun(OwnerPool):
             acquire(&self.lock)
             added = not if_wanted or self.wants_worker()
             if added:
-                self.workers.add(<PyObject*>state)
+                self.workers.add(<PyObject*>state, True)
             else:
                 self.workers.give_back(1)
             release(&self.lock)
@@ -322,20 +327,19 @@ cdef class PoolRun(OwnerPool):
         """The thread of a worker that is to join will be started. False: the run has ended."""
         return bool(self.threads.expect(state))
 
-    def join(self, list states not None):
-        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none."""
-        cdef bint open
+    def join(self, list states not None, bint joins=True):
+        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none.
+
+        With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
+        """
         cdef Py_ssize_t k, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
-        open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+        joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
-            if open:
-                self.workers.add((<PyListObject*>states).ob_item[k])
-            else:
-                self.workers.give_back(1)
+            self.workers.add((<PyListObject*>states).ob_item[k], joins)
         release(&self.lock)
-        return open
+        return joins
 
     def give_up(self, WorkerState state not None):
         """If the worker's thread has not begun by now, it never does, and the worker is lost."""
