@@ -35,10 +35,18 @@ LARGEST = 4
 
 
 class Resizing:
-    """Resizes a pool up and down, and checks its counters, on two threads, while the block runs."""
+    """Resizes a pool up and down, and checks its counters, on two threads, while the block runs.
 
-    def __init__(self, pool: WorkerPool[Any], seed: int, *allowed: type[BaseException]) -> None:
+    Attributes:
+        allowed: What `resize` may raise.
+        one_run: Whether the pool is not started again meanwhile, so that the counters only grow.
+    """
+
+    def __init__(
+        self, pool: WorkerPool[Any], seed: int, *allowed: type[BaseException], one_run: bool = True
+    ) -> None:
         self.pool = pool
+        self.one_run = one_run
         self.random = random.Random(seed)
         self.allowed = allowed
         self.ended = threading.Event()
@@ -69,7 +77,7 @@ class Resizing:
             stats = self.pool.stats()
             check_law_1(stats)
             now = {name: getattr(stats, name) for name in GROWING}
-            assert all(now[name] >= last[name] for name in GROWING), (now, last)
+            assert not self.one_run or all(now[name] >= last[name] for name in GROWING), (now, last)
             for name in ("succeeded", "tries", "restarts", "running"):
                 assert sum(getattr(row, name) for row in stats.workers) == getattr(stats, name), (name, stats)
             last = now
@@ -353,14 +361,17 @@ def test_resizes_while_the_pool_is_shut_down_and_started(how: str, seed: int, sw
     factory = Factory()
     pool = WorkerPool(factory, 2, queue_size=2)
     jobs: list[Job] = []
-    with Resizing(pool, seed, PoolNotRunning):
+    with Resizing(pool, seed, PoolNotRunning, one_run=False):
         for _ in range(25):
             pool.start()
             mine = [Job(*[Retry()] * (number % 3)) for number in range(6)]
             stream = pool.execute(mine)
             cancelled = shut_down(pool, how)
             assert sorted(map(id, stream)) == sorted(map(id, mine))
-            assert {job for job in mine if job.outcome is Outcome.CANCELLED} == set(cancelled)
+            ended = {job for job in mine if job.outcome is Outcome.CANCELLED}
+            assert ended >= set(cancelled)
+            # A job that was running when the time was over may have been retried, and cancelled, after that.
+            assert how == "timeout" or ended == set(cancelled)
             jobs += mine
             pool.shutdown()
             check_at_rest(pool.stats())
