@@ -15,12 +15,11 @@ under the future's lock, as in every `concurrent.futures.Future`. The operation 
 Calls and workers refer to the ExecutorState, which refers neither to the executor nor to its pool. So an executor that
 is dropped is collected, and its threads end when the pending calls are done.
 
-May import `operation`, `worker`, `supervisor` and the compiled core.
+May import `operation`, `standard_executor`, `worker`, `supervisor` and the compiled core.
 """
 
 from __future__ import annotations
 
-import concurrent.futures.thread
 import contextlib
 import logging
 import operator
@@ -36,6 +35,7 @@ from ._core.pool.operation import exc_info, raise_copy, repeatable
 from .arguments import describe, seconds
 from .errors import BrokenPool
 from .operation import Operation
+from .standard_executor import run_arguments
 from .supervisor import Supervisor
 from .worker import Worker
 
@@ -46,6 +46,7 @@ R = TypeVar("R")
 logger = logging.getLogger("concurrent.futures")  # where users of executors expect log messages
 
 OVER = (FINISHED, CANCELLED_AND_NOTIFIED)
+RLock: Any = type(threading.RLock())  # half the price of calling threading.RLock
 wake = Operation.done
 run: Callable[[SubmittedCall], None] = operator.methodcaller("run")
 
@@ -101,7 +102,11 @@ class SubmittedCall(Operation):
     def run(self) -> None:
         future = self.future
         try:
-            if not future.set_running_or_notify_cancel():
+            with future._condition:
+                begins = future._state is PENDING
+                if begins:
+                    future._state = RUNNING
+            if not begins and not future.set_running_or_notify_cancel():
                 return
             value = self.fn(*self.args, **self.kwargs)
         except BaseException as error:
@@ -139,7 +144,7 @@ class ForeignCall(Operation):
 
     def run(self) -> None:
         try:
-            self.item.run(*_context_arguments)
+            self.item.run(*run_arguments)
         finally:
             del self  # as in SubmittedCall
 
@@ -159,11 +164,6 @@ class ForeignCall(Operation):
             with contextlib.suppress(InvalidStateError):
                 future.set_running_or_notify_cancel()
         wake(self)
-
-
-# What `run` of a work item takes: from CPython 3.14 on, an object that calls the function.
-_context_class = getattr(concurrent.futures.thread, "WorkerContext", None)
-_context_arguments: tuple[Any, ...] = () if _context_class is None else (_context_class(None, ()),)
 
 
 class ExecutorWorker(Worker[Any]):
@@ -216,7 +216,7 @@ class PoolFuture(Future[R]):
     _called = 0  # how many callbacks that thread has begun to call
 
     def __init__(self, call: SubmittedCall) -> None:
-        self._condition = threading.RLock()  # type: ignore[assignment]
+        self._condition = RLock()
         self._state = PENDING
         self._result: R | None = None
         self._exception: BaseException | None = None

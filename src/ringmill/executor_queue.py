@@ -57,7 +57,8 @@ class CallQueue:
         """Takes back the oldest call that has not begun.
 
         Returns:
-            An object with `future`, `fn`, `args`, `kwargs` and `run()`, which calls the function and finishes the future.
+            An object with `future`, `fn`, `args`, `kwargs`, and `run()`, which calls the function and finishes the
+            future.
 
         Raises:
             queue.Empty: All calls have begun.
@@ -100,7 +101,7 @@ class TakenItem:
 
     def __init__(self, source: ItemSource, position: int, args: tuple[Any, ...]) -> None:
         self.future: Future[Any] = Future()
-        self.fn = source.function
+        self.fn: Any = source.function
         self.args = args
         self.kwargs: dict[str, Any] = {}
 

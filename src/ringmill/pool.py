@@ -80,7 +80,7 @@ class PoolStats:
         cancelled: The number of operations that were cancelled.
         tries: The number of failed tries.
         restarts: The number of times a worker was restarted.
-        workers: The same for each worker, in the order of `WorkerPool.workers`, and for each that was lost, or has left.
+        workers: The same for each worker, by number; those that were lost or have left keep theirs.
     """
 
     accepted: int
@@ -304,12 +304,12 @@ class WorkerPool(PoolBase, Generic[WorkT]):
 
         More: calls the factory here, on this thread, and starts the new workers. Blocks until each `init` has returned;
         if one raises, the new workers are cleaned up, and the pool keeps its size. Fewer: returns at once; the workers
-        that were made last leave, each when it has ended what it runs and been cleaned up. If all others wait for work of
-        this pool, a worker stays until that is done. Workers that were lost do not count: they are replaced.
+        that were made last leave, each when it has ended what it runs and been cleaned up. If all others wait for work
+        of this pool, a worker stays until that is done. Workers that were lost do not count: they are replaced.
 
-        A worker's number, in its thread's name, is not used again in the run; `stats` keeps the counters of workers that
-        have left. If the pool does not run, the change applies from the next `start` on. May be called from any thread
-        but the pool's own workers; concurrent calls, and `start`, take effect one after the other.
+        A worker's number, in its thread's name, is not used again in the run; `stats` keeps the counters of workers
+        that have left. If the pool does not run, the change applies from the next `start` on. May be called from any
+        thread but the pool's own workers; concurrent calls, and `start`, take effect one after the other.
 
         Args:
             count: The number of workers, from 1.
@@ -320,10 +320,10 @@ class WorkerPool(PoolBase, Generic[WorkT]):
             WorkerInitError: An `init` raised; `causes` lists each such worker with its exception.
             RuntimeError: It was called from one of the pool's own workers.
             PoolNotRunning: The pool was shut down meanwhile. The size is as before.
-            BrokenPool: The pool broke meanwhile. The size is as before.
+            BrokenPool: The pool is broken. The size is as before.
             BaseException: What the factory raised. The size is as before.
         """
-        number = arguments.count("count", count, 1, optional=True)
+        number = arguments.count("count", count, 1)
         if self._factory is None:
             raise TypeError(
                 f"{describe(self)} was made with a list of workers: only a pool made with a Worker class or a factory, "
@@ -340,6 +340,8 @@ class WorkerPool(PoolBase, Generic[WorkT]):
         """The body of `resize`, called by one thread at a time; returns the causes of a failure."""
         assert self._factory is not None
         run = self._current()
+        if run is not None and run.core.is_broken:
+            raise run.core.refusal()
         if run is not None and not (run.verdict and run.core.is_open):
             run = None
         lost = {id(worker) for worker in run.lost()} if run is not None else set()

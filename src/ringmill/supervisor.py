@@ -87,7 +87,7 @@ class Supervisor:
     _take_keyboard_interrupt: Any = staticmethod(take_keyboard_interrupt)  # no global name: see end
 
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
-        self.name = name = settings.name
+        self.name = settings.name
         self.settings = settings
         self.threads: list[threading.Thread] = []  # of the workers, in the order in which they were started
         self.core = new_run(
@@ -140,7 +140,7 @@ class Supervisor:
         Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
 
     def _await_reports(self, loops: list[WorkerLoop], gate: StartGate, deadline: float | None) -> Started:
-        """Waits until each of these workers has reported; returns the causes of failure, and whether it took too long."""
+        """Waits until each of these workers has reported; returns why some failed, and whether it took too long."""
         lost: list[tuple[Worker[Any], BaseException]] = []
         late = False
         while not lost:
@@ -197,8 +197,8 @@ class Supervisor:
     def add_workers(self, workers: Sequence[Worker[Any]]) -> Started | None:
         """Adds workers, all or none, and waits until their `init` has returned. Called by one thread at a time.
 
-        Returns what `start` returns; None: the run has ended, or ends. Unless the result is ([], False), the workers clean up
-        and end by themselves.
+        Returns what `start` returns; None: the run has ended, or ends. Unless the result is ([], False), the workers
+        clean up and end by themselves.
         """
         gate = StartGate()
         first = len(self.core.worker_loops)
@@ -212,10 +212,8 @@ class Supervisor:
                     return None
                 self._start_thread(worker_loop)
             causes, _ = self._await_reports(loops, gate, None)
-            if not causes:
-                joined = self.core.join([worker_loop.state for worker_loop in loops])
-                if joined:
-                    self.core.worker_loops.extend(loops)
+            joined = self.core.join([worker_loop.state for worker_loop in loops], not causes)
+            self.core.worker_loops.extend(loops)  # also those that do not join: the index in the list is the number
         finally:
             gate.decide(joined)
             if not joined:
@@ -237,7 +235,8 @@ class Supervisor:
 
     def lost(self) -> list[Worker[Any]]:
         """The workers that have crashed too often."""
-        return [worker_loop.worker for worker_loop in self.core.worker_loops if worker_loop.is_retired]
+        workers = [worker_loop.worker for worker_loop in self.core.worker_loops if worker_loop.is_retired]
+        return [worker for worker in workers if worker is not None]  # those that have left are gone
 
     # ------------------------------------------------------------------------------------------------------------
     # the end
@@ -589,14 +588,17 @@ class Supervisor:
         return mask
 
     def _compare(self, worker_loop: WorkerLoop) -> None:
-        """A worker that is added says to which of those before it it is equal: operations may wait that they have tried."""
-        before = self.core.worker_loops[: worker_loop.index]
+        """A worker that is added says which of those before it are its equals: they may have tried what waits."""
         if worker_loop.gate is not self.core.gate and type(worker_loop.worker).equal is not Worker.equal:
+            before = self.core.worker_loops[: worker_loop.index]
             worker_loop.set_equals(bytes([self._equal(worker_loop, other) for other in before]))
 
     def _equal(self, worker_loop: WorkerLoop, other: WorkerLoop) -> bool:
+        worker = other.worker
+        if other.is_retired or worker is None:
+            return False  # it takes no operation any more
         try:
-            return bool(worker_loop.worker.equal(other.worker))
+            return bool(worker_loop.worker.equal(worker))
         except BaseException as error:
             log_event(logging.ERROR, "equal of worker %s raised", (worker_loop.name,), error)
             return False

@@ -36,7 +36,8 @@
 # More workers. An executor's run adds a worker while work waits and no worker is free (wants_worker). A thread that publishes
 # work looks afterwards, and so does a worker that begins some. Both look under the lock, one of them after the other: if
 # it is the worker, it sees what was published; otherwise the publisher sees that the worker is busy. So no work waits
-# behind a busy worker while another may be added. `WorkerPool.resize` adds workers that have come up, all or none (join),
+# behind a busy worker while another may be added. A worker that runs the items of one source looks at its first item,
+# and where it has claimed the last: until then the source counts as work that waits. `WorkerPool.resize` adds workers that have come up, all or none (join),
 # and dismisses some. One that was dismissed leaves between two operations, under the lock, unless those left could not
 # do what is pending since they all wait for it (leaves); then it works on, and looks again when a wait has ended.
 #
@@ -203,6 +204,11 @@ cdef class PoolRun(OwnerPool):
         return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == OPEN  # acquire: as check_open
 
     @property
+    def is_broken(self):
+        """Whether it has lost its last worker."""
+        return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == BROKEN  # acquire: as check_open
+
+    @property
     def state(self):
         """In a word, for people."""
         if self.is_inherited:
@@ -274,8 +280,8 @@ cdef class PoolRun(OwnerPool):
             if not waiting:
                 return False
             worker = self.workers.states[k]
-            # relaxed: see the head, More workers
-            if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_relaxed) & 1:
+            # seq_cst: after the looks at the sources; pairs with run_items
+            if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_seq_cst) & 1:
                 waiting -= 1
         return waiting > 0
 
@@ -303,7 +309,7 @@ cdef class PoolRun(OwnerPool):
             acquire(&self.lock)
             added = not if_wanted or self.wants_worker()
             if added:
-                self.workers.add(<PyObject*>state)
+                self.workers.add(<PyObject*>state, True)
             else:
                 self.workers.give_back(1)
             release(&self.lock)
@@ -321,20 +327,19 @@ cdef class PoolRun(OwnerPool):
         """The thread of a worker that is to join will be started. False: the run has ended."""
         return bool(self.threads.expect(state))
 
-    def join(self, list states not None):
-        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none."""
-        cdef bint open
+    def join(self, list states not None, bint joins=True):
+        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none.
+
+        With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
+        """
         cdef Py_ssize_t k, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
-        open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+        joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
-            if open:
-                self.workers.add((<PyListObject*>states).ob_item[k])
-            else:
-                self.workers.give_back(1)
+            self.workers.add((<PyListObject*>states).ob_item[k], joins)
         release(&self.lock)
-        return open
+        return joins
 
     def give_up(self, WorkerState state not None):
         """If the worker's thread has not begun by now, it never does, and the worker is lost."""

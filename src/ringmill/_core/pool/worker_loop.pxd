@@ -82,4 +82,5 @@ cdef class WorkerLoop:
     cdef void report_error(self, PyObject* error) noexcept
     cdef void end_life(self, bint given_up) noexcept
     cdef void release_sources(self) noexcept
+    cdef void release_worker(self) noexcept
     cdef void end_thread(self) noexcept

@@ -113,6 +113,18 @@ cdef extern from *:
 
 cdef extern from *:
     """
+    static inline PyObject* ringmill_exchange_for_none(PyObject** field) {
+        PyObject* old = *field;
+        Py_INCREF(Py_None);
+        *field = Py_None;
+        return old;
+    }
+    #define RINGMILL_TAKE_WORKER(state) ringmill_exchange_for_none(&(state)->worker)
+    """
+    PyObject* take_worker "RINGMILL_TAKE_WORKER"(WorkerState state) noexcept
+
+cdef extern from *:
+    """
     /* PyObject_CallOneArg for many calls of one function: what it looks up for each call is looked up once. */
     static inline PyObject* ringmill_call_vector(vectorcallfunc vector_function, PyObject* function, PyObject* argument) {
         PyObject* arguments[2] = {NULL, argument};
@@ -164,8 +176,11 @@ cdef class WorkerLoop:
 
     @property
     def worker(self):
-        """The user's Worker."""
-        return self.state.worker
+        """The user's Worker; None once it has left."""
+        acquire(&self.pool_run.lock)
+        worker = self.state.worker
+        release(&self.pool_run.lock)
+        return worker
 
     @property
     def index(self):
@@ -414,6 +429,7 @@ cdef class WorkerLoop:
         cdef vectorcallfunc vector_function
         cdef PyObject* result
         cdef PyObject* item
+        cdef bint is_first = True
         if self.function_of is not source:
             self.find_function()
         function = <PyObject*>self.function
@@ -422,7 +438,11 @@ cdef class WorkerLoop:
             # relaxed load: its only writer; release: pairs with count
             self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
             if may_add_worker(self.pool_run):
-                self.add_if_wanted()
+                # seq_cst: before the look. While the source has more, a thread that publishes work counts that.
+                self.state.word.store(self.state.word.load(memory_order_relaxed), memory_order_seq_cst)
+                if is_first or not source.has_work():
+                    self.add_if_wanted()
+                is_first = False
             item = self.item
             if source.computes:
                 self.item = item = source.item_at(self.position)
@@ -721,8 +741,19 @@ cdef class WorkerLoop:
                 Py_XDECREF(result)
         self.crash = None
         self.release_sources()
+        if self.state.retired and not given_up and self.state.dismissed.load(memory_order_relaxed):  # relaxed: as take
+            self.release_worker()
         if self.pool_run.threads.end(self.state):
             self.end_thread()
+
+    cdef void release_worker(self) noexcept:
+        # The worker has left, and the run, which may go on for long, does not hold it.
+        cdef PyObject* worker
+        self.process = None
+        acquire(&self.pool_run.lock)
+        worker = take_worker(self.state)
+        release(&self.pool_run.lock)
+        Py_DECREF(<object>worker)  # was the state's
 
     cdef void release_sources(self) noexcept:
         # Between two operations: holds nothing of the sources.
