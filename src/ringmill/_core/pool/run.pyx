@@ -336,13 +336,16 @@ cdef class PoolRun(OwnerPool):
 
         With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
         """
-        cdef Py_ssize_t k, count = len(states)
+        cdef Py_ssize_t k, dismissed, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
         joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
             self.workers.add((<PyListObject*>states).ob_item[k], joins)
+        dismissed = self.dismissed
         release(&self.lock)
+        if dismissed:
+            notify_all(&self.idle)  # a worker that was to leave, and could not, may now
         return joins
 
     def give_up(self, WorkerState state not None):
