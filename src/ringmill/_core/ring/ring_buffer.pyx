@@ -194,8 +194,8 @@ cdef class RingBuffer:
     other observations are snapshots, which may be out of date when they return. Any object may be an item, None
     included.
 
-    `put_nowait`, `get_nowait` and `close` never block and are re-entrant: they may be called from `__del__`, weakref
-    callbacks, signal handlers and the garbage collector. A waiting thread spins for some microseconds at most, then
+    `put_nowait`, `get_nowait`, `clear` and `close` never block and are re-entrant: they may be called from `__del__`,
+    weakref callbacks, signal handlers and the garbage collector. A waiting thread spins for some microseconds at most, then
     uses no CPU; it never holds the GIL, and it wakes for KeyboardInterrupt.
 
     A subclass may have an `__init__` of its own, with any arguments, which must call `super().__init__(capacity)` once.
