@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import random
 import threading
 from collections import Counter
@@ -24,7 +23,7 @@ from ringmill import (
     WorkerInitError,
     WorkerPool,
 )
-from tests.pool.resizing import Factory, Item, Job, Script, check_law_1, check_rows, numbers
+from tests.pool.resizing import Factory, Item, Job, Member, Script, check_law_1, check_rows
 from tests.pools import check_at_rest, counts
 from tests.threads import LONG, Started, run_threads, start_threads, wait_until
 
@@ -260,26 +259,47 @@ def test_one_large_map_while_the_pool_is_resized(
     factory.check_ended()
 
 
-def test_items_of_a_map_are_spread_over_the_workers_that_are_there() -> None:
-    """In each stage as many items as there are workers wait for each other, and then the size changes."""
-    sizes = [1, 3, 2, 4, 1, 2]
-    barriers = [threading.Barrier(size + 1) for size in sizes]
-    items = [Item(functools.partial(barriers[k].wait, LONG)) for k, size in enumerate(sizes) for _ in range(size)]
+class Holding:
+    """A step that holds the workers that come to it. `release` lets those go that it holds now, `open` all."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, threading.Event] = {}  # by the name of the thread
+        self.is_open = False
+
+    def __call__(self) -> None:
+        event = self.held[threading.current_thread().name] = threading.Event()
+        assert self.is_open or event.wait(LONG)
+
+    def release(self) -> None:
+        for name in list(self.held):
+            self.held.pop(name).set()
+
+    def open(self) -> None:
+        self.is_open = True
+        self.release()
+
+
+@pytest.mark.parametrize("source", [list, iter])
+def test_items_of_a_map_are_spread_over_the_workers_that_are_there(source: Callable[[Any], Any]) -> None:
+    """After each resize every worker of the pool runs an item, and no other does."""
+    holding = Holding()
+    items = [Item(holding) for _ in range(60)]
     factory = Factory()
-    with WorkerPool(factory, sizes[0]) as pool:
-        results = pool.map(items)
-        used: list[list[int]] = []
-        for barrier, following in itertools.zip_longest(barriers, sizes[1:]):
-            wait_until(lambda barrier=barrier: barrier.n_waiting == barrier.parties - 1)  # type: ignore[misc]
-            used.append(numbers(pool))
-            if following:
-                pool.resize(following)  # those that leave do so when they have passed the barrier
-            barrier.wait(LONG)
-        assert list(results) == items
-    at = 0
-    for size, there in zip(sizes, used, strict=True):
-        assert sorted(item.seen[0] for item in items[at : at + size]) == sorted(there)
-        at += size
+    with WorkerPool(factory, 1) as pool:
+        results = pool.map(source(items))
+        reader = start_threads(lambda: list(results))
+        for size in (1, 3, 2, 4, 1, 2, 2):
+            leaving = [member for member in pool.workers[size:] if isinstance(member, Member)]
+            pool.resize(size)
+            if leaving:
+                holding.release()
+                wait_until(lambda leaving=leaving: all(member.has_ended() for member in leaving))  # type: ignore[misc]
+            names = {member.names[0] for member in pool.workers if isinstance(member, Member)}
+            wait_until(lambda names=names: set(holding.held) == names)  # type: ignore[misc]
+            assert len(names) == size == pool.stats().running
+        holding.open()
+        assert reader.join() == [items]
+    assert all(len(item.seen) == 1 for item in items)
     factory.check_ended()
 
 
