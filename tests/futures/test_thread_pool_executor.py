@@ -140,10 +140,13 @@ def test_calls_that_all_wait_for_each_other(kind: type[ThreadPoolExecutor], sour
 @pytest.mark.parametrize("buffersize", [3, 5, 8])
 @pytest.mark.parametrize("source", ["list", "range", "generator"])
 def test_calls_of_a_map_with_a_buffer_that_wait_for_each_other(source: str, buffersize: int) -> None:
+    """Three calls in a row wait for each other, and each of them is submitted before the first one's result is needed."""
     for _ in range(5):
-        meet = threading.Barrier(3)
+        meets = [threading.Barrier(3) for _ in range(4)]
         with PoolExecutor(4) as executor:
-            results = executor.map(lambda _: meet.wait(LONG), rows(source, list(range(12))), buffersize=buffersize)
+            results = executor.map(
+                lambda k, meets=meets: meets[k // 3].wait(LONG), rows(source, list(range(12))), buffersize=buffersize
+            )
             assert sorted(results) == [0] * 4 + [1] * 4 + [2] * 4
 
 

@@ -29,6 +29,6 @@ cdef class Accounting:
     cdef uint64_t cancelled
     cdef uint64_t failed            # without a worker: by breakage
 
-    cdef void count(self, Counts* counts) noexcept nogil
+    cdef void count(self, Counts* counts, uint64_t* rows) noexcept nogil
     cdef bint all_ended(self, SpinLock* lock) noexcept nogil
     cdef object stats(self, SpinLock* lock)

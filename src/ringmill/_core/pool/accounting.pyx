@@ -28,8 +28,8 @@ cdef class Accounting:
         self.sources = sources
         self.delays = delays
 
-    cdef void count(self, Counts* counts) noexcept nogil:
-        # Under the lock. Words first, accepted last: see the head.
+    cdef void count(self, Counts* counts, uint64_t* rows) noexcept nogil:
+        # Under the lock. Words first, accepted last: see the head. `rows`: room for what is counted of each worker, or NULL.
         cdef uint64_t word, ended = 0
         cdef PyObject* at
         cdef PyObject* worker
@@ -43,6 +43,13 @@ cdef class Accounting:
             counts.failed += (<WorkerState>worker).failed
             counts.tries += (<WorkerState>worker).tries
             counts.restarts += (<WorkerState>worker).restarts
+            if rows:
+                rows[6 * k] = word
+                rows[6 * k + 1] = (<WorkerState>worker).failed
+                rows[6 * k + 2] = (<WorkerState>worker).retried
+                rows[6 * k + 3] = (<WorkerState>worker).tries
+                rows[6 * k + 4] = (<WorkerState>worker).restarts
+                rows[6 * k + 5] = <uint64_t>worker  # owned by the table
         counts.succeeded = ended - counts.failed
         counts.failed += self.failed
         counts.cancelled = self.cancelled
@@ -53,7 +60,7 @@ cdef class Accounting:
         # Whether everything accepted has its outcome. Exact while nothing is accepted. Takes the pool's lock.
         cdef Counts counts
         acquire(lock)
-        self.count(&counts)
+        self.count(&counts, NULL)
         release(lock)
         # The first two are implied, unless one was cancelled on its way into a ring and hides another: see the head.
         return (
@@ -66,23 +73,21 @@ cdef class Accounting:
         # One consistent snapshot: a dict of counts, and one such dict for each worker, with its name. Takes the pool's lock.
         cdef Counts counts
         cdef uint64_t word
-        cdef PyObject* worker
         cdef list rows = []
-        cdef Py_ssize_t k, count = self.workers.count  # at least: a worker that is added meanwhile has no row
-        cdef uint64_t* flat = <uint64_t*>PyMem_Malloc(6 * (count + 1) * sizeof(uint64_t))
-        if flat == NULL:
-            raise MemoryError
-        acquire(lock)
-        for k in range(count):
-            worker = self.workers.states[k]
-            # seq_cst: as count. Read before it, so a worker's row may lag behind the sums by an operation.
-            flat[6 * k] = (<WorkerState>worker).word.load(memory_order_seq_cst)
-            flat[6 * k + 1] = (<WorkerState>worker).failed
-            flat[6 * k + 2] = (<WorkerState>worker).retried
-            flat[6 * k + 3] = (<WorkerState>worker).tries
-            flat[6 * k + 4] = (<WorkerState>worker).restarts
-            flat[6 * k + 5] = <uint64_t>worker  # owned by the table
-        self.count(&counts)
+        cdef Py_ssize_t k, count
+        cdef uint64_t* flat
+        while True:
+            count = self.workers.count + 1  # at least one, so that there is something to allocate
+            flat = <uint64_t*>PyMem_Malloc(6 * count * sizeof(uint64_t))
+            if flat == NULL:
+                raise MemoryError
+            acquire(lock)
+            if self.workers.count <= count:
+                count = self.workers.count
+                break
+            release(lock)  # several have been added meanwhile
+            PyMem_Free(flat)
+        self.count(&counts, flat)
         release(lock)
         # One that was cancelled on its way into a ring counts as accepted, whatever the ring says: see the head.
         counts.accepted = max(
