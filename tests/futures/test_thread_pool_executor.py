@@ -140,10 +140,12 @@ def test_calls_that_all_wait_for_each_other(kind: type[ThreadPoolExecutor], sour
 @pytest.mark.parametrize("buffersize", [3, 5, 8])
 @pytest.mark.parametrize("source", ["list", "range", "generator"])
 def test_calls_of_a_map_with_a_buffer_that_wait_for_each_other(source: str, buffersize: int) -> None:
+    """Each three in a row. There is a thread for each call that is submitted: a read submits one, then waits."""
     for _ in range(5):
-        meet = threading.Barrier(3)
-        with PoolExecutor(4) as executor:
-            results = executor.map(lambda _: meet.wait(LONG), rows(source, list(range(12))), buffersize=buffersize)
+        barriers = [threading.Barrier(3) for _ in range(4)]
+        with PoolExecutor(buffersize + 1) as executor:
+            items = rows(source, list(range(12)))
+            results = executor.map(lambda k: barriers[k // 3].wait(LONG), items, buffersize=buffersize)  # noqa: B023
             assert sorted(results) == [0] * 4 + [1] * 4 + [2] * 4
 
 
