@@ -1,4 +1,4 @@
-"""Runs an example that is a server, with many clients, and ends it by SIGTERM while they wait; for test_example_*.py."""
+"""Runs an example that is a server, with many clients, and ends it by SIGTERM while they wait."""
 
 from __future__ import annotations
 
