@@ -86,13 +86,7 @@ class PoolExecutor(ThreadPoolExecutor):
         context: bool = False,
     ) -> None:
         # Not the base class's __init__, whose attributes are made here: most of them are properties below.
-        if max_workers is None:
-            max_workers = min(32, (_processors() or 1) + 4)
-        else:
-            workers = count("max_workers", max_workers, None, optional=True)
-            if workers <= 0:
-                raise ValueError(f"max_workers must be greater than 0, got {describe(max_workers)}")
-            max_workers = workers
+        limit = min(32, (_processors() or 1) + 4) if max_workers is None else _checked_max_workers(max_workers)
         if not isinstance(thread_name_prefix, str):
             raise TypeError(f"thread_name_prefix must be a string, not {describe(thread_name_prefix)}")
         if initializer is not None and not callable(initializer):
@@ -103,7 +97,6 @@ class PoolExecutor(ThreadPoolExecutor):
             raise TypeError(f"initargs must be an iterable, not {describe(initargs)}") from None
         if not isinstance(context, bool):
             raise TypeError(f"context must be True or False, not {describe(context)}")
-        self._max_workers = max_workers
         base: Any = ThreadPoolExecutor
         self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{base._counter()}"
         self._initializer = initializer  # type: ignore[assignment]
@@ -115,8 +108,9 @@ class PoolExecutor(ThreadPoolExecutor):
             self._create_worker_context, self._resolve_work_item_task = kind.prepare_context(initializer, initargs)
         self._context = context
         self._executor_state = ExecutorState(initializer, initargs, context)
-        self._pool = _Pool(self._executor_state, max_workers, self._thread_name_prefix)
+        self._pool = _Pool(self._executor_state, self._thread_name_prefix)
         self._core: PoolRun | None = None
+        self._max_workers = limit
         self._closed = False
         self._call_queue = CallQueue(weakref.ref(self))
 
@@ -312,6 +306,16 @@ class PoolExecutor(ThreadPoolExecutor):
         return set() if run is None else {thread for thread in list(run.threads) if thread.ident is not None}
 
     @property
+    def _max_workers(self) -> int:
+        return self._limit
+
+    @_max_workers.setter
+    def _max_workers(self, value: int) -> None:
+        """Programs assign it in order to have more threads, or to have no more."""
+        self._limit = _checked_max_workers(value)
+        self._pool.set_max_workers(min(self._limit, sys.maxsize))
+
+    @property
     def _broken(self) -> str | bool:  # type: ignore[override]
         return False if self._executor_state.broken is None else str(self._executor_state.broken_error())
 
@@ -346,24 +350,36 @@ _NOT_TO_REPLACE = {
 }
 
 
+def _checked_max_workers(value: Any) -> int:
+    workers = count("max_workers", value, None, optional=True)
+    if workers <= 0:
+        raise ValueError(f"max_workers must be greater than 0, got {describe(value)}")
+    return workers
+
+
 class _Pool(WorkerPool[Any]):
     """A pool that may be dropped while it runs: its threads end when the pending calls are done.
 
-    It starts with one worker, for the first call, and adds others up to `max_workers`. Calls begin in the order in
-    which they were submitted, whether by `submit` or by `map`.
+    It starts with one worker, for the first call, and adds others up to the number that it is told. Calls begin in the
+    order in which they were submitted, whether by `submit` or by `map`.
     """
 
-    def __init__(self, executor_state: ExecutorState, max_workers: int, name: str) -> None:
+    def __init__(self, executor_state: ExecutorState, name: str) -> None:
         make_worker = functools.partial(ExecutorWorker, executor_state)
         # queue_size: not used, since calls go into the retry queue
         super().__init__([make_worker()], queue_size=1, max_restarts=None, name=name)
         self._settings = dataclasses.replace(
             self._settings,
             first_come=True,
-            max_workers=min(max_workers, sys.maxsize),
             make_worker=make_worker,
             separator="_",
         )
+
+    def set_max_workers(self, number: int) -> None:
+        """Workers are added up to that number from now on, in the run and in the next one; none leaves."""
+        self._settings = dataclasses.replace(self._settings, max_workers=number)
+        if self._run is not None:
+            self._run.core.set_max_workers(number)
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)

@@ -103,6 +103,7 @@ class Supervisor:
         worker_loop.set_name(f"{self.name}{self.settings.separator}{worker_loop.index}")
         worker_loop.retry_on = (Retry, *checked_retry_on(worker_loop.worker))
         worker_loop.crashes = Crashes()
+        worker_loop.keeps_worker = type(worker_loop.worker).equal is not Worker.equal
 
     def __repr__(self) -> str:
         return f"<WorkerPool {self.name!r}>"
@@ -595,8 +596,8 @@ class Supervisor:
 
     def _equal(self, worker_loop: WorkerLoop, other: WorkerLoop) -> bool:
         worker = other.worker
-        if other.is_retired or worker is None:
-            return False  # it takes no operation any more
+        if worker is None:
+            return False  # it has left, and is equal to itself only
         try:
             return bool(worker_loop.worker.equal(worker))
         except BaseException as error:

@@ -156,7 +156,7 @@ cdef class PoolRun(OwnerPool):
         self.first_come = first_come
         self.inbox = RingBuffer(queue_size)
         self.inbox_source = WorkSource(self.inbox)
-        self.max_workers = max_workers
+        self.max_workers.store(max_workers, memory_order_relaxed)  # relaxed: published with the object
         self.workers = WorkerTable()
         self.worker_loops = []
         self.gate = StartGate()
@@ -265,13 +265,17 @@ cdef class PoolRun(OwnerPool):
         """How many workers there are now, without those that have left or were lost; a snapshot."""
         return self.workers.present.load(memory_order_relaxed)  # relaxed: a snapshot
 
+    def set_max_workers(self, Py_ssize_t number):
+        """Up to how many workers it adds by itself."""
+        self.max_workers.store(number, memory_order_relaxed)  # relaxed: what is submitted from now on sees it or not
+
     cdef bint wants_worker(self) noexcept:
         # Under the lock. Whether more work waits than workers are free, and one more may be added.
         cdef Py_ssize_t k
-        cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, both: written under the lock
+        cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, all: written under the lock
         cdef Py_ssize_t waiting
         cdef PyObject* worker
-        if present >= self.max_workers or self.phase.load(memory_order_relaxed) != OPEN:
+        if present >= self.max_workers.load(memory_order_relaxed) or self.phase.load(memory_order_relaxed) != OPEN:
             return False
         waiting = self.routing.queue.length
         if waiting <= present:
@@ -332,13 +336,16 @@ cdef class PoolRun(OwnerPool):
 
         With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
         """
-        cdef Py_ssize_t k, count = len(states)
+        cdef Py_ssize_t k, dismissed, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
         joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
             self.workers.add((<PyListObject*>states).ob_item[k], joins)
+        dismissed = self.dismissed
         release(&self.lock)
+        if dismissed:
+            notify_all(&self.idle)  # a worker that was to leave, and could not, may now
         return joins
 
     def give_up(self, WorkerState state not None):
@@ -667,7 +674,7 @@ cdef class PoolRun(OwnerPool):
 
     cdef Py_ssize_t span_count(self):
         # Spans for a new source: also for the workers that may be added soon.
-        return max(self.workers.count, min(self.max_workers, MAX_SPANS))
+        return max(self.workers.count, min(self.max_workers.load(memory_order_relaxed), MAX_SPANS))  # relaxed: a hint
 
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
         # A WorkSource whose items will be drawn one by one.

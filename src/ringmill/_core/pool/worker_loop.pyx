@@ -741,7 +741,10 @@ cdef class WorkerLoop:
                 Py_XDECREF(result)
         self.crash = None
         self.release_sources()
-        if self.state.retired and not given_up and self.state.dismissed.load(memory_order_relaxed):  # relaxed: as take
+        # relaxed: as take
+        if self.state.retired and (
+            not self.state.joined or self.state.dismissed.load(memory_order_relaxed) and not self.keeps_worker
+        ):
             self.release_worker()
         if self.pool_run.threads.end(self.state):
             self.end_thread()
