@@ -140,13 +140,12 @@ def test_calls_that_all_wait_for_each_other(kind: type[ThreadPoolExecutor], sour
 @pytest.mark.parametrize("buffersize", [3, 5, 8])
 @pytest.mark.parametrize("source", ["list", "range", "generator"])
 def test_calls_of_a_map_with_a_buffer_that_wait_for_each_other(source: str, buffersize: int) -> None:
-    """Three calls in a row wait for each other, and each of them is submitted before the first one's result is needed."""
+    """Each three in a row. There is a thread for each call that is submitted: a read submits one, then waits."""
     for _ in range(5):
-        meets = [threading.Barrier(3) for _ in range(4)]
-        with PoolExecutor(4) as executor:
-            results = executor.map(
-                lambda k, meets=meets: meets[k // 3].wait(LONG), rows(source, list(range(12))), buffersize=buffersize
-            )
+        barriers = [threading.Barrier(3) for _ in range(4)]
+        with PoolExecutor(buffersize + 1) as executor:
+            items = rows(source, list(range(12)))
+            results = executor.map(lambda k: barriers[k // 3].wait(LONG), items, buffersize=buffersize)  # noqa: B023
             assert sorted(results) == [0] * 4 + [1] * 4 + [2] * 4
 
 
@@ -170,7 +169,7 @@ def test_calls_of_submit_and_map_that_wait_for_each_other(seed: int, switch_inte
                 else:
                     source = dice.choice([[0] * size, range(size), iter(range(size))])
                     options = dice.choice([{}, {"buffersize": threads}])
-                    maps.append(executor.map(lambda _: meet.wait(LONG), source, **options))
+                    maps.append(executor.map(lambda _, meet=meet: meet.wait(LONG), source, **options))  # type: ignore[misc]
             came = [future.result(LONG) for future in futures]
             came += itertools.chain.from_iterable(maps)
             assert sorted(came) == list(range(threads))
@@ -221,13 +220,11 @@ def test_a_thread_that_submits_and_waits_gets_another_thread() -> None:
 
 @BOTH
 def test_the_names_of_threads(kind: type[ThreadPoolExecutor]) -> None:
-    with kind(3, "mill") as executor:
-        with Held(executor, 3):
-            assert sorted(thread.name for thread in executor._threads) == ["mill_0", "mill_1", "mill_2"]
-    with kind(2) as executor, kind(1) as other:
-        with Held(executor, 2), Held(other, 1):
-            first, second = sorted(thread.name for thread in executor._threads)
-            [third] = (thread.name for thread in other._threads)
+    with kind(3, "mill") as executor, Held(executor, 3):
+        assert sorted(thread.name for thread in executor._threads) == ["mill_0", "mill_1", "mill_2"]
+    with kind(2) as executor, kind(1) as other, Held(executor, 2), Held(other, 1):
+        first, second = sorted(thread.name for thread in executor._threads)
+        [third] = (thread.name for thread in other._threads)
     match = re.fullmatch(r"ThreadPoolExecutor-(\d+)_0", first)
     assert match
     assert second == f"ThreadPoolExecutor-{match[1]}_1"
@@ -513,12 +510,14 @@ def test_a_subclass_cannot_bring_its_own_queue() -> None:
 
 
 def test_a_subclass_cannot_start_threads_itself() -> None:
-    with pytest.raises(TypeError, match="_adjust_thread_count") as caught:
-
+    def define_and_make() -> PoolExecutor:
         class Other(PoolExecutor):
             def _adjust_thread_count(self) -> None: ...
 
-        Other(1)
+        return Other(1)
+
+    with pytest.raises(TypeError, match="_adjust_thread_count") as caught:
+        define_and_make()
     assert re.search(r"WorkerPool|ThreadPoolExecutor|submit|initializer", str(caught.value)), caught.value
 
 

@@ -6,6 +6,7 @@ and exit in test_resize_processes.py.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import queue
@@ -677,10 +678,8 @@ def test_a_shutdown_while_new_workers_are_not_ready_yet(cancel: bool) -> None:
     wait_until(lambda: "shutting down" in repr(pool) or "stopped" in repr(pool))
     gate.opened.set()
     assert ending.join() == [[]]
-    try:
+    with contextlib.suppress(PoolNotRunning):
         resizing.join()
-    except PoolNotRunning:
-        pass
     factory.check_ended()
     with pool:
         assert pool.do(Job()).wait(LONG)
@@ -708,10 +707,8 @@ def test_the_last_worker_is_lost_while_new_ones_are_not_ready_yet() -> None:
         assert pool.do(Job(SystemExit())).wait(LONG)
         wait_until(factory.made[0].has_ended)
         pending: list[Job] = []
-        try:
+        with contextlib.suppress(BrokenPool):
             pending.append(pool.do(Job()))
-        except BrokenPool:
-            pass
         gate.opened.set()
         try:
             resizing.join()

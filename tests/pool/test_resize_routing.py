@@ -315,7 +315,9 @@ def test_delayed_retries_outlive_the_workers_that_had_them() -> None:
 # Waiting inside a worker
 
 
-def wait_for(pool: WorkerPool[Any], wait: Callable[..., Any], child: Operation, begun: threading.Event) -> Callable[[], Any]:
+def wait_for(
+    pool: WorkerPool[Any], wait: Callable[..., Any], child: Operation, begun: threading.Event
+) -> Callable[[], Any]:
     def step() -> None:
         begun.set()
         wait(pool, child)

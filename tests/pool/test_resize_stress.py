@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import threading
@@ -65,10 +66,8 @@ class Resizing:
     def resize(self) -> None:
         while not self.ended.is_set() or not self.resizes:
             self.resizes += 1
-            try:
+            with contextlib.suppress(self.allowed):
                 self.pool.resize(self.random.randint(1, LARGEST))
-            except self.allowed:
-                pass
 
     def watch(self) -> None:
         last = dict.fromkeys(GROWING, 0)
