@@ -20,6 +20,8 @@ May import `operation`, `worker`, `supervisor` and the compiled core.
 
 from __future__ import annotations
 
+import concurrent.futures.thread
+import contextlib
 import logging
 import operator
 import threading
@@ -37,13 +39,14 @@ from .operation import Operation
 from .supervisor import Supervisor
 from .worker import Worker
 
-__all__ = ["ExecutorState", "ExecutorWorker", "PoolFuture", "SubmittedCall"]
+__all__ = ["ExecutorState", "ExecutorWorker", "ForeignCall", "PoolFuture", "SubmittedCall"]
 
 R = TypeVar("R")
 
 logger = logging.getLogger("concurrent.futures")  # where users of executors expect log messages
 
 OVER = (FINISHED, CANCELLED_AND_NOTIFIED)
+RLock: Any = type(threading.RLock())  # half the price of calling threading.RLock
 wake = Operation.done
 run: Callable[[SubmittedCall], None] = operator.methodcaller("run")
 
@@ -99,7 +102,11 @@ class SubmittedCall(Operation):
     def run(self) -> None:
         future = self.future
         try:
-            if not future.set_running_or_notify_cancel():
+            with future._condition:
+                begins = future._state is PENDING
+                if begins:
+                    future._state = RUNNING
+            if not begins and not future.set_running_or_notify_cancel():
                 return
             value = self.fn(*self.args, **self.kwargs)
         except BaseException as error:
@@ -122,16 +129,54 @@ class SubmittedCall(Operation):
             future._call_back()
 
 
+class ForeignCall(Operation):
+    """A work item that ThreadPoolExecutor's own `submit` has made, with a future of its own.
+
+    A program that traces calls replaces that method by one that calls the original in the end.
+    """
+
+    __slots__ = ("executor_state", "future", "item")
+
+    def __init__(self, executor_state: ExecutorState, item: Any) -> None:
+        self.executor_state = executor_state
+        self.item = item
+        self.future: Future[Any] = item.future
+
+    def run(self) -> None:
+        try:
+            self.item.run(*_context_arguments)
+        finally:
+            del self  # as in SubmittedCall
+
+    @repeatable
+    def done(self) -> None:
+        """The operation has ended: makes sure that the future is finished."""
+        future = self.future
+        if not future.done():
+            state = self.executor_state
+            error = self.error if state.broken is None else state.broken_error()
+            if error is None:
+                future.cancel()
+            else:
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(error)
+        if future._state == CANCELLED:
+            with contextlib.suppress(InvalidStateError):
+                future.set_running_or_notify_cancel()
+        wake(self)
+
+
+# What `run` of a work item takes: from CPython 3.14 on, an object that calls the function.
+_context_class = getattr(concurrent.futures.thread, "WorkerContext", None)
+_context_arguments: tuple[Any, ...] = () if _context_class is None else (_context_class(None, ()),)
+
+
 class ExecutorWorker(Worker[Any]):
     """Runs calls, and the initializer before its first call."""
 
-    def __init__(self, executor_state: ExecutorState, name: str) -> None:
+    def __init__(self, executor_state: ExecutorState) -> None:
         self.executor_state = executor_state
-        self.name = name
         self.run: Callable[[SubmittedCall], None] | None = None  # once the initializer has been called
-
-    def init(self) -> None:
-        threading.current_thread().name = self.name
 
     def process(self, op: SubmittedCall) -> None:
         call = self.run or self._initialize()
@@ -176,7 +221,7 @@ class PoolFuture(Future[R]):
     _called = 0  # how many callbacks that thread has begun to call
 
     def __init__(self, call: SubmittedCall) -> None:
-        self._condition = threading.RLock()  # type: ignore[assignment]
+        self._condition = RLock()
         self._state = PENDING
         self._result: R | None = None
         self._exception: BaseException | None = None

@@ -1,20 +1,22 @@
-"""PoolExecutor: the interface of `concurrent.futures.Executor` on a WorkerPool.
+"""PoolExecutor: a `concurrent.futures.ThreadPoolExecutor` on a WorkerPool.
 
 Each call is an operation (executor_calls.py). It goes into the retry queue of the run, which is unbounded and keeps the
-order, so that `submit` never blocks.
+order, so that `submit` never blocks. The base class gives its name to isinstance, and nothing else: its attributes are
+here, its `submit` is called where a program has replaced it.
 
-May import `pool`, `executor_calls`, `operation` and the compiled core.
+May import `pool`, `executor_calls`, `executor_queue`, `operation` and the compiled core.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from ._core.platform import clock
@@ -23,34 +25,44 @@ from ._core.pool.operation import OperationBase
 from ._core.pool.run import PoolRun
 from .arguments import count, describe, seconds
 from .errors import BrokenPool, PoolNotRunning
-from .executor_calls import ExecutorState, ExecutorWorker, SubmittedCall
+from .executor_calls import ExecutorState, ExecutorWorker, ForeignCall, SubmittedCall
+from .executor_queue import CallQueue
 from .pool import WorkerPool
 
 __all__ = ["PoolExecutor"]
 
-_numbers = itertools.count()
 _processors = getattr(os, "process_cpu_count", os.cpu_count)
 BEGIN_TIMEOUT = 1.0  # seconds in which a free thread surely takes a call, unless all threads wait for calls
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: The base class's own `submit`, also if a program has replaced it before ringmill was imported.
+standard_submit: Any = ThreadPoolExecutor.submit
+while hasattr(standard_submit, "__wrapped__"):
+    standard_submit = standard_submit.__wrapped__
 
-class PoolExecutor(Executor):
-    """A `concurrent.futures.Executor` whose calls cost a fraction of those of `ThreadPoolExecutor`.
 
-    It behaves as `ThreadPoolExecutor`: when `initializer` raises, pending and later calls raise a `BrokenExecutor`;
-    when the executor is dropped, pending calls are done, then its threads end; at interpreter exit, pending calls are
-    done (after Ctrl-C only those that have begun). The differences: all threads start at the first submission, and each
-    calls `initializer` before its first call; a call that waits for another one, when no thread would be left to run
-    that, raises RuntimeError; in the child of a fork, `submit` raises RuntimeError.
+class PoolExecutor(ThreadPoolExecutor):
+    """A `concurrent.futures.ThreadPoolExecutor` whose calls cost a fraction of what they cost there.
+
+    It behaves as its base class, also as the default executor of asyncio: a thread starts when a call comes and all
+    threads are busy, up to `max_workers`; when `initializer` raises, pending and later calls raise a
+    `BrokenExecutor`; when the executor is dropped, pending calls are done, then its threads end; at interpreter exit,
+    pending calls are done (after Ctrl-C only those that have begun). The differences: each thread calls `initializer`
+    before its first call; a call that waits for another one, when no thread would be left to run that, raises
+    RuntimeError; in the child of a fork, `submit` raises RuntimeError.
+
+    The base class's private attributes answer truthfully: `_threads`, `_work_queue.qsize()`, `_broken`, and so on. A
+    subclass cannot bring a queue of its own, or start threads itself: TypeError. If a program has replaced
+    `ThreadPoolExecutor.submit`, in order to see all calls, it is called for the calls of this class, too.
 
     All methods may be called from any thread, `submit` and `map` also from the executor's own threads. As a context
     manager the executor is shut down at the end of the body.
 
     Args:
-        max_workers: The number of threads, from 1; None: the number of processors plus 4, at most 32.
-        thread_name_prefix: The prefix of the threads' names.
+        max_workers: The largest number of threads, from 1; None: the number of processors plus 4, at most 32.
+        thread_name_prefix: The prefix of the threads' names; by default as in the base class.
         initializer: Called by each thread before its first call.
         initargs: The arguments of `initializer`.
         context: Whether calls run in a copy of their submitter's context, as in a `WorkerPool`; by default they run in
@@ -68,6 +80,9 @@ class PoolExecutor(Executor):
     [1, 2, 3]
     """
 
+    #: What the base class raises in `submit` once the initializer has failed (from CPython 3.14 on).
+    BROKEN = BrokenPool
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -77,6 +92,7 @@ class PoolExecutor(Executor):
         *,
         context: bool = False,
     ) -> None:
+        # Not the base class's __init__, whose attributes are made here: most of them are properties below.
         if max_workers is None:
             max_workers = min(32, (_processors() or 1) + 4)
         else:
@@ -94,16 +110,28 @@ class PoolExecutor(Executor):
             raise TypeError(f"initargs must be an iterable, not {describe(initargs)}") from None
         if not isinstance(context, bool):
             raise TypeError(f"context must be True or False, not {describe(context)}")
-        name = thread_name_prefix or f"PoolExecutor-{next(_numbers)}"
         self._max_workers = max_workers
+        base: Any = ThreadPoolExecutor
+        self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{base._counter()}"
+        self._initializer = initializer  # type: ignore[assignment]
+        self._initargs = initargs
+        self._idle_semaphore = threading.Semaphore(0)
+        self._shutdown_lock = threading.Lock()
+        if hasattr(ThreadPoolExecutor, "prepare_context"):  # from CPython 3.14 on
+            kind: Any = type(self)
+            self._create_worker_context, self._resolve_work_item_task = kind.prepare_context(initializer, initargs)
         self._context = context
         self._executor_state = ExecutorState(initializer, initargs, context)
-        self._pool = _Pool(
-            [ExecutorWorker(self._executor_state, f"{name}_{index}") for index in range(max_workers)],
-            name,
-        )
+        self._pool = _Pool(self._executor_state, max_workers, self._thread_name_prefix)
         self._core: PoolRun | None = None
         self._closed = False
+        self._call_queue = CallQueue(weakref.ref(self))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, instead in _NOT_TO_REPLACE.items():
+            if name in cls.__dict__:
+                raise TypeError(f"{cls.__qualname__}.{name}: a PoolExecutor does not use it: {instead}")
 
     # ------------------------------------------------------------------------------------------------------------
     # calls
@@ -126,6 +154,8 @@ class PoolExecutor(Executor):
             RuntimeError: The executor was shut down, the interpreter is shutting down, or this is the child of a fork.
             BrokenPool: The initializer has failed. It is a `BrokenExecutor`.
         """
+        if ThreadPoolExecutor.submit is not standard_submit:  # a program that traces calls has replaced it
+            return ThreadPoolExecutor.submit(self, fn, *args, **kwargs)  # in the end it calls _work_queue.put
         core = self._core
         if core is None:
             core = self._start()
@@ -136,6 +166,16 @@ class PoolExecutor(Executor):
         except (PoolNotRunning, BrokenPool) as error:
             raise self._refusal(error) from None
         return future
+
+    def _submit_foreign(self, item: Any) -> None:
+        """Submits a work item of the base class; called by its `submit`."""
+        core = self._core
+        if core is None:
+            core = self._start()
+        try:
+            core.submit(ForeignCall(self._executor_state, item), self._context)
+        except (PoolNotRunning, BrokenPool) as error:
+            raise self._refusal(error) from None
 
     def map(
         self,
@@ -171,7 +211,8 @@ class PoolExecutor(Executor):
             if size < 1:
                 raise ValueError(f"buffersize must be None or > 0, got {describe(buffersize)}")
             buffersize = size
-        if type(self).submit is not PoolExecutor.submit:  # an override must see all calls
+        # An override must see all calls, and so must a replacement of the base class's `submit`.
+        if type(self).submit is not PoolExecutor.submit or ThreadPoolExecutor.submit is not standard_submit:
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
         limit = None if timeout is None else max(0.0, seconds("timeout", timeout, optional=True, negative=True))
@@ -252,43 +293,84 @@ class PoolExecutor(Executor):
         """Waits briefly, so that free threads begin the calls that they are about to take: those are not cancelled."""
         deadline = clock.now() + BEGIN_TIMEOUT
         pause = OperationBase()
-        while clock.now() < deadline:
+        core = self._core
+        while core is not None and clock.now() < deadline:
             stats = self._pool.stats()
-            if not stats.queued or stats.running >= self._max_workers:
+            if not stats.queued or stats.running >= core.worker_count:
                 return
             pause.wait(0.0005)  # in the core: a test may have replaced `time.sleep`
+
+    @property
+    def pending(self) -> int:
+        """The number of calls that have not begun; a snapshot."""
+        return self._pool.stats().queued
 
     def __repr__(self) -> str:
         stats = self._pool.stats()
         state = "shut down" if self._closed else "broken" if self._executor_state.broken is not None else "open"
         return f"<PoolExecutor {state}, {self._max_workers} workers, {stats.queued} pending, {stats.running} running>"
 
-    # Private attributes of ThreadPoolExecutor that programs read all the same.
+    # ------------------------------------------------------------------------------------------------------------
+    # private attributes of ThreadPoolExecutor that programs read all the same
 
     @property
-    def _threads(self) -> set[threading.Thread]:
+    def _threads(self) -> set[threading.Thread]:  # type: ignore[override]
         run = self._pool._run
-        return set() if run is None else set(run.threads)
+        return set() if run is None else {thread for thread in list(run.threads) if thread.ident is not None}
 
     @property
-    def _broken(self) -> str | bool:
-        return False if self._executor_state.broken is None else str(self._executor_state.broken)
+    def _broken(self) -> str | bool:  # type: ignore[override]
+        return False if self._executor_state.broken is None else str(self._executor_state.broken_error())
 
     @property
-    def _shutdown(self) -> bool:
+    def _shutdown(self) -> bool:  # type: ignore[override]
         return self._closed
+
+    @property  # type: ignore[override]
+    def _work_queue(self) -> CallQueue:
+        return self._call_queue
+
+    @_work_queue.setter
+    def _work_queue(self, value: object) -> None:
+        raise TypeError(
+            f"{type(self).__qualname__}._work_queue cannot be replaced by {describe(value)}: "
+            f"{_NOT_TO_REPLACE['_work_queue']}"
+        )
+
+    def _adjust_thread_count(self) -> None:
+        """Called by the base class's `submit`. The pool has started a thread already, if one was needed."""
+
+    def _initializer_failed(self) -> None:
+        """Called by nothing: ExecutorState.break_down does what it does in the base class."""
+
+
+#: What a subclass may not define, and what to use in its place.
+_NOT_TO_REPLACE = {
+    "_work_queue": "calls begin in the order of `submit`; for another order, hold them back before `submit`, or use a "
+    "WorkerPool with `wrap` and a source of your own",
+    "_adjust_thread_count": "threads start by themselves, up to max_workers; use max_workers, or WorkerPool.resize",
+    "_initializer_failed": "catch the error in the initializer itself",
+}
 
 
 class _Pool(WorkerPool[Any]):
     """A pool that may be dropped while it runs: its threads end when the pending calls are done.
 
-    Calls begin in the order in which they were submitted, whether by `submit` or by `map`.
+    It starts with one worker, for the first call, and adds others up to `max_workers`. Calls begin in the order in
+    which they were submitted, whether by `submit` or by `map`.
     """
 
-    def __init__(self, workers: list[ExecutorWorker], name: str) -> None:
+    def __init__(self, executor_state: ExecutorState, max_workers: int, name: str) -> None:
+        make_worker = functools.partial(ExecutorWorker, executor_state)
         # queue_size: not used, since calls go into the retry queue
-        super().__init__(workers, queue_size=1, max_restarts=None, name=name)
-        self._settings = dataclasses.replace(self._settings, first_come=True)
+        super().__init__([make_worker()], queue_size=1, max_restarts=None, name=name)
+        self._settings = dataclasses.replace(
+            self._settings,
+            first_come=True,
+            max_workers=min(max_workers, sys.maxsize),
+            make_worker=make_worker,
+            separator="_",
+        )
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)

@@ -33,7 +33,7 @@ from .operation import Operation
 from .stream import Results, Stream, iterator_of
 from .supervisor import Settings, Started, Supervisor
 from .worker import Worker
-from .worker_factory import list_workers
+from .worker_factory import list_workers, make_workers
 
 __all__ = ["PoolStats", "Stream", "WorkerPool", "WorkerStats"]
 
@@ -80,7 +80,7 @@ class PoolStats:
         cancelled: The number of operations that were cancelled.
         tries: The number of failed tries.
         restarts: The number of times a worker was restarted.
-        workers: The same for each worker, in the order of `WorkerPool.workers`.
+        workers: The same for each worker, by number; those that were lost or have left keep theirs.
     """
 
     accepted: int
@@ -210,11 +210,12 @@ class WorkerPool(PoolBase, Generic[WorkT]):
             restart_pause=seconds("restart_pause", restart_pause),
             context=context,
         )
-        listed = list_workers(workers, count)  # after the other checks, since a factory may open connections
+        listed, factory = list_workers(workers, count)  # after the other checks, since a factory may open connections
         self._name = name
         self._run: Supervisor | None = None
         self._starting: Supervisor | None = None
         _claim(listed, self)
+        self._factory = factory
         self._workers: tuple[Worker[WorkT], ...] = tuple(listed)
         _pools.add(self)
 
@@ -259,12 +260,7 @@ class WorkerPool(PoolBase, Generic[WorkT]):
             raise TimeoutError(f"{describe(self)}: another thread is still starting it after {timeout} s")
         causes, late = done
         if causes:
-            worker, error = causes[0]
-            raise WorkerInitError(
-                f"{len(causes)} of {len(self._workers)} workers failed to start; the first: {describe(worker)}: "
-                f"{describe(error)}",
-                causes,
-            ) from error
+            raise _init_error(causes, len(self._workers)) from causes[0][1]
         if late:
             raise TimeoutError(f"{describe(self)} was not ready within {timeout} s")
 
@@ -302,6 +298,68 @@ class WorkerPool(PoolBase, Generic[WorkT]):
         elif not late:
             run.join(None)
         return causes, late
+
+    def resize(self, count: int) -> None:
+        """Changes the number of workers of a pool that was made with a Worker class or a factory.
+
+        More: calls the factory here, on this thread, and starts the new workers. Blocks until each `init` has returned;
+        if one raises, the new workers are cleaned up, and the pool keeps its size. Fewer: returns at once; the workers
+        that were made last leave, each when it has ended what it runs and been cleaned up. If all others wait for work
+        of this pool, a worker stays until that is done. Workers that were lost do not count: they are replaced.
+
+        A worker's number, in its thread's name, is not used again in the run; `stats` keeps the counters of workers
+        that have left. If the pool does not run, the change applies from the next `start` on. May be called from any
+        thread but the pool's own workers; concurrent calls, and `start`, take effect one after the other.
+
+        Args:
+            count: The number of workers, from 1.
+
+        Raises:
+            TypeError: The pool was made with a list of workers; or as the constructor, about what the factory returned.
+            ValueError: `count` is less than 1; or as the constructor.
+            WorkerInitError: An `init` raised; `causes` lists each such worker with its exception.
+            RuntimeError: It was called from one of the pool's own workers.
+            PoolNotRunning: The pool was shut down meanwhile. The size is as before.
+            BrokenPool: The pool broke meanwhile. The size is as before.
+            BaseException: What the factory raised. The size is as before.
+        """
+        number = arguments.count("count", count, 1, optional=True)
+        if self._factory is None:
+            raise TypeError(
+                f"{describe(self)} was made with a list of workers: only a pool made with a Worker class or a factory, "
+                "such as WorkerPool(Client, 4), can be resized"
+            )
+        runs = self._current(), self._starting
+        if [run for run in runs if run is not None and run.core.is_own_thread()]:
+            raise RuntimeError(f"{describe(self)} cannot be resized from one of its own workers")
+        causes = self._alone(functools.partial(self._resize, number), None)
+        if causes:
+            raise _init_error(causes, len(causes)) from causes[0][1]
+
+    def _resize(self, number: int, deadline: float | None) -> list[tuple[Worker[Any], BaseException]]:
+        """The body of `resize`, called by one thread at a time; returns the causes of a failure."""
+        assert self._factory is not None
+        run = self._current()
+        if run is not None and not (run.verdict and run.core.is_open):
+            run = None
+        lost = {id(worker) for worker in run.lost()} if run is not None else set()
+        workers = [worker for worker in self._workers if id(worker) not in lost]
+        kept, leaving = workers[:number], workers[number:]
+        made: list[Worker[WorkT]] = []
+        if len(kept) < number:
+            made = make_workers(self._factory, number - len(kept), self._workers)
+            _claim(made, self)
+            if run is not None:
+                check_threads()
+                started = run.add_workers(made)
+                if started is None:
+                    raise run.core.refusal()
+                if started[0]:
+                    return started[0]
+        self._workers = (*kept, *made)
+        if run is not None and leaving:
+            run.dismiss(leaving)
+        return []
 
     def _too_late(self) -> PoolNotRunning:
         return PoolNotRunning(f"{self!r} cannot be started: the interpreter is shutting down")
@@ -558,9 +616,8 @@ class WorkerPool(PoolBase, Generic[WorkT]):
         if run is None:
             return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, 0, ())
         total, rows = run.core.stats()
-        names = [worker_loop.name for worker_loop in run.core.worker_loops]
         # A list, not a generator: when memory is short, CPython 3.12 and 3.13 crash in a generator whose call fails.
-        workers = [WorkerStats(name=name, **row) for name, row in zip(names, rows, strict=True)]
+        workers = [WorkerStats(**row) for row in rows]
         return PoolStats(**total, workers=tuple(workers))
 
     def __repr__(self) -> str:
@@ -633,6 +690,13 @@ def _claim(listed: list[Any], pool: WorkerPool[Any]) -> None:
         raise ValueError(f"workers: {describe(taken)} belongs to another pool: {describe(owner)}")
     if taken is not None:
         raise ValueError(f"workers: {describe(taken)} is listed twice")
+
+
+def _init_error(causes: list[tuple[Worker[Any], BaseException]], count: int) -> WorkerInitError:
+    worker, error = causes[0]
+    return WorkerInitError(
+        f"{len(causes)} of {count} workers failed to start; the first: {describe(worker)}: {describe(error)}", causes
+    )
 
 
 def _limit(timeout: Any) -> float | None:

@@ -32,6 +32,7 @@ from ._core.platform import clock
 from ._core.pool.context import InContext
 from ._core.pool.item_record import subject
 from ._core.pool.operation import OperationBase, call_verb, log_event, name_of, report_hook, take_keyboard_interrupt
+from ._core.pool.start_gate import StartGate
 from ._core.pool.worker_loop import WorkerLoop, matches, new_run
 from ._core.waiting.wait_queue import check_threads
 from .arguments import finite_seconds
@@ -62,7 +63,11 @@ class Settings:
     restart_period: float
     restart_pause: float
     context: bool
+    # An executor's
     first_come: bool = False  # work begins in the order in which it was accepted; else sources take turns
+    max_workers: int = 0  # up to so many workers are added while work waits and no worker is free; 0: none
+    make_worker: Callable[[], Worker[Any]] | None = None  # makes one of them
+    separator: str = "-"  # between the pool's name and a worker's number, in the name of its thread
 
 
 class Crashes:
@@ -82,19 +87,22 @@ class Supervisor:
     _take_keyboard_interrupt: Any = staticmethod(take_keyboard_interrupt)  # no global name: see end
 
     def __init__(self, workers: Sequence[Worker[Any]], settings: Settings) -> None:
-        self.name = name = settings.name
+        self.name = settings.name
         self.settings = settings
-        self.threads: list[threading.Thread] = []  # by index; fewer if a start failed on the way
-        self.core = new_run(self, workers, settings.queue_size, settings.context, settings.first_come)
-        self.retry_on: list[tuple[type[BaseException], ...]] = [
-            (Retry, *checked_retry_on(worker)) for worker in workers
-        ]  # by index
-        self.crashes = [Crashes() for _ in workers]  # by index: each for its own thread
+        self.threads: list[threading.Thread] = []  # of the workers, in the order in which they were started
+        self.core = new_run(
+            self, workers, settings.queue_size, settings.context, settings.first_come, settings.max_workers
+        )
         self.timers: list[threading.Thread] = []  # the timer's, from the first retry on that has a delay
         self.joined = False  # all of them: a finalizer that asks again finds Thread.join's own names gone
         self.given_up = False  # a caller stopped waiting for its end, so the program does not when it ends
         for worker_loop in self.core.worker_loops:
-            worker_loop.set_name(f"{name}-{worker_loop.index}")
+            self._prepare(worker_loop)
+
+    def _prepare(self, worker_loop: WorkerLoop) -> None:
+        worker_loop.set_name(f"{self.name}{self.settings.separator}{worker_loop.index}")
+        worker_loop.retry_on = (Retry, *checked_retry_on(worker_loop.worker))
+        worker_loop.crashes = Crashes()
 
     def __repr__(self) -> str:
         return f"<WorkerPool {self.name!r}>"
@@ -105,7 +113,7 @@ class Supervisor:
     @property
     def verdict(self) -> bool | None:
         """Whether the start succeeded; None while that is not decided."""
-        return self.core.threads.has_started
+        return self.core.gate.has_started
 
     def start(self, deadline: float | None) -> Started:
         """Starts all threads and waits until each has reported.
@@ -114,48 +122,125 @@ class Supervisor:
         end by themselves.
         """
         check_threads()
-        late = False
-        lost: list[tuple[Worker[Any], BaseException]] = []
+        loops = list(self.core.worker_loops)
         try:
-            for worker_loop in self.core.worker_loops:
-                thread = threading.Thread(target=worker_loop.run, name=worker_loop.name, daemon=True)
-                self.threads.append(thread)
-                Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
-            while not lost:
-                left = None if deadline is None else max(0.0, deadline - clock.now())
-                slice_ = self.SLICE if left is None else min(self.SLICE, left)
-                if self.core.threads.await_reports(len(self.threads), slice_):
-                    break
-                if left == 0.0:
-                    late = True
-                    break
-                lost = self._lost()
+            for worker_loop in loops:
+                self._start_thread(worker_loop)
+            causes, late = self._await_reports(loops, self.core.gate, deadline)
         except BaseException:
             self._announce(False)
             raise
-        causes = lost + [
-            (worker_loop.worker, worker_loop.start_error)
-            for worker_loop in self.core.worker_loops
-            if worker_loop.start_error is not None
-        ]
         self._announce(not causes and not late)
         return causes, late
 
-    def _lost(self) -> list[tuple[Worker[Any], BaseException]]:
-        """The workers whose threads have ended before they reported: without memory even threading's own code fails."""
-        return [
-            (worker_loop.worker, RuntimeError(f"the thread {thread.name} ended before its worker was ready"))
-            for worker_loop, thread in zip(self.core.worker_loops, self.threads, strict=True)
-            if not thread.is_alive() and not worker_loop.has_reported
+    def _start_thread(self, worker_loop: WorkerLoop) -> None:
+        thread = threading.Thread(target=worker_loop.run, name=worker_loop.name, daemon=True)
+        worker_loop.thread = thread
+        self.threads.append(thread)
+        Context().run(thread.start)  # its context is empty, also where threads inherit their starter's
+
+    def _await_reports(self, loops: list[WorkerLoop], gate: StartGate, deadline: float | None) -> Started:
+        """Waits until each of these workers has reported; returns why some failed, and whether it took too long."""
+        lost: list[tuple[Worker[Any], BaseException]] = []
+        late = False
+        while not lost:
+            left = None if deadline is None else max(0.0, deadline - clock.now())
+            slice_ = self.SLICE if left is None else min(self.SLICE, left)
+            if gate.await_reports(len(loops), slice_):
+                break
+            if left == 0.0:
+                late = True
+                break
+            # The workers whose threads have ended before they reported: without memory even threading's own code fails.
+            lost = [
+                (
+                    worker_loop.worker,
+                    RuntimeError(f"the thread {worker_loop.name} ended before its worker was ready"),
+                )
+                for worker_loop in loops
+                if not worker_loop.thread.is_alive() and not worker_loop.has_reported
+            ]
+        causes = lost + [
+            (worker_loop.worker, worker_loop.start_error)
+            for worker_loop in loops
+            if worker_loop.start_error is not None
         ]
+        return causes, late
 
     def _announce(self, verdict: bool) -> None:
         if not verdict:
             self.core.end_now()
             # A thread that has not begun by now never does, though start() of it may have raised.
-            if self.core.threads.give_up_unbegun():
-                self.core.finish_run()
-        self.core.threads.decide(verdict)
+            for worker_loop in self.core.worker_loops:
+                self.core.give_up(worker_loop.state)
+        self.core.gate.decide(verdict)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # more workers, and fewer, while it runs
+
+    def _add_worker(self) -> None:
+        """Adds a worker if one is wanted still, and starts its thread without waiting for it. May be called anywhere.
+
+        The core calls it, also on a worker's thread, when more work waits than workers are free.
+        """
+        assert self.settings.make_worker is not None
+        worker_loop = WorkerLoop(self.core, self.settings.make_worker(), -1, self.core.gate)
+        try:
+            if self.core.add_worker(worker_loop.state, True):
+                self._prepare(worker_loop)
+                self.core.worker_loops.append(worker_loop)
+                self._start_thread(worker_loop)
+        except BaseException:  # no thread can be started, or Ctrl-C
+            self.core.give_up(worker_loop.state)
+            raise
+
+    def add_workers(self, workers: Sequence[Worker[Any]]) -> Started | None:
+        """Adds workers, all or none, and waits until their `init` has returned. Called by one thread at a time.
+
+        Returns what `start` returns; None: the run has ended, or ends. Unless the result is ([], False), the workers
+        clean up and end by themselves.
+        """
+        gate = StartGate()
+        first = len(self.core.worker_loops)
+        loops = [WorkerLoop(self.core, worker, first + k, gate) for k, worker in enumerate(workers)]
+        joined = False
+        causes: list[tuple[Worker[Any], BaseException]] = []
+        try:
+            for worker_loop in loops:
+                self._prepare(worker_loop)
+                if not self.core.expect(worker_loop.state):
+                    return None
+                self._start_thread(worker_loop)
+            causes, _ = self._await_reports(loops, gate, None)
+            if not causes:
+                joined = self.core.join([worker_loop.state for worker_loop in loops])
+                if joined:
+                    self.core.worker_loops.extend(loops)
+        finally:
+            gate.decide(joined)
+            if not joined:
+                for worker_loop in loops:
+                    self.core.give_up(worker_loop.state)
+        if not joined:
+            for worker_loop in loops:
+                if worker_loop.thread is not None and worker_loop.thread.is_alive():
+                    worker_loop.thread.join()
+        self.threads = [thread for thread in self.threads if thread.is_alive()]  # those of workers that have left go
+        return (causes, False) if joined or causes else None
+
+    def dismiss(self, workers: Sequence[Worker[Any]]) -> None:
+        """Has these workers leave, each when it has ended what it runs."""
+        leaving = {id(worker) for worker in workers}
+        for worker_loop in self.core.worker_loops:
+            if id(worker_loop.worker) in leaving:
+                self.core.dismiss(worker_loop.state)
+
+    def lost(self) -> list[Worker[Any]]:
+        """The workers that have crashed too often."""
+        return [worker_loop.worker for worker_loop in self.core.worker_loops if worker_loop.is_retired]
+
+    # ------------------------------------------------------------------------------------------------------------
+    # the end
 
     def end(
         self, wait: bool, cancel_pending: bool, timeout: float | None, *, after_keyboard_interrupt: bool = False
@@ -239,7 +324,7 @@ class Supervisor:
                 return False
             if self.core.threads.all_ended:
                 self.core.finish_run()  # the last thread had no memory for that
-        for thread in self.threads:
+        for thread in list(self.threads):
             if thread.is_alive():  # one that could not be started cannot be joined
                 thread.join()  # it has nothing left to do
         for timer in self.timers:
@@ -260,17 +345,17 @@ class Supervisor:
             self.core.abort_streams()  # though a logging handler raises
 
     def _interrupt_and_name(self, timeout: float) -> None:
-        pairs = list(zip(self.core.worker_loops, self.threads, strict=False))
-        busy = [worker_loop for worker_loop, thread in pairs if thread.is_alive() and worker_loop.is_running]
+        loops = [loop for loop in self.core.worker_loops if loop.thread is not None]
+        busy = [loop for loop in loops if loop.thread.is_alive() and loop.is_running]
         for worker_loop in busy:
             try:
                 worker_loop.worker.interrupt()
             except BaseException as error:
                 report_hook(error, "interrupt of worker %s raised", worker_loop.name)
         patience = clock.now() + GRACE
-        for worker_loop, thread in pairs:
+        for worker_loop in loops:
             if worker_loop not in busy or type(worker_loop.worker).interrupt is not Worker.interrupt:
-                thread.join(max(0.0, patience - clock.now()))
+                worker_loop.thread.join(max(0.0, patience - clock.now()))
         stuck = self.alive()
         stacks = stacks_of([thread.ident or 0 for thread in stuck])
         for thread in stuck:
@@ -288,13 +373,19 @@ class Supervisor:
             error = worker_loop.take_crash() if crashed else worker_loop.call_init()
             if self.core.is_inherited:
                 return  # the child of a fork that `init` made: the worker is the parent's
+            if error is None:
+                self._compare(worker_loop)
             worker_loop.set_alive(error is None)  # before the report: the first retry may come at once after the start
             worker_loop.report(error)
             error = None
             crashed = False
-        if not self.core.threads.await_verdict():
+        if not worker_loop.gate.await_verdict():
             worker_loop.set_alive(False)
             worker_loop.call_cleanup()
+            return
+        if worker_loop.start_error is not None:  # of a worker that was added alone
+            worker_loop.call_cleanup()
+            self._retire(worker_loop)
             return
         if begins:
             log_event(logging.DEBUG, "worker %s started", (worker_loop.name,))
@@ -336,7 +427,7 @@ class Supervisor:
 
     def _restart(self, worker_loop: WorkerLoop) -> bool:
         """Brings a crashed worker up again. False: the worker is lost, or the pool ended meanwhile."""
-        crashes = self.crashes[worker_loop.index]
+        crashes = worker_loop.crashes
         period = self.settings.restart_period
         if clock.now() - crashes.begun >= period:
             crashes.streak = 0
@@ -357,7 +448,7 @@ class Supervisor:
                 pause = min(self.settings.restart_pause * 2 ** min(crashes.streak - 2, 60), LONGEST_PAUSE)
             log_event(logging.WARNING, "worker %s crashed, restarts in %g s", (worker_loop.name, pause), crash)
             crash = None  # it holds a traceback, and that the operation
-            if self.core.pause(pause):
+            if worker_loop.pause(pause):
                 return False
             worker_loop.count_restart()
             crash = worker_loop.call_init()
@@ -387,7 +478,7 @@ class Supervisor:
         """
         if matches(error, Reject):
             return self._reject(worker_loop, op, error)
-        if matches(error, self.retry_on[worker_loop.index]):
+        if matches(error, worker_loop.retry_on):
             return self._retry(worker_loop, op, error)
         if raised and not matches(error, Exception):
             worker_loop.fail(error, False, True)
@@ -430,11 +521,10 @@ class Supervisor:
                 cause.__set__(raised, error)
             return self._fail(worker_loop, op, raised)
         tried_by, rejected_by = worker_loop.retry_masks
-        tried_by = _union(tried_by, self._equal_to(worker_loop))
-        # Lists, here as elsewhere: in a generator that finds no memory CPython 3.12 and 3.13 crash.
-        if True not in [other.is_alive and not tried_by[other.index] and not (rejected_by and rejected_by[other.index])
-                        for other in self.core.worker_loops]:
-            tried_by = self._equal_to(worker_loop)  # all have had it: it starts over
+        equals = self._equal_to(worker_loop)
+        tried_by = self.core.union_of(tried_by, equals, True)
+        if not self.core.has_untried(tried_by, rejected_by):
+            tried_by = equals  # all have had it: it starts over
         if self.core.is_inherited:
             return None  # the child of a fork that one of the hooks made
         if delay > 0 and not self.core.timer_runs and not self.core.cancels_delayed:
@@ -476,8 +566,7 @@ class Supervisor:
 
     def _reject(self, worker_loop: WorkerLoop, op: Operation, error: BaseException) -> BaseException | None:
         tried_by, rejected_by = worker_loop.retry_masks
-        this = bytes([index == worker_loop.index for index in range(len(self.core.worker_loops))])
-        rejected_by = _union(rejected_by, this)
+        rejected_by = self.core.union_of(rejected_by, _only(worker_loop.index), False)
         if not self.core.has_taker(rejected_by):
             unroutable = Unroutable(f"every worker has rejected {describe(subject(op))}")
             unroutable.__cause__ = error
@@ -486,12 +575,24 @@ class Supervisor:
         return None
 
     def _equal_to(self, worker_loop: WorkerLoop) -> bytes:
-        """By index: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
+        """By number: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
         mask: bytes | None = worker_loop.equal_to
-        if mask is None:
-            mask = bytes([other is worker_loop or self._equal(worker_loop, other) for other in self.core.worker_loops])
-            worker_loop.equal_to = mask
+        if type(worker_loop.worker).equal is Worker.equal:
+            if mask is None:
+                mask = worker_loop.equal_to = _only(worker_loop.index)
+        elif mask is None or len(mask) < len(self.core.worker_loops):
+            mask = mask or b""
+            # A list: in a generator that finds no memory CPython 3.12 and 3.13 crash.
+            more = [other is worker_loop or self._equal(worker_loop, other)
+                    for other in self.core.worker_loops[len(mask):]]  # fmt: skip
+            mask = worker_loop.equal_to = mask + bytes(more)
         return mask
+
+    def _compare(self, worker_loop: WorkerLoop) -> None:
+        """A worker that is added says which of those before it are its equals: they may have tried what waits."""
+        if worker_loop.gate is not self.core.gate and type(worker_loop.worker).equal is not Worker.equal:
+            before = self.core.worker_loops[: worker_loop.index]
+            worker_loop.set_equals(bytes([self._equal(worker_loop, other) for other in before]))
 
     def _equal(self, worker_loop: WorkerLoop, other: WorkerLoop) -> bool:
         try:
@@ -501,8 +602,9 @@ class Supervisor:
             return False
 
 
-def _union(mask: bytes | None, more: bytes) -> bytes:
-    return more if mask is None else bytes([a | b for a, b in zip(mask, more, strict=True)])
+def _only(index: int) -> bytes:
+    """The mask in which only that worker is."""
+    return bytes(index) + b"\1"
 
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()  # classes of workers whose `process` has returned something

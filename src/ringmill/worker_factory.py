@@ -13,20 +13,22 @@ from __future__ import annotations
 import inspect
 import os
 import typing
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from .arguments import count as checked_count
 from .arguments import describe
 from .worker import Worker, check_worker, checked_retry_on, kind_of_function
 
-__all__ = ["list_workers"]
+__all__ = ["Factory", "list_workers", "make_workers"]
+
+Factory = Callable[[], Any]
 
 WANTED = "workers must be an iterable of Workers, or a Worker class or a factory of no arguments"
 
 
-def list_workers(workers: Any, count: Any) -> list[Worker[Any]]:
-    """Returns the workers of a pool, as `WorkerPool` was given them.
+def list_workers(workers: Any, count: Any) -> tuple[list[Worker[Any]], Factory | None]:
+    """Returns the workers of a pool, as `WorkerPool` was given them, and the factory that made them, if one did.
 
     Args:
         workers: An iterable of Workers, a Worker class, or a factory of no arguments.
@@ -52,13 +54,13 @@ def list_workers(workers: Any, count: Any) -> list[Worker[Any]]:
                 f"count={describe(count)} is for a Worker class or a factory, but workers is an iterable: "
                 f"{describe(workers)}: leave count out"
             )
-        return _listed(iterator)
+        return _listed(iterator), None
     if not callable(workers):
         raise TypeError(f"{WANTED}; got {describe(workers)}")
     abstract = sorted(getattr(cls, "__abstractmethods__", ()))
     if abstract:
         raise TypeError(f"workers: {describe(workers)} is abstract: define {', '.join(abstract)} in a subclass")
-    return _made(workers, _processors() if number is None else number)
+    return make_workers(workers, _processors() if number is None else number, ()), workers
 
 
 def _worker_class(workers: Any) -> type | None:
@@ -104,12 +106,13 @@ def _listed(iterator: Iterator[Any]) -> list[Worker[Any]]:
 # factories
 
 
-def _made(factory: Callable[[], Any], number: int) -> list[Worker[Any]]:
+def make_workers(factory: Factory, number: int, others: Iterable[Worker[Any]]) -> list[Worker[Any]]:
+    """Calls the factory so many times; `others`: workers that it made before. Raises as `list_workers`."""
     kind = kind_of_function(factory)
     if kind is not None:
         raise TypeError(f"workers: {describe(factory)} is {kind}: a factory is a plain function that returns a Worker")
     made: list[Worker[Any]] = []
-    seen: dict[int, None] = {}  # by identity: a worker need not be hashable
+    seen: dict[int, None] = {id(worker): None for worker in others}  # by identity: a worker need not be hashable
     known: set[type] = set()
     for _ in range(number):
         try:

@@ -98,7 +98,7 @@ def test_the_names_of_threads() -> None:
     assert {"mill_0", "mill_1"} <= names
     with PoolExecutor(1) as executor:
         name = executor.submit(lambda: threading.current_thread().name).result(LONG)
-    assert re.fullmatch(r"PoolExecutor-\d+_0", name)
+    assert re.fullmatch(r"ThreadPoolExecutor-\d+_0", name)  # as in the standard class
 
 
 # submit

@@ -21,9 +21,6 @@ from ringmill.executor_calls import ExecutorState, PoolFuture, SubmittedCall
 
 #: Names of tests, and why each is left out.
 LEFT_OUT = {
-    "test_idle_thread_reuse": "counts ThreadPoolExecutor._threads: an executor of ours starts all at once",
-    "test_threads_terminate": "counts ThreadPoolExecutor._threads: an executor of ours starts all at once",
-    "test_thread_names_default": "looks for the name of ThreadPoolExecutor's own class in ThreadPoolExecutor._threads",
     "test_exception_with_success": "notifies Future._condition, which ours does not have: it has only a lock there",
 }
 
@@ -131,4 +128,4 @@ def test_that_all_of_them_were_found() -> None:
     } <= names
     tests = {name for kind in kinds for name in dir(kind) if name.startswith("test")}
     assert len(tests) > 60
-    assert set(LEFT_OUT) <= tests | {"test_idle_thread_reuse"}  # not in 3.11's
+    assert set(LEFT_OUT) <= tests

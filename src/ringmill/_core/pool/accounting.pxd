@@ -6,6 +6,7 @@ from libc.stdint cimport uint64_t
 
 from ringmill._core.pool.retry_queue cimport DelayHeap
 from ringmill._core.pool.source_list cimport SourceList
+from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.waiting.wait_queue cimport SpinLock
 
 cdef struct Counts:
@@ -20,8 +21,7 @@ cdef struct Counts:
 
 @cython.final
 cdef class Accounting:
-    cdef list workers               # WorkerStates; written once, like the next three
-    cdef Py_ssize_t worker_count
+    cdef WorkerTable workers        # written once, like the next two
     cdef SourceList sources
     cdef DelayHeap delays
     # guarded by the pool's lock

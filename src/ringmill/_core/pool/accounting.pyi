@@ -1,8 +1,9 @@
-from typing import Any, final
+from typing import final
 
 from .retry_queue import DelayHeap
 from .source_list import SourceList
+from .worker_table import WorkerTable
 
 @final
 class Accounting:
-    def __new__(cls, workers: list[Any], sources: SourceList, delays: DelayHeap) -> Accounting: ...
+    def __new__(cls, workers: WorkerTable, sources: SourceList, delays: DelayHeap) -> Accounting: ...

@@ -16,19 +16,15 @@ from libcpp.atomic cimport memory_order_seq_cst
 from ringmill._core.pool.retry_queue cimport DelayHeap
 from ringmill._core.pool.source_list cimport SourceList
 from ringmill._core.pool.worker_state cimport WorkerState
+from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.waiting.wait_queue cimport SpinLock, acquire, release
-
-cdef extern from "Python.h":
-    ctypedef struct PyListObject:
-        PyObject** ob_item
 
 
 cdef class Accounting:
     """The counts of a run."""
 
-    def __cinit__(self, list workers not None, SourceList sources not None, DelayHeap delays not None):
+    def __cinit__(self, WorkerTable workers not None, SourceList sources not None, DelayHeap delays not None):
         self.workers = workers
-        self.worker_count = len(workers)
         self.sources = sources
         self.delays = delays
 
@@ -39,8 +35,8 @@ cdef class Accounting:
         cdef PyObject* worker
         cdef Py_ssize_t k
         counts.running = counts.failed = counts.tries = counts.restarts = 0
-        for k in range(self.worker_count):
-            worker = (<PyListObject*>self.workers).ob_item[k]
+        for k in range(self.workers.count):
+            worker = self.workers.states[k]
             word = (<WorkerState>worker).word.load(memory_order_seq_cst)  # seq_cst: before the rings' tails
             counts.running += word & 1
             ended += (word >> 1) - (<WorkerState>worker).retried
@@ -67,40 +63,44 @@ cdef class Accounting:
         )
 
     cdef object stats(self, SpinLock* lock):
-        # One consistent snapshot: a dict of counts, and one such dict for each worker. Takes the pool's lock.
+        # One consistent snapshot: a dict of counts, and one such dict for each worker, with its name. Takes the pool's lock.
         cdef Counts counts
         cdef uint64_t word
         cdef PyObject* worker
         cdef list rows = []
-        cdef uint64_t* flat = <uint64_t*>PyMem_Malloc(5 * self.worker_count * sizeof(uint64_t))
-        cdef Py_ssize_t k
+        cdef Py_ssize_t k, count = self.workers.count  # at least: a worker that is added meanwhile has no row
+        cdef uint64_t* flat = <uint64_t*>PyMem_Malloc(6 * (count + 1) * sizeof(uint64_t))
         if flat == NULL:
             raise MemoryError
         acquire(lock)
-        for k in range(self.worker_count):
-            worker = (<PyListObject*>self.workers).ob_item[k]
+        for k in range(count):
+            worker = self.workers.states[k]
             # seq_cst: as count. Read before it, so a worker's row may lag behind the sums by an operation.
-            flat[5 * k] = (<WorkerState>worker).word.load(memory_order_seq_cst)
-            flat[5 * k + 1] = (<WorkerState>worker).failed
-            flat[5 * k + 2] = (<WorkerState>worker).retried
-            flat[5 * k + 3] = (<WorkerState>worker).tries
-            flat[5 * k + 4] = (<WorkerState>worker).restarts
+            flat[6 * k] = (<WorkerState>worker).word.load(memory_order_seq_cst)
+            flat[6 * k + 1] = (<WorkerState>worker).failed
+            flat[6 * k + 2] = (<WorkerState>worker).retried
+            flat[6 * k + 3] = (<WorkerState>worker).tries
+            flat[6 * k + 4] = (<WorkerState>worker).restarts
+            flat[6 * k + 5] = <uint64_t>worker  # owned by the table
         self.count(&counts)
         release(lock)
         # One that was cancelled on its way into a ring counts as accepted, whatever the ring says: see the head.
         counts.accepted = max(
             counts.accepted, counts.running + counts.delayed + counts.succeeded + counts.failed + counts.cancelled
         )
-        for k in range(self.worker_count):
-            word = flat[5 * k]
-            rows.append({
-                "running": word & 1,
-                "succeeded": (word >> 1) - flat[5 * k + 1] - flat[5 * k + 2],
-                "failed": flat[5 * k + 1],
-                "tries": flat[5 * k + 3],
-                "restarts": flat[5 * k + 4],
-            })
-        PyMem_Free(flat)
+        try:
+            for k in range(count):
+                word = flat[6 * k]
+                rows.append({
+                    "name": (<WorkerState><PyObject*>flat[6 * k + 5]).name,
+                    "running": word & 1,
+                    "succeeded": (word >> 1) - flat[6 * k + 1] - flat[6 * k + 2],
+                    "failed": flat[6 * k + 1],
+                    "tries": flat[6 * k + 3],
+                    "restarts": flat[6 * k + 4],
+                })
+        finally:
+            PyMem_Free(flat)
         total = {
             "accepted": counts.accepted,
             "queued": counts.accepted - counts.running - counts.delayed - counts.succeeded - counts.failed

@@ -18,7 +18,7 @@ from ringmill._core.platform.primitives cimport steal
 from ringmill._core.pool.item_source cimport BROKEN_ITEM, FAILED_BIT, NO_VALUE, ItemSource, take_result
 from ringmill._core.pool.operation cimport ErrorRecord, raisable
 from ringmill._core.pool.results cimport Results, new_results
-from ringmill._core.pool.run cimport PoolRun
+from ringmill._core.pool.run cimport PoolRun, may_add_worker
 from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT
 from ringmill._core.waiting.wait_queue cimport deadline_of, epoch_now, notify
 
@@ -178,6 +178,8 @@ cdef int put(PoolRun run, ItemSource source, object item) except -1:
         Py_DECREF(item)  # was to be the source's
         raise run.stopped_error()
     notify(&run.idle)
+    if may_add_worker(run):
+        run.add_if_wanted()
     return 0
 
 

@@ -64,7 +64,8 @@ cdef class ItemSource(WorkSource):
     cdef uint64_t entries           # the length of the arrays
     cdef uint64_t last              # the last position, of a source that was accepted as a whole; else 0
     cdef Span* spans                # by worker's index; NULL if `draws`
-    cdef Py_ssize_t worker_count
+    cdef Py_ssize_t span_count      # a worker whose number is not below it was added later and has none
+    cdef Py_ssize_t sharers         # how many workers there were
     # who owns an entry of these is said in item_source.pyx
     cdef PyObject** inputs          # NULL if `computes`
     cdef PyObject** used            # items that have ended, for the reader to drop; may be the same array as `inputs`
@@ -81,8 +82,9 @@ cdef class ItemSource(WorkSource):
     cdef SpinLock reading           # free-threaded builds: held by the thread that moves `head`
     cdef WaitQueue waiting          # readers
 
-    cdef int hold_list(self, list items, Py_ssize_t worker_count) except -1
-    cdef int hold_range(self, int64_t start, int64_t step, uint64_t length, Py_ssize_t worker_count) except -1
+    cdef int hold_list(self, list items, Py_ssize_t span_count, Py_ssize_t sharers) except -1
+    cdef int hold_range(self, int64_t start, int64_t step, uint64_t length, Py_ssize_t span_count,
+                         Py_ssize_t sharers) except -1
     cdef int hold_drawn(self, uint64_t bound) except -1
     cdef int reserve(self, uint64_t length) except -1
     cdef bint put_item(self, PyObject* item) noexcept
@@ -95,7 +97,7 @@ cdef class ItemSource(WorkSource):
     cdef Result take_if(self, PyObject** found, PyObject** item, bint values_only) noexcept
     cdef bint has_value(self) noexcept
     cdef bint all_read(self) noexcept
-    cdef int open_whole(self, uint64_t length, Py_ssize_t worker_count) except -1
+    cdef int open_whole(self, uint64_t length, Py_ssize_t span_count, Py_ssize_t sharers) except -1
 
 cdef void drop_outcome(uint64_t outcome) noexcept
 
@@ -126,7 +128,7 @@ cdef inline bint claim_own(ItemSource source, Py_ssize_t worker, uint64_t* posit
     # False: claim_item finds out.
     cdef atomic[uint64_t]* word
     cdef uint64_t seen
-    if not source.spans:
+    if worker >= source.span_count:
         return False
     word = &source.spans[worker].word
     seen = word.load(memory_order_acquire)  # acquire: as in claim_item

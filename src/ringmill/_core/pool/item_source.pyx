@@ -19,6 +19,9 @@
 # has lost its last. A worker that reads front == end and then open_spans == 0 has therefore seen the end for good.
 # If it reads more, it may find nothing (the raise comes first), and looks again.
 #
+# A worker that was added after the source was accepted has no span: it takes one position at a time, from `front`, else
+# from the back of another's span. One that has left may leave positions in its span; the others take them.
+#
 # Claiming, of a drawn source: one at a time from `front`, by compare-exchange, in the order of the source.
 #
 # Ownership of an item. Accepted as a whole: the entry's; a claim moves it to the worker and leaves NULL. Drawn: the
@@ -58,6 +61,7 @@ from ringmill._core.pool.operation cimport (
     OperationBase,
     PyTypeObject,
     is_operation,
+    new_error_record,
     phase_of,
     traceback_of,
 )
@@ -163,7 +167,7 @@ cdef class ItemSource(WorkSource):
             raise MemoryError
         return 0
 
-    cdef int hold_list(self, list items, Py_ssize_t worker_count) except -1:
+    cdef int hold_list(self, list items, Py_ssize_t span_count, Py_ssize_t sharers) except -1:
         # Accepts all of them, and takes the list's references. The list is the caller's own.
         cdef uint64_t length = len(items)
         cdef PyObject** listed = (<PyListObject*>items).ob_item
@@ -179,29 +183,31 @@ cdef class ItemSource(WorkSource):
                             "or wrap for operations"
                         )
         self.reserve(length)
-        self.open_whole(length, worker_count)
+        self.open_whole(length, span_count, sharers)
         if length:
             memcpy(self.inputs, listed, length * sizeof(PyObject*))
         Py_SET_SIZE(<PyObject*>items, 0)  # the references are ours now
         return 0
 
-    cdef int hold_range(self, int64_t start, int64_t step, uint64_t length, Py_ssize_t worker_count) except -1:
+    cdef int hold_range(self, int64_t start, int64_t step, uint64_t length, Py_ssize_t span_count,
+                         Py_ssize_t sharers) except -1:
         # Accepts the integers of a range.
         self.computes = True
         self.range_start = start
         self.range_step = step
         self.reserve(length)
-        self.open_whole(length, worker_count)
+        self.open_whole(length, span_count, sharers)
         return 0
 
-    cdef int open_whole(self, uint64_t length, Py_ssize_t worker_count) except -1:
+    cdef int open_whole(self, uint64_t length, Py_ssize_t span_count, Py_ssize_t sharers) except -1:
         self.mask = <uint64_t>-1
         self.last = length - 1 if length else 0
         self.bound = length
-        self.worker_count = worker_count
-        self.spans = new_spans(worker_count)
+        self.sharers = sharers
+        self.spans = new_spans(span_count)
         if self.spans == NULL:
             raise MemoryError
+        self.span_count = span_count
         # relaxed, both: the source is published with its place in the pool's list
         self.tail.store(length | CLOSED, memory_order_relaxed)
         self.total.store(<int64_t>length, memory_order_relaxed)
@@ -295,7 +301,9 @@ cdef class ItemSource(WorkSource):
                     item[0] = found
                     return DONE
             return NOT_NOW
-        seen = self.spans[worker].word.load(memory_order_acquire)  # acquire: pairs with a thief's exchange
+        seen = 0
+        if worker < self.span_count:
+            seen = self.spans[worker].word.load(memory_order_acquire)  # acquire: pairs with a thief's exchange
         while first_of(seen) < end_of(seen):
             # acq_rel would do, here and below: the item was published before the source was
             if swap64(
@@ -309,7 +317,7 @@ cdef class ItemSource(WorkSource):
         seen = self.front.load(memory_order_seq_cst)  # seq_cst: as has_work
         tail = self.tail.load(memory_order_relaxed) & ~CLOSED  # relaxed: it stands still
         while seen < tail:
-            share = share_of(tail - seen, self.worker_count)
+            share = share_of(tail - seen, self.sharers) if worker < self.span_count else 1
             if share > 1:
                 raise_(self)
             if swap64(self.front, seen, seen + share, memory_order_seq_cst, memory_order_seq_cst):  # seq_cst: the claim
@@ -330,15 +338,20 @@ cdef class ItemSource(WorkSource):
         # Takes the back half of another worker's span, and begins its first.
         cdef Py_ssize_t k, victim
         cdef uint64_t seen, share, begin
-        for k in range(1, self.worker_count):
+        cdef bint has_span = worker < self.span_count
+        for k in range(self.span_count):
             if not self.open_spans.load(memory_order_seq_cst):  # seq_cst: as has_work
                 return False
-            victim = worker + k
-            if victim >= self.worker_count:
-                victim -= self.worker_count
+            victim = k
+            if has_span:
+                victim = worker + 1 + k
+                if victim >= self.span_count:
+                    victim -= self.span_count
+                if victim == worker:
+                    break
             seen = self.spans[victim].word.load(memory_order_acquire)  # acquire: as in claim_item
             while first_of(seen) < end_of(seen):
-                share = (end_of(seen) - first_of(seen) + 1) // 2
+                share = (end_of(seen) - first_of(seen) + 1) // 2 if has_span else 1
                 begin = end_of(seen) - share
                 if share > 1:
                     raise_(self)
@@ -368,7 +381,7 @@ cdef class ItemSource(WorkSource):
         while True:
             lowest = -1
             found = 0
-            for k in range(self.worker_count):
+            for k in range(self.span_count):
                 seen = self.spans[k].word.load(memory_order_acquire)  # acquire: as in claim_item
                 if first_of(seen) < end_of(seen) and (lowest < 0 or seen < found):
                     lowest = k
@@ -427,6 +440,21 @@ cdef class ItemSource(WorkSource):
         # seq_cst: publishes the outcome, also to sleepers (wait_queue.pyx)
         put64(self.outcomes[place], outcome, memory_order_seq_cst)
         notify(&self.waiting)
+
+    def end_taken(self, uint64_t position, bint cancelled, result, error):
+        """Ends a claimed item that its owner has run itself; once for each. See PoolRun.take_back."""
+        cdef PyObject* outcome
+        if cancelled:
+            self.publish(position, NULL, CANCELLED_ITEM)
+        elif error is None:
+            outcome = <PyObject*>result
+            Py_INCREF(result)  # the entry's
+            self.publish(position, NULL, <uint64_t>outcome)
+        else:
+            outcome = new_error_record(<PyObject*>error, <PyObject*>ItemRecord, True)
+            if outcome == NULL:
+                raise_set()
+            self.publish(position, NULL, <uint64_t>outcome | FAILED_BIT)
 
     cdef void put_ended(self, PyObject* op, uint64_t position) noexcept:
         # An item that had a record has ended. Takes the caller's reference.
@@ -684,3 +712,8 @@ cdef ItemSource new_item_source(bint ordered, object function, bint unpacks, obj
     source.function = function
     source.unpacks = unpacks
     return source
+
+
+cdef int raise_set() except -1:
+    # Raises what a function declared as noexcept has set.
+    return -1

@@ -6,12 +6,12 @@ from libc.stdint cimport int64_t
 from libcpp.atomic cimport atomic
 
 from ringmill._core.pool.retry_queue cimport DelayHeap, RetryQueue
+from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
 
 @cython.final
 cdef class RetryRouting:
-    cdef list workers               # WorkerStates; written once, like the next three
-    cdef Py_ssize_t worker_count
+    cdef WorkerTable workers        # written once, like the next two
     cdef RetryQueue queue           # operations to be tried again, or submitted without waiting, in order
     cdef DelayHeap delays           # operations to be tried again when their delay is over
     cdef atomic[Py_ssize_t] length  # of `queue`; written under the pool's lock
@@ -27,5 +27,7 @@ cdef class RetryRouting:
     cdef bint may_take(self, PyObject* tried_by, PyObject* rejected_by, PyObject* worker) noexcept
     cdef bint is_routable(self, PyObject* entry) noexcept
     cdef bint has_taker(self, PyObject* rejected_by) noexcept
-    # takes the pool's lock
+    cdef bint has_untried(self, PyObject* tried_by, PyObject* rejected_by) noexcept
+    # takes the pool's lock, like the next
+    cdef bytes union_of(self, SpinLock* lock, bytes mask, bytes other, bint of_tried)
     cdef void wake_taker(self, WaitQueue* idle, SpinLock* lock, PyObject* tried_by, PyObject* rejected_by) noexcept

@@ -1,5 +1,7 @@
-from typing import Any, final
+from typing import final
+
+from .worker_table import WorkerTable
 
 @final
 class RetryRouting:
-    def __new__(cls, workers: list[Any]) -> RetryRouting: ...
+    def __new__(cls, workers: WorkerTable) -> RetryRouting: ...

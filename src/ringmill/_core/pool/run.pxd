@@ -2,7 +2,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.atomic cimport atomic
+from libcpp.atomic cimport atomic, memory_order_relaxed
 
 from ringmill._core.pool.accounting cimport Accounting
 from ringmill._core.pool.item_source cimport ItemSource
@@ -11,8 +11,10 @@ from ringmill._core.pool.retry_queue cimport RetryQueue
 from ringmill._core.pool.retry_routing cimport RetryRouting
 from ringmill._core.pool.run_threads cimport RunThreads
 from ringmill._core.pool.source_list cimport SourceList
+from ringmill._core.pool.start_gate cimport StartGate
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.pool.worker_state cimport WorkerState
+from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.pool.worker_waits cimport WorkerWaits
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
@@ -31,8 +33,10 @@ cdef class PoolRun(OwnerPool):
     cdef bint carries               # operations carry their submitter's context
     cdef readonly RingBuffer inbox  # what `do` submits
     cdef WorkSource inbox_source
-    cdef list workers               # WorkerStates
-    cdef readonly list worker_loops  # the same workers' WorkerLoops
+    cdef readonly WorkerTable workers
+    cdef readonly list worker_loops  # the WorkerLoops of the workers in the table; appended to
+    cdef readonly StartGate gate    # of the workers that the run started with
+    cdef Py_ssize_t max_workers     # up to how many are added while work waits and no worker is free; 0: none
     cdef SourceList sources
     cdef RetryRouting routing
     cdef WorkerWaits waits
@@ -47,6 +51,7 @@ cdef class PoolRun(OwnerPool):
     # guarded by the lock
     cdef RetryQueue orphans         # cancelled, their place claimed, not yet released; see emit_cancelled
     cdef uint64_t arrivals          # numbers what is accepted, in a run that is first_come
+    cdef Py_ssize_t dismissed       # workers that are to leave and have not left yet
     cdef bint undelayed             # no retry is delayed any more: the interpreter ends
     cdef bint has_timer             # the timer's thread runs
     cdef bint no_timer              # it cannot be started: retries are not delayed
@@ -60,6 +65,10 @@ cdef class PoolRun(OwnerPool):
     cdef int wake_for_drain(self) except -1
     # workers
     cdef WorkerState current(self)
+    cdef bint wants_worker(self) noexcept
+    cdef int add_if_wanted(self) except -1
+    cdef bint leaves(self, WorkerState worker) noexcept
+    cdef bint workers_left(self) noexcept
     # sources
     cdef int add(self, WorkSource source) except -1
     cdef int remove(self, WorkSource source) except -1
@@ -71,6 +80,7 @@ cdef class PoolRun(OwnerPool):
     cdef object submitted(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
     cdef ItemSource map_items(self, object items, bint ordered, object function, bint unpacks, bint carries)
+    cdef Py_ssize_t span_count(self)
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries)
     cdef bint withdraw(self, OperationBase op) except -1
     cdef int submit_unbounded(self, OperationBase op) except -1
@@ -96,3 +106,7 @@ cdef class PoolRun(OwnerPool):
     cdef int end_pending(self, uint32_t phase, list ended) except -1
     cdef PyObject* take_any(self) noexcept
     cdef PyObject* broken_record(self, PyObject* operation) noexcept
+
+cdef inline bint may_add_worker(PoolRun run) noexcept:
+    # Whether the run adds workers by itself and has fewer than it may have; a hint.
+    return run.max_workers and run.workers.present.load(memory_order_relaxed) < run.max_workers  # relaxed: a hint

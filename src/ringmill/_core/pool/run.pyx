@@ -12,8 +12,10 @@
 #   routing      operations to be tried again, and which worker may take them          retry_routing.pyx
 #   waits        workers that wait for work of their own pool                          worker_waits.pyx
 #   accounting   the counts                                                            accounting.pyx
-#   threads      which threads have begun, reported, and ended                         run_threads.pyx
-#   workers      one WorkerState each; the loops that run them are in worker_loop.pyx
+#   threads      which threads have begun, and ended                                   run_threads.pyx
+#   gate         where the workers wait until all have come up                         start_gate.pyx
+#   workers      one WorkerState each, by number                                       worker_table.pyx
+#                the loops that run them are in worker_loop.pyx
 #
 # An item of `call`, and one of `map` from its first failure on, is an operation, too (item_record.pyx); the other items of
 # a map are counted, claimed and ended by position (item_source.pyx).
@@ -30,6 +32,14 @@
 # yet, leaves that to the canceller (orphans, under the lock: one of the two sees the other). One whose delay runs leaves
 # its place at once. An operation can be cancelled between its acceptance and its entry into the ring: it is counted
 # as accepted then, whatever the ring says (the maximum in stats), and one that the ring refuses after that stays both.
+#
+# More workers. An executor's run adds a worker while work waits and no worker is free (wants_worker). A thread that publishes
+# work looks afterwards, and so does a worker that begins some. Both look under the lock, one of them after the other: if
+# it is the worker, it sees what was published; otherwise the publisher sees that the worker is busy. So no work waits
+# behind a busy worker while another may be added. A worker that runs the items of one source looks at its first item,
+# and where it has claimed the last: until then the source counts as work that waits. `WorkerPool.resize` adds workers that have come up, all or none (join),
+# and dismisses some. One that was dismissed leaves between two operations, under the lock, unless those left could not
+# do what is pending since they all wait for it (leaves); then it works on, and looks again when a wait has ended.
 #
 # The end. DRAINING: sources are ended, one by one; when all are (sealed), accepted stands still. From then on a worker that
 # finds nothing counts, and when all have ended it sets ENDING and wakes all. A worker that ends an operation looks for
@@ -63,6 +73,7 @@ from ringmill._core.pool.operation cimport (
     end,
     is_operation,
     log_error,
+    log_exception,
     new_error_record,
     overrides_done,
     unaccept,
@@ -72,8 +83,10 @@ from ringmill._core.pool.retry_queue cimport RetryEntry, RetryQueue, new_entry
 from ringmill._core.pool.retry_routing cimport RetryRouting
 from ringmill._core.pool.run_threads cimport RunThreads
 from ringmill._core.pool.source_list cimport SourceList
+from ringmill._core.pool.start_gate cimport StartGate
 from ringmill._core.pool.work_source cimport AS_IT_IS, Renewal, RingWatcher, WorkSource, emit
 from ringmill._core.pool.worker_state cimport WorkerState, current_worker
+from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.pool.worker_waits cimport WorkerWait, WorkerWaits
 from ringmill._core.ring.ring cimport (
     DONE,
@@ -129,25 +142,29 @@ cdef enum:
 cdef Py_ssize_t LONGEST_RANGE = 10_000_000
 cdef int64_t WIDEST = <int64_t>1 << 62
 
+cdef Py_ssize_t MAX_SPANS = 64  # for workers that are not there yet
+
 cdef tuple nothing = ()         # the arguments of a log line
 
 
 cdef class PoolRun(OwnerPool):
     """The compiled half of one run of a pool. `worker_loop.new_run` makes one, with its loops."""
 
-    def __cinit__(self, policy, workers, Py_ssize_t queue_size, bint context, bint first_come=False):
+    def __cinit__(self, policy, Py_ssize_t queue_size, bint context, bint first_come=False, Py_ssize_t max_workers=0):
         self.policy = policy
         self.carries = context
         self.first_come = first_come
         self.inbox = RingBuffer(queue_size)
         self.inbox_source = WorkSource(self.inbox)
-        self.workers = [WorkerState(self, worker, index) for index, worker in enumerate(workers)]
+        self.max_workers = max_workers
+        self.workers = WorkerTable()
         self.worker_loops = []
+        self.gate = StartGate()
         self.sources = SourceList()
         self.routing = RetryRouting(self.workers)
         self.waits = WorkerWaits(self.workers)
         self.accounting = Accounting(self.workers, self.sources, self.routing.delays)
-        self.threads = RunThreads(len(self.workers))
+        self.threads = RunThreads()
         self.orphans = RetryQueue()
         init_queue(&self.idle)
         init_queue(&self.leaving)
@@ -171,6 +188,10 @@ cdef class PoolRun(OwnerPool):
         if self.phase.load(memory_order_acquire) == BROKEN:  # acquire: pairs with break_down
             return BrokenPool(f"{self.policy!r} has lost its last worker")
         return PoolNotRunning(f"{self.policy!r} is not running: call start()")
+
+    def refusal(self):
+        """The error for a call that comes too late."""
+        return self.stopped_error()
 
     @property
     def is_inherited(self):
@@ -227,13 +248,147 @@ cdef class PoolRun(OwnerPool):
             notify_all(&self.leaving)
         return 0
 
-    def pause(self, seconds):
-        """Sleeps; returns whether the pool ended meanwhile."""
-        return bool(wait_for(&self.leaving, pause_attempt, pause_attempt, <void*>self, NULL, 0, deadline_of(seconds)))
-
     def stats(self):
         """One consistent snapshot: a dict of counts, and one such dict for each worker."""
         return self.accounting.stats(&self.lock)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # more workers, and fewer
+
+    @property
+    def worker_count(self):
+        """How many workers there are now, without those that have left or were lost; a snapshot."""
+        return self.workers.present.load(memory_order_relaxed)  # relaxed: a snapshot
+
+    cdef bint wants_worker(self) noexcept:
+        # Under the lock. Whether more work waits than workers are free, and one more may be added.
+        cdef Py_ssize_t k
+        cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, both: written under the lock
+        cdef Py_ssize_t waiting
+        cdef PyObject* worker
+        if present >= self.max_workers or self.phase.load(memory_order_relaxed) != OPEN:
+            return False
+        waiting = self.routing.queue.length
+        if waiting <= present:
+            waiting += self.sources.count_with_work(present + 1 - waiting)
+        for k in range(self.workers.count):
+            if not waiting:
+                return False
+            worker = self.workers.states[k]
+            # seq_cst: after the looks at the sources; pairs with run_items
+            if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_seq_cst) & 1:
+                waiting -= 1
+        return waiting > 0
+
+    cdef int add_if_wanted(self) except -1:
+        # Adds a worker if work waits and no worker is free. On failure there is none more: that is logged.
+        cdef bint wanted
+        if self.epoch != epoch_now:
+            return 0
+        acquire(&self.lock)
+        wanted = self.wants_worker()
+        release(&self.lock)
+        if wanted:
+            try:
+                self.policy._add_worker()
+            except Exception:
+                log_exception("%s could not add a worker", self.policy.name)
+        return 0
+
+    def add_worker(self, WorkerState state not None, bint if_wanted):
+        """Adds a worker, whose thread may be started then. False: it is not wanted any more, or the run has ended."""
+        cdef bint added = False
+        cdef bint last = False
+        self.workers.reserve([state], &self.lock)
+        if self.threads.expect(state):
+            acquire(&self.lock)
+            added = not if_wanted or self.wants_worker()
+            if added:
+                self.workers.add(<PyObject*>state)
+            else:
+                self.workers.give_back(1)
+            release(&self.lock)
+            if not added and self.threads.give_up(state, &last) and last:
+                self.finish_run()
+        else:
+            acquire(&self.lock)
+            self.workers.give_back(1)
+            release(&self.lock)
+        if not added:
+            self.workers.owned.remove(state)
+        return added
+
+    def expect(self, WorkerState state not None):
+        """The thread of a worker that is to join will be started. False: the run has ended."""
+        return bool(self.threads.expect(state))
+
+    def join(self, list states not None):
+        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none."""
+        cdef bint open
+        cdef Py_ssize_t k, count = len(states)
+        self.workers.reserve(states, &self.lock)
+        acquire(&self.lock)
+        open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+        for k in range(count):
+            if open:
+                self.workers.add((<PyListObject*>states).ob_item[k])
+            else:
+                self.workers.give_back(1)
+        release(&self.lock)
+        return open
+
+    def give_up(self, WorkerState state not None):
+        """If the worker's thread has not begun by now, it never does, and the worker is lost."""
+        cdef bint last = False
+        cdef bint listed
+        if not self.threads.give_up(state, &last):
+            return
+        acquire(&self.lock)
+        # relaxed: written under the lock. A run that ends needs the worker no more.
+        listed = (
+            self.phase.load(memory_order_relaxed) == OPEN
+            and state.index < self.workers.count
+            and self.workers.states[state.index] == <PyObject*>state
+        )
+        release(&self.lock)
+        if listed:
+            self.retire(state)
+        if last:
+            self.finish_run()
+
+    def dismiss(self, WorkerState state not None):
+        """Has a worker leave when it has ended what it runs; see the head. Idempotent. May be called from any thread."""
+        acquire(&self.lock)
+        if not state.retired and not state.dismissed.load(memory_order_relaxed):  # relaxed: written under the lock
+            self.dismissed += 1
+            state.dismissed.store(1, memory_order_seq_cst)  # seq_cst: before the wake-up
+        release(&self.lock)
+        notify_all(&self.idle)
+        notify_all(&self.leaving)
+
+    cdef bint leaves(self, WorkerState worker) noexcept:
+        # On the thread of a worker that has been dismissed, between two operations: whether it leaves now.
+        cdef bint leaving
+        acquire(&self.lock)
+        leaving = not worker.retired
+        if leaving:
+            self.waits.retire(<PyObject*>worker)
+            leaving = self.workers_left()
+            if leaving:
+                self.dismissed -= 1
+                # seq_cst: before the wake-up by review_retries. What it was to try next goes to the others.
+                worker.alive.store(False, memory_order_seq_cst)
+            else:
+                self.waits.take_back(<PyObject*>worker)
+        leaving = leaving or worker.retired
+        release(&self.lock)
+        if leaving:
+            self.review_retries()
+        return leaving
+
+    cdef bint workers_left(self) noexcept:
+        # Under the lock. Whether the workers that are present can do what is pending.
+        return self.workers.present.load(memory_order_relaxed) > 0 and self.waits.worker_left()  # relaxed: under the lock
 
     # -----------------------------------------------------------------------------------------------------------
     # sources
@@ -435,6 +590,8 @@ cdef class PoolRun(OwnerPool):
         """
         self.accept_new(op, context)
         self.submit_unbounded(op)
+        if may_add_worker(self):
+            self.add_if_wanted()
 
     def execute(self, operations):
         """Accepts all or none, as one WorkSource; returns that, to be read."""
@@ -485,6 +642,7 @@ cdef class PoolRun(OwnerPool):
         cdef ItemSource source
         cdef object start, step
         cdef Py_ssize_t length = 0
+        cdef Py_ssize_t sharers = max(1, self.workers.present.load(memory_order_relaxed))  # relaxed: a hint
         self.check_open()
         source = new_item_source(ordered, function, unpacks, capture() if carries else None)
         if type(items) is range:
@@ -492,14 +650,20 @@ cdef class PoolRun(OwnerPool):
             if not is_short(items):
                 return None
             length = len(items)
-            source.hold_range(start, step, length, len(self.workers))
+            source.hold_range(start, step, length, self.span_count(), sharers)
         else:
             copied = list_of(items)
             length = len(copied)
-            source.hold_list(copied, len(self.workers))
+            source.hold_list(copied, self.span_count(), sharers)
         if length:
             self.add(source)
+            if may_add_worker(self):
+                self.add_if_wanted()
         return source
+
+    cdef Py_ssize_t span_count(self):
+        # Spans for a new source: also for the workers that may be added soon.
+        return max(self.workers.count, min(self.max_workers, MAX_SPANS))
 
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
         # A WorkSource whose items will be drawn one by one.
@@ -568,6 +732,18 @@ cdef class PoolRun(OwnerPool):
             Py_INCREF(<object>error_record)  # the caller's
         return error_record
 
+    def has_untried(self, bytes tried_by, bytes rejected_by):
+        """Whether a worker takes operations now that is in neither mask; a snapshot."""
+        cdef bint found
+        acquire(&self.lock)
+        found = self.routing.has_untried(<PyObject*>tried_by, <PyObject*>rejected_by)
+        release(&self.lock)
+        return found
+
+    def union_of(self, bytes mask, bytes other, bint of_tried):
+        """The workers that are in either mask, which may be None. `of_tried`: of those that are equal to one that tried."""
+        return self.routing.union_of(&self.lock, mask, other, of_tried)
+
     def has_taker(self, bytes rejected_by):
         """Whether a worker is left that is not in the mask."""
         cdef bint found
@@ -597,8 +773,11 @@ cdef class PoolRun(OwnerPool):
         # what is pending. Returns whether they can.
         cdef bint enough
         acquire(&self.lock)
-        self.waits.retire(<PyObject*>worker)
-        enough = self.waits.present > 0 and self.waits.worker_left()
+        if worker.retired:
+            enough = True
+        else:
+            self.waits.retire(<PyObject*>worker)
+            enough = self.workers_left()
         release(&self.lock)
         if enough:
             self.review_retries()
@@ -747,9 +926,13 @@ cdef class PoolRun(OwnerPool):
 
     cdef void leave_wait(self, object wait) noexcept:
         # From any thread: a task that is destroyed is closed wherever the collector runs.
+        cdef Py_ssize_t dismissed
         acquire(&self.lock)
         self.waits.unlink_wait(<PyObject*>wait)
+        dismissed = self.dismissed
         release(&self.lock)
+        if dismissed:
+            notify_all(&self.idle)  # a worker that has been dismissed may leave now
 
     def _count_waiting(self):
         # For tests.
@@ -987,6 +1170,53 @@ cdef class PoolRun(OwnerPool):
             notify(&self.inbox.not_full)
         return entry
 
+    def take_back(self):
+        """Takes the oldest that has not begun, in a run that is first_come; it counts as cancelled.
+
+        An operation, which its owner is to end by done(); or (source, position, arguments) of an item, which its owner is to
+        end by source.end_taken(); None: there is none.
+        """
+        cdef PyObject* found
+        cdef PyObject* entry
+        cdef PyObject* item = NULL
+        cdef uint64_t position = 0
+        cdef ItemSource source
+        cdef bint mine
+        while True:
+            found = self.next_source(NULL, False)
+            entry = NULL
+            if not found or self.retry_is_first(found):
+                entry = self.take_any()
+            if entry:
+                Py_XDECREF(found)  # next_source's
+                retry = <RetryEntry>steal(entry)
+                acquire(&self.lock)
+                mine = begin(retry.operation)
+                if mine:
+                    self.accounting.cancelled += 1
+                release(&self.lock)
+                if mine:
+                    return retry.operation
+                Py_INCREF(retry.operation)  # the stream's
+                self.emit_cancelled(<PyObject*>retry.operation, retry.source, retry.position)
+                continue
+            if not found:
+                return None
+            source = <ItemSource>steal(found)
+            # a worker beyond all numbers: it takes one at a time
+            if source.claim_item(PY_SSIZE_T_MAX, &position, &item) != DONE:
+                continue
+            acquire(&self.lock)
+            self.accounting.cancelled += 1
+            release(&self.lock)
+            if source.computes:
+                item = source.item_at(position)
+                if item == NULL:
+                    source.publish(position, NULL, CANCELLED_ITEM)
+                    raise_set()
+            arguments = steal(item)
+            return source, position, arguments if source.unpacks else (arguments,)
+
     def cancel_delayed(self):
         """Ends those whose delay runs as CANCELLED, and from now on those that would be delayed."""
         cdef PyObject* entry
@@ -1144,10 +1374,6 @@ cdef PyObject* unroutable_record(PyObject* operation) noexcept:
 
 
 cdef object unroutable_record_for_all = steal(new_error_record(<PyObject*>unroutable_for_all, <PyObject*>OperationBase, True))
-
-
-cdef int pause_attempt(void* run) noexcept:
-    return (<PoolRun>run).should_end()
 
 
 cdef int raise_set() except -1:

@@ -20,4 +20,5 @@ cdef class SourceList:
     cdef void link(self, PyObject* source) noexcept nogil
     cdef bint unlink(self, PyObject* source) noexcept nogil
     cdef uint64_t accepted(self) noexcept nogil
+    cdef Py_ssize_t count_with_work(self, Py_ssize_t enough) noexcept nogil
     cdef PyObject* find(self, PyObject* after, PyObject* inbox, bint watch, PyObject** spent) noexcept

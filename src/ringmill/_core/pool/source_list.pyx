@@ -73,6 +73,17 @@ cdef class SourceList:
             at = (<WorkSource>at).next
         return count
 
+    cdef Py_ssize_t count_with_work(self, Py_ssize_t enough) noexcept nogil:
+        # How many of the linked sources have work, but not more than `enough`.
+        cdef PyObject* at = self.first
+        cdef Py_ssize_t k, count = 0
+        for k in range(self.length):
+            if count == enough:
+                break
+            count += (<WorkSource>at).has_work()
+            at = (<WorkSource>at).next
+        return count
+
     cdef PyObject* find(self, PyObject* after, PyObject* inbox, bint watch, PyObject** spent) noexcept:
         # A source with work, the next in turn after that one, borrowed; NULL: none. `spent`: instead of it, the first one on
         # the way that has ended and holds nothing more, borrowed. `watch`: workers sleep, or the caller is about to, so the

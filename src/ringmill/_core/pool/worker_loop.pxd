@@ -8,6 +8,7 @@ from ringmill._core.pool.item_source cimport ItemSource
 from ringmill._core.pool.operation cimport ErrorRecord
 from ringmill._core.pool.retry_queue cimport RetryEntry
 from ringmill._core.pool.run cimport PoolRun
+from ringmill._core.pool.start_gate cimport StartGate
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.pool.worker_state cimport WorkerState
 
@@ -15,8 +16,11 @@ from ringmill._core.pool.worker_state cimport WorkerState
 cdef class WorkerLoop:
     # Used by the worker's own thread only, unless said otherwise.
     cdef readonly PoolRun pool_run  # written once, like the next
-    cdef WorkerState state          # its counters, and the current operation
-    cdef public str name
+    cdef readonly WorkerState state  # its counters, and the current operation
+    cdef readonly StartGate gate    # where it waits until those that start with it have come up; written once
+    cdef public object thread       # the policy's, like the next two: its thread, once that was made;
+    cdef public object retry_on     # which exceptions of `process` mean that it is to be tried again;
+    cdef public object crashes      # when it crashed
     cdef object crash               # what broke the worker, unless `process` raised it
     cdef uint64_t position          # of the current operation in its source
     cdef WorkSource source          # where the next operation is looked for
@@ -56,6 +60,7 @@ cdef class WorkerLoop:
     cdef void end_item_failed(self, PyObject* error) noexcept
     cdef object judge_handled(self, object error)
     cdef void release_items(self) noexcept
+    cdef void add_if_wanted(self) noexcept
     cdef void let_others_run(self) noexcept
     cdef bint run_record(self, PyObject* raw) except -1
     cdef PyObject* checked_result(self, PyObject* result) noexcept

@@ -2,17 +2,36 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from .run import PoolRun
+from .start_gate import StartGate
+from .worker_state import WorkerState
 
 def matches(error: BaseException, classes: type[BaseException] | tuple[type[BaseException], ...]) -> bool: ...
 def new_run(
-    policy: Any, workers: Sequence[Any], queue_size: int, context: bool, first_come: bool = False
+    policy: Any,
+    workers: Sequence[Any],
+    queue_size: int,
+    context: bool,
+    first_come: bool = False,
+    max_workers: int = 0,
 ) -> PoolRun: ...
 
 @final
 class WorkerLoop:
-    name: str
     equal_to: bytes | None
-    def __new__(cls, pool_run: PoolRun, index: int) -> WorkerLoop: ...
+    thread: Any
+    retry_on: Any
+    crashes: Any
+    def __new__(cls, pool_run: PoolRun, worker: Any, index: int, gate: StartGate) -> WorkerLoop: ...
+    @property
+    def state(self) -> WorkerState: ...
+    @property
+    def gate(self) -> StartGate: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_retired(self) -> bool: ...
+    def set_equals(self, equals: bytes | None) -> None: ...
+    def pause(self, seconds: float) -> bool: ...
     @property
     def pool_run(self) -> PoolRun: ...
     @property

@@ -35,9 +35,10 @@ from ringmill._core.pool.operation cimport (
     renew,
 )
 from ringmill._core.pool.retry_queue cimport RetryEntry, new_entry
-from ringmill._core.pool.run cimport ENDING, PoolRun
+from ringmill._core.pool.run cimport ENDING, PoolRun, may_add_worker
+from ringmill._core.pool.start_gate cimport StartGate
 from ringmill._core.pool.work_source cimport AS_IT_IS, PASS, RENEW, Renewal, WorkSource, emit
-from ringmill._core.pool.worker_state cimport enter_thread, leave_thread
+from ringmill._core.pool.worker_state cimport WorkerState, enter_thread, leave_thread
 from ringmill._core.ring.ring cimport DONE, SHUT, Result, try_get
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.waiting.wait_queue cimport (
@@ -127,6 +128,12 @@ cdef extern from *:
 cdef int take_attempt(void* worker_loop) noexcept:
     return (<WorkerLoop>worker_loop).take(True)
 
+cdef int pause_attempt(void* worker_loop) noexcept:
+    cdef PoolRun run = (<WorkerLoop>worker_loop).pool_run
+    if (<WorkerLoop>worker_loop).state.dismissed.load(memory_order_seq_cst) and run.leaves((<WorkerLoop>worker_loop).state):
+        return True  # seq_cst: a waiter's last check
+    return run.should_end()
+
 cdef int take_more(void* worker_loop) noexcept:
     return (<WorkerLoop>worker_loop).more_work()
 
@@ -134,13 +141,26 @@ cdef int take_more(void* worker_loop) noexcept:
 cdef class WorkerLoop:
     """The loop of one worker, on its own thread. The policy drives it: see `run`, and `__next__`."""
 
-    def __cinit__(self, PoolRun pool_run not None, Py_ssize_t index):
-        if not 0 <= index < len(pool_run.workers):
-            raise IndexError(f"the run has no worker {index}")
+    def __cinit__(self, PoolRun pool_run not None, worker, Py_ssize_t index, StartGate gate not None):
         self.pool_run = pool_run
-        self.state = pool_run.workers[index]
+        self.state = WorkerState(pool_run, worker, index)
+        self.gate = gate
         self.spare_record = owned_error_record(None)
         self.set_name(str(index))
+
+    @property
+    def name(self):
+        """The name of its thread, and of the worker in log lines."""
+        return self.state.name
+
+    @property
+    def is_retired(self):
+        """Whether the worker was lost, or has left; a snapshot."""
+        return bool(self.state.retired)
+
+    def set_equals(self, bytes equals):
+        """Which of the workers before it, by number, it is equal to; said before it takes its first operation."""
+        self.state.equals = equals
 
     @property
     def worker(self):
@@ -167,6 +187,12 @@ cdef class WorkerLoop:
         self.state.alive.store(alive, memory_order_seq_cst)  # seq_cst: before the wake-up
         if not alive:
             notify_all(&self.pool_run.idle)
+
+    def pause(self, seconds):
+        """Sleeps; returns whether the run ended meanwhile, or the worker is to leave."""
+        return bool(wait_for(
+            &self.pool_run.leaving, pause_attempt, pause_attempt, <void*>self, NULL, 0, deadline_of(seconds)
+        ))
 
     def count_restart(self):
         """Counts a restart of the worker."""
@@ -224,7 +250,7 @@ cdef class WorkerLoop:
                     error = TypeError(f"the source must give Operations, got {describe(bad_item)}")
             source.end_source(error)
         except BaseException:
-            log_exception("a source ended with a failure in %s", self.name)
+            log_exception("a source ended with a failure in %s", self.state.name)
         return 0
 
     cdef inline int take_again(self) noexcept:
@@ -233,6 +259,7 @@ cdef class WorkerLoop:
         cdef PyObject* pending
         if (
             self.turn <= 0
+            or self.state.dismissed.load(memory_order_relaxed)  # relaxed: take() looks again
             or source != <PyObject*>self.current_source
             or (<WorkSource>source).external
             or (<WorkSource>source).carries_items
@@ -251,6 +278,9 @@ cdef class WorkerLoop:
         cdef PyObject* found
         cdef int result
         cdef PoolRun run = self.pool_run
+        if self.state.dismissed.load(memory_order_relaxed) and run.leaves(self.state):  # relaxed: its writer wakes all
+            self.release_sources()
+            return LEAVE
         if run.first_come:
             return self.take_oldest(sleepy)
         if run.routing.length.load(memory_order_seq_cst):  # seq_cst: a sleeper's last look; pairs with RetryRouting's store
@@ -359,6 +389,8 @@ cdef class WorkerLoop:
             if begin(<OperationBase>raw):
                 # relaxed load: its only writer; release: pairs with count
                 self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+                if may_add_worker(self.pool_run):
+                    self.add_if_wanted()
                 if not is_item_record(raw):
                     return <object>raw
                 if not self.run_record(raw):
@@ -382,6 +414,7 @@ cdef class WorkerLoop:
         cdef vectorcallfunc vector_function
         cdef PyObject* result
         cdef PyObject* item
+        cdef bint is_first = True
         if self.function_of is not source:
             self.find_function()
         function = <PyObject*>self.function
@@ -389,6 +422,12 @@ cdef class WorkerLoop:
         while True:
             # relaxed load: its only writer; release: pairs with count
             self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
+            if may_add_worker(self.pool_run):
+                # seq_cst: before the look. While the source has more, a thread that publishes work counts that.
+                self.state.word.store(self.state.word.load(memory_order_relaxed), memory_order_seq_cst)
+                if is_first or not source.has_work():
+                    self.add_if_wanted()
+                is_first = False
             item = self.item
             if source.computes:
                 self.item = item = source.item_at(self.position)
@@ -420,7 +459,8 @@ cdef class WorkerLoop:
             self.until_look -= 1
             if self.until_look <= 0:
                 self.let_others_run()
-            if source.abandoned.load(memory_order_relaxed):  # relaxed: next_source looks again
+            # relaxed, both: next_source and take() look again
+            if source.abandoned.load(memory_order_relaxed) or self.state.dismissed.load(memory_order_relaxed):
                 self.turn = 0
                 return True
             if not self.pool_run.first_come:
@@ -574,6 +614,13 @@ cdef class WorkerLoop:
         (<ItemRecord>raw).value = steal(result)
         return self.end_succeeded(raw)
 
+    cdef void add_if_wanted(self) noexcept:
+        # It has begun some work, and more may wait: see PoolRun. What interrupts that is logged: the work must go on.
+        try:
+            self.pool_run.add_if_wanted()
+        except BaseException:
+            log_exception("%s could not add a worker", self.pool_run.policy.name)
+
     cdef void release_items(self) noexcept:
         # Between two items: holds nothing of their sources.
         if self.items is not None:
@@ -636,7 +683,7 @@ cdef class WorkerLoop:
         cdef uint64_t before
         cdef int faults = 0
         cdef bint inherited = False
-        if not self.pool_run.threads.begin(self.state.index):
+        if not self.pool_run.threads.begin(self.state):
             return
         enter_thread(self.state)
         while result == NULL and not self.state.retired and faults <= MAX_FAULTS and not inherited:
@@ -679,7 +726,7 @@ cdef class WorkerLoop:
                 Py_XDECREF(result)
         self.crash = None
         self.release_sources()
-        if self.pool_run.threads.end(self.state.index):
+        if self.pool_run.threads.end(self.state):
             self.end_thread()
 
     cdef void release_sources(self) noexcept:
@@ -705,7 +752,7 @@ cdef class WorkerLoop:
         if not self.has_reported:
             self.start_error = <object>error
             self.has_reported = True
-            self.pool_run.threads.report()
+            self.gate.report()
 
     def report(self, error):
         """Says whether the worker came up: with None, or with what `init` raised. Only the first report counts."""
@@ -741,7 +788,7 @@ cdef class WorkerLoop:
 
     def set_name(self, str name not None):
         """Names the worker's thread and log lines."""
-        self.name = name
+        self.state.name = name
         self.log_arguments = (name,)
 
     # -----------------------------------------------------------------------------------------------------------
@@ -779,7 +826,7 @@ cdef class WorkerLoop:
 
     cdef int check_current(self) except -1:
         if self.state.op == NULL:
-            raise RuntimeError(f"worker {self.name} runs no operation")
+            raise RuntimeError(f"worker {self.state.name} runs no operation")
         return 0
 
     def count_try(self):
@@ -977,10 +1024,13 @@ cdef ErrorRecord owned_error_record(object error):
 cdef ErrorRecord no_memory_for_all = owned_error_record(MemoryError("there was no memory to keep the error of this operation"))
 
 
-def new_run(policy, workers, Py_ssize_t queue_size, bint context, bint first_come=False):
-    """A run of a pool, with a loop for each of its workers."""
-    cdef PoolRun run = PoolRun(policy, workers, queue_size, context, first_come)
-    cdef Py_ssize_t index
-    for index in range(len(run.workers)):
-        run.worker_loops.append(WorkerLoop(run, index))
+def new_run(policy, workers, Py_ssize_t queue_size, bint context, bint first_come=False, Py_ssize_t max_workers=0):
+    """A run of a pool, with a loop for each of its workers. `max_workers`: up to how many it adds by itself; 0: none."""
+    cdef PoolRun run = PoolRun(policy, queue_size, context, first_come, max_workers)
+    cdef WorkerLoop loop
+    for index, worker in enumerate(workers):
+        loop = WorkerLoop(run, worker, index, run.gate)
+        run.threads.expect_first(loop.state)
+        run.worker_loops.append(loop)
+    run.join([loop.state for loop in run.worker_loops])
     return run

@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
 from ringmill._core.pool.operation cimport OwnerPool
@@ -11,8 +11,12 @@ from ringmill._core.pool.operation cimport OwnerPool
 cdef class WorkerState:
     # Written by the worker's own thread, unless said otherwise.
     cdef readonly object worker     # written once, like the next two
-    cdef readonly Py_ssize_t index
     cdef OwnerPool run
+    cdef bytes equals               # see retry_routing.pyx; None: it is equal to no earlier worker
+    cdef readonly Py_ssize_t index  # its number in the run; written before a thread runs it, like the next
+    cdef readonly str name          # of its thread, and in log lines
+    cdef uint8_t stage              # guarded by the lock of RunThreads, which see
+    cdef atomic[uint32_t] dismissed  # 1: it leaves when it can; see PoolRun.leaves. Written by any thread
     cdef PyObject* op               # what the worker has taken and not ended, owned; used by its own thread only
     cdef atomic[uint64_t] word      # twice the operations it ended, plus one while it runs one
     cdef uint64_t failed            # these four are written under the pool's lock

@@ -27,6 +27,7 @@ cdef class WorkerState:
         self.run = run
         self.worker = worker
         self.index = index
+        self.name = str(index)
 
     def __dealloc__(self):
         # Only in the child of a fork: its thread stayed in the parent, with an operation that it ran.

@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from ringmill._core.pool.operation cimport OperationBase
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.pool.worker_state cimport WorkerState
+from ringmill._core.pool.worker_table cimport WorkerTable
 
 @cython.final
 cdef class WorkerWait:
@@ -26,10 +27,8 @@ cdef class WorkerWait:
 @cython.final
 cdef class WorkerWaits:
     # All of it is guarded by the pool's lock, under which all methods are called.
-    cdef list workers               # WorkerStates; written once
-    cdef Py_ssize_t worker_count
-    cdef Py_ssize_t present         # workers that are not retired
-    cdef Py_ssize_t stalled_count   # those of them that have a WorkerWait of whatever kind
+    cdef WorkerTable workers        # written once
+    cdef Py_ssize_t stalled_count   # workers that are present and have a WorkerWait of whatever kind
     cdef Py_ssize_t look_from       # the worker that was found not to wait when one was last looked for
     cdef PyObject* stalled[64]      # chains of the WorkerStates that have a WorkerWait, by the operation that they run
     cdef uint64_t visits            # numbers the searches of waits_for_itself
@@ -38,6 +37,7 @@ cdef class WorkerWaits:
     cdef void unlink_wait(self, PyObject* wait) noexcept
     cdef bint refuses(self, PyObject* wait) noexcept
     cdef void retire(self, PyObject* worker) noexcept
+    cdef void take_back(self, PyObject* worker) noexcept
     cdef bint worker_left(self) noexcept
     cdef Py_ssize_t count_waiting(self) noexcept
     cdef void join_stalled(self, PyObject* worker, PyObject* running) noexcept

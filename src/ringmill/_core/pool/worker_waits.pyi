@@ -1,8 +1,10 @@
-from typing import Any, final
+from typing import final
+
+from .worker_table import WorkerTable
 
 @final
 class WorkerWait: ...
 
 @final
 class WorkerWaits:
-    def __new__(cls, workers: list[Any]) -> WorkerWaits: ...
+    def __new__(cls, workers: WorkerTable) -> WorkerWaits: ...

@@ -24,18 +24,14 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 from ringmill._core.pool.operation cimport PHASE, RELEASED, RUNNING, OperationBase
 from ringmill._core.pool.work_source cimport WorkSource
 from ringmill._core.pool.worker_state cimport WorkerState
-
-cdef extern from "Python.h":
-    ctypedef struct PyListObject:
-        PyObject** ob_item
+from ringmill._core.pool.worker_table cimport WorkerTable
 
 
 cdef class WorkerWaits:
     """Which workers of a run wait for work of their own pool."""
 
-    def __cinit__(self, list workers not None):
+    def __cinit__(self, WorkerTable workers not None):
         self.workers = workers
-        self.worker_count = self.present = len(workers)
 
     cdef bint refuses(self, PyObject* wait) noexcept:
         # Whether a wait that has been linked could not end.
@@ -44,17 +40,24 @@ cdef class WorkerWaits:
         )
 
     cdef void retire(self, PyObject* worker) noexcept:
-        # The worker is lost. Idempotent.
+        # The worker is lost, or leaves. Idempotent.
         if not (<WorkerState>worker).retired:
             (<WorkerState>worker).retired = True
-            self.present -= 1
+            self.workers.present.fetch_sub(1, memory_order_relaxed)  # relaxed: as WorkerTable.add
             if (<WorkerState>worker).first_wait:
                 self.stalled_count -= 1
 
+    cdef void take_back(self, PyObject* worker) noexcept:
+        # Undoes retire(): the worker cannot leave yet.
+        (<WorkerState>worker).retired = False
+        self.workers.present.fetch_add(1, memory_order_relaxed)  # relaxed: as WorkerTable.add
+        if (<WorkerState>worker).first_wait:
+            self.stalled_count += 1
+
     cdef Py_ssize_t count_waiting(self) noexcept:
         cdef Py_ssize_t count = 0, k
-        for k in range(self.worker_count):
-            count += is_waiting((<PyListObject*>self.workers).ob_item[k])
+        for k in range(self.workers.count):
+            count += is_waiting(self.workers.states[k])
         return count
 
     cdef void link_wait(self, PyObject* wait) noexcept:
@@ -108,15 +111,15 @@ cdef class WorkerWaits:
     cdef bint worker_left(self) noexcept:
         # Under the lock. Whether a worker is left that is not stalled. It looks at them one by one only where each has
         # entered some wait, and begins with the one that it found last.
-        cdef Py_ssize_t left = self.worker_count
+        cdef Py_ssize_t left = self.workers.count
         cdef PyObject* worker
-        if self.stalled_count < self.present:
+        if self.stalled_count < self.workers.present.load(memory_order_relaxed):  # relaxed: written under the lock
             return True
         while left:
             left -= 1
-            if self.look_from >= self.worker_count:
+            if self.look_from >= self.workers.count:
                 self.look_from = 0
-            worker = (<PyListObject*>self.workers).ob_item[self.look_from]
+            worker = self.workers.states[self.look_from]
             if not (<WorkerState>worker).retired and not is_stalled(worker):
                 return True
             self.look_from += 1
