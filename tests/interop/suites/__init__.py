@@ -2,13 +2,13 @@
 
     python -m tests.interop.suites                  all of them
     python -m tests.interop.suites tornado anyio    some of them
-    python -m tests.interop.suites --quick          those that take seconds
+    python -m tests.interop.suites --quick          a part of each: about three minutes
     python -m tests.interop.suites --list           the names, and what is replaced in each
     python -m tests.interop.suites --standard-only  checks the suites themselves, without ringmill
 
-The libraries, their tests and the requirements come from PyPI, each at a pinned version; CPython's own tests are those of
-the interpreter that runs this. ringmill must be importable there. `swap/ringmill_swap.py` puts ringmill in the place of
-the standard classes before anything else is imported, and counts its uses.
+The libraries, their tests and the requirements come from PyPI, each at a pinned version; CPython's own tests are those
+of the interpreter that runs this, which must be able to import ringmill. `swap/ringmill_swap.py` puts ringmill in the
+place of the standard classes before anything else is imported, and counts its uses.
 
 A test differs if it passed in three of three runs with the standard class, and in none of three with ringmill. Each
 suite runs once; the test files with tests that differ then run two more times. The exit status is 1 if a test differs

@@ -81,7 +81,8 @@ class Environment:
             downloads = self.folder / "downloads" / pinned
             # The requirements contain the build backends: pip asks them for the metadata, and builds nothing.
             self._pip(
-                "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(downloads), pinned,
+                "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
+                "--dest", str(downloads), pinned,
             )
             (archive,) = downloads.iterdir()
             with tarfile.open(archive) as tar:

@@ -19,7 +19,7 @@ class Library:
     package: str = ""  # as requirements.txt names it; "": as `name`
     options: tuple[str, ...] = ()  # of pytest
     plugins: tuple[str, ...] = ()  # of pytest, by the names of their entry points
-    quick: bool = True
+    quick: tuple[str, ...] = ()  # the tests for `--quick`; (): all
 
     @property
     def distribution(self) -> str:
@@ -29,6 +29,7 @@ class Library:
 LIBRARIES = [
     Library(
         "s3transfer", ("tests/unit", "tests/functional"), "executor", "sdist",
+        quick=("tests/unit/test_futures.py", "tests/unit/test_tasks.py", "tests/functional/test_download.py"),
     ),
     Library(
         "asgiref", ("tests",), "executor", "sdist",
@@ -41,6 +42,7 @@ LIBRARIES = [
     Library(
         "tornado", ("tornado/test",), "executor", "wheel",
         options=("-o", "python_files=*_test.py"), plugins=("no:logging", "ringmill_tornado"),
+        quick=tuple(f"tornado/test/{name}_test.py" for name in ("asyncio", "concurrent", "ioloop", "netutil", "wsgi")),
     ),
     Library(
         "dask", (
@@ -62,16 +64,19 @@ LIBRARIES = [
             f"cheroot/test/test_{name}.py" for name in ("conn", "core", "dispatch", "server", "wsgi")
         ), "executor queue", "wheel",
         plugins=("pytest_mock", "rerunfailures"),
+        quick=("cheroot/test/test_server.py",),
     ),
     Library(
         "joblib", ("joblib/test/test_parallel.py", "joblib/test/test_config.py"), "joblib", "wheel",
         options=("-k", "not loky and not multiprocessing"),
+        quick=("joblib/test/test_config.py",),
     ),
     Library(
         "test_asyncio", tuple(
             f"test/test_asyncio/test_{name}.py"
             for name in ("events", "base_events", "threads", "futures", "runners")
         ), "executor", "cpython",
+        quick=tuple(f"test/test_asyncio/test_{name}.py" for name in ("base_events", "threads", "futures", "runners")),
     ),
     Library(
         "test_logging", ("test/test_logging.py",), "queue", "cpython",

@@ -1,4 +1,4 @@
-"""What tornado's own runner of its tests does before it runs them: AsyncHTTPTestCase fails for logs that it doesn't expect."""
+"""What tornado's runner of its tests does first: AsyncHTTPTestCase fails for logs that it does not expect."""
 
 import logging
 
