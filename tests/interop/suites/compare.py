@@ -159,7 +159,11 @@ def compare(environment: Environment, library: Library, tests: Sequence[str], st
         for test in differing:
             if again.outcomes.get(test) not in (None, "passed"):
                 ringmill.texts[test] = again.texts[test] or ringmill.texts.get(test, "")
-        differing &= worse(reference, again)
+        # A test without a result in a repetition has not passed there.
+        differing = {
+            test for test in differing
+            if again.outcomes.get(test) != "passed" and reference.outcomes.get(test, "passed") == "passed"
+        }
     comparison.differing = sorted(differing)
     comparison.unsteady = sorted(suspects - differing)
     return comparison

@@ -70,6 +70,7 @@ class Environment:
             root = Path(sysconfig.get_path("purelib", vars={"base": str(self.venv)}))
         else:
             root = Path(sysconfig.get_path("stdlib"))
+        root = root.resolve()  # pytest names tests by their real paths
         for tests in library.tests:
             if not (root / tests).exists():
                 raise FileNotFoundError(f"{library.name}: there is no {root / tests}")

@@ -68,8 +68,7 @@ LIBRARIES = [
     ),
     Library(
         "joblib", ("joblib/test/test_parallel.py", "joblib/test/test_config.py"), "joblib", "wheel",
-        options=("-k", "not loky and not multiprocessing"),
-        quick=("joblib/test/test_config.py",),
+        options=("-k", "(threading or sharedmem or hints) and not loky and not multiprocessing"),
     ),
     Library(
         "test_asyncio", tuple(

@@ -8,12 +8,14 @@ from typing import Any
 
 import joblib.parallel
 from joblib import _parallel_backends
-from joblib._utils import _TracebackCapturingWrapper
+from joblib._utils import _retrieve_traceback_capturing_wrapped_call, _TracebackCapturingWrapper
 
 from ringmill import PoolExecutor
 
 
-class RingmillBackend(_parallel_backends.ThreadingBackend):  # type: ignore[misc]
+class ThreadingBackend(_parallel_backends.ThreadingBackend):  # type: ignore[misc]
+    """Has the name of the class that it stands for, because some tests compare names."""
+
     _pool: PoolExecutor | None = None
 
     def _get_pool(self) -> PoolExecutor:
@@ -27,14 +29,17 @@ class RingmillBackend(_parallel_backends.ThreadingBackend):  # type: ignore[misc
             future.add_done_callback(lambda done: None if done.cancelled() else callback(done.result()))
         return future
 
+    def retrieve_result(self, out: Future[Any], timeout: float | None = None) -> Any:
+        return _retrieve_traceback_capturing_wrapped_call(out.result(timeout))
+
     def terminate(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            # Does not wait for batches that run, as ThreadPool.terminate doesn't.
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
 
 def install() -> None:
-    RingmillBackend.__name__ = RingmillBackend.__qualname__ = "ThreadingBackend"  # some tests compare names
-    _parallel_backends.ThreadingBackend = RingmillBackend
-    joblib.parallel.ThreadingBackend = RingmillBackend
-    joblib.parallel.BACKENDS["threading"] = RingmillBackend
+    _parallel_backends.ThreadingBackend = ThreadingBackend
+    joblib.parallel.ThreadingBackend = ThreadingBackend
+    joblib.parallel.BACKENDS["threading"] = ThreadingBackend
