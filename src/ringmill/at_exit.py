@@ -12,7 +12,7 @@ hook: after the hooks that were registered after the import of ringmill, otherwi
 An exception that left the hook would skip the older hooks and the joining of non-daemon threads, so none does. The hook
 waits for events of the runs: on CPython 3.11 an interrupted Thread.join cannot be repeated.
 
-May import `supervisor` and the compiled core.
+May import `standard_executor`, `supervisor` and the compiled core.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from . import standard_executor  # noqa: F401  # see the end of this file
 from ._core.pool.operation import complete, take_keyboard_interrupt
 from .supervisor import Supervisor
 
@@ -103,7 +104,5 @@ def _finish(keyboard_interrupts: int) -> None:
     _ended = True
 
 
-with contextlib.suppress(RuntimeError):  # it registers a hook of its own, which fails once the exit has begun
-    import concurrent.futures.thread  # noqa: F401
-_register_hook()
+_register_hook()  # after that of concurrent.futures.thread, which the import of standard_executor has registered
 atexit.register(_at_exit)

@@ -2,7 +2,7 @@
 
 `queue.Full`, `queue.Empty` and `TimeoutError` are used as they are.
 
-May import `arguments`.
+May import `arguments` and `standard_executor`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Iterable
-from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 from .arguments import describe as describe
 from .arguments import seconds
+from .standard_executor import BrokenThreadPool
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -107,7 +107,7 @@ class PoolNotRunning(RingmillError, RuntimeError):
     """The pool has not been started, was shut down, or belongs to the parent of a fork."""
 
 
-class BrokenPool(RingmillError, BrokenExecutor):
+class BrokenPool(RingmillError, BrokenThreadPool):
     """The pool has lost its last worker. Pending operations have failed with this error, and later calls raise it."""
 
 

@@ -15,12 +15,11 @@ under the future's lock, as in every `concurrent.futures.Future`. The operation 
 Calls and workers refer to the ExecutorState, which refers neither to the executor nor to its pool. So an executor that
 is dropped is collected, and its threads end when the pending calls are done.
 
-May import `operation`, `worker`, `supervisor` and the compiled core.
+May import `operation`, `standard_executor`, `worker`, `supervisor` and the compiled core.
 """
 
 from __future__ import annotations
 
-import concurrent.futures.thread
 import contextlib
 import logging
 import operator
@@ -36,6 +35,7 @@ from ._core.pool.operation import exc_info, raise_copy, repeatable
 from .arguments import describe, seconds
 from .errors import BrokenPool
 from .operation import Operation
+from .standard_executor import run_arguments
 from .supervisor import Supervisor
 from .worker import Worker
 
@@ -144,7 +144,7 @@ class ForeignCall(Operation):
 
     def run(self) -> None:
         try:
-            self.item.run(*_context_arguments)
+            self.item.run(*run_arguments)
         finally:
             del self  # as in SubmittedCall
 
@@ -164,11 +164,6 @@ class ForeignCall(Operation):
             with contextlib.suppress(InvalidStateError):
                 future.set_running_or_notify_cancel()
         wake(self)
-
-
-# What `run` of a work item takes: from CPython 3.14 on, an object that calls the function.
-_context_class = getattr(concurrent.futures.thread, "WorkerContext", None)
-_context_arguments: tuple[Any, ...] = () if _context_class is None else (_context_class(None, ()),)
 
 
 class ExecutorWorker(Worker[Any]):

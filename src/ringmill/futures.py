@@ -4,7 +4,7 @@ Each call is an operation (executor_calls.py). It goes into the retry queue of t
 order, so that `submit` never blocks. The base class gives its name to isinstance, and nothing else: its attributes are
 here, its `submit` is called where a program has replaced it.
 
-May import `pool`, `executor_calls`, `executor_queue`, `operation` and the compiled core.
+May import `pool`, `executor_calls`, `executor_queue`, `standard_executor`, `operation` and the compiled core.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
 from ._core.platform import clock
@@ -28,6 +28,7 @@ from .errors import BrokenPool, PoolNotRunning
 from .executor_calls import ExecutorState, ExecutorWorker, ForeignCall, SubmittedCall
 from .executor_queue import CallQueue
 from .pool import WorkerPool
+from .standard_executor import ThreadPoolExecutor, original_submit
 
 __all__ = ["PoolExecutor"]
 
@@ -36,11 +37,6 @@ BEGIN_TIMEOUT = 1.0  # seconds in which a free thread surely takes a call, unles
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: The base class's own `submit`, also if a program has replaced it before ringmill was imported.
-standard_submit: Any = ThreadPoolExecutor.submit
-while hasattr(standard_submit, "__wrapped__"):
-    standard_submit = standard_submit.__wrapped__
 
 
 class PoolExecutor(ThreadPoolExecutor):
@@ -80,9 +76,6 @@ class PoolExecutor(ThreadPoolExecutor):
     [1, 2, 3]
     """
 
-    #: What the base class raises in `submit` once the initializer has failed (from CPython 3.14 on).
-    BROKEN = BrokenPool
-
     def __init__(
         self,
         max_workers: int | None = None,
@@ -93,13 +86,7 @@ class PoolExecutor(ThreadPoolExecutor):
         context: bool = False,
     ) -> None:
         # Not the base class's __init__, whose attributes are made here: most of them are properties below.
-        if max_workers is None:
-            max_workers = min(32, (_processors() or 1) + 4)
-        else:
-            workers = count("max_workers", max_workers, None, optional=True)
-            if workers <= 0:
-                raise ValueError(f"max_workers must be greater than 0, got {describe(max_workers)}")
-            max_workers = workers
+        limit = min(32, (_processors() or 1) + 4) if max_workers is None else _checked_max_workers(max_workers)
         if not isinstance(thread_name_prefix, str):
             raise TypeError(f"thread_name_prefix must be a string, not {describe(thread_name_prefix)}")
         if initializer is not None and not callable(initializer):
@@ -110,7 +97,6 @@ class PoolExecutor(ThreadPoolExecutor):
             raise TypeError(f"initargs must be an iterable, not {describe(initargs)}") from None
         if not isinstance(context, bool):
             raise TypeError(f"context must be True or False, not {describe(context)}")
-        self._max_workers = max_workers
         base: Any = ThreadPoolExecutor
         self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{base._counter()}"
         self._initializer = initializer  # type: ignore[assignment]
@@ -122,8 +108,9 @@ class PoolExecutor(ThreadPoolExecutor):
             self._create_worker_context, self._resolve_work_item_task = kind.prepare_context(initializer, initargs)
         self._context = context
         self._executor_state = ExecutorState(initializer, initargs, context)
-        self._pool = _Pool(self._executor_state, max_workers, self._thread_name_prefix)
+        self._pool = _Pool(self._executor_state, self._thread_name_prefix)
         self._core: PoolRun | None = None
+        self._max_workers = limit
         self._closed = False
         self._call_queue = CallQueue(weakref.ref(self))
 
@@ -154,7 +141,7 @@ class PoolExecutor(ThreadPoolExecutor):
             RuntimeError: The executor was shut down, the interpreter is shutting down, or this is the child of a fork.
             BrokenPool: The initializer has failed. It is a `BrokenExecutor`.
         """
-        if ThreadPoolExecutor.submit is not standard_submit:  # a program that traces calls has replaced it
+        if ThreadPoolExecutor.submit is not original_submit:  # a program that traces calls has replaced it
             return ThreadPoolExecutor.submit(self, fn, *args, **kwargs)  # in the end it calls _work_queue.put
         core = self._core
         if core is None:
@@ -212,7 +199,7 @@ class PoolExecutor(ThreadPoolExecutor):
                 raise ValueError(f"buffersize must be None or > 0, got {describe(buffersize)}")
             buffersize = size
         # An override must see all calls, and so must a replacement of the base class's `submit`.
-        if type(self).submit is not PoolExecutor.submit or ThreadPoolExecutor.submit is not standard_submit:
+        if type(self).submit is not PoolExecutor.submit or ThreadPoolExecutor.submit is not original_submit:
             more: dict[str, Any] = {} if buffersize is None else {"buffersize": buffersize}
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
         limit = None if timeout is None else max(0.0, seconds("timeout", timeout, optional=True, negative=True))
@@ -319,6 +306,16 @@ class PoolExecutor(ThreadPoolExecutor):
         return set() if run is None else {thread for thread in list(run.threads) if thread.ident is not None}
 
     @property
+    def _max_workers(self) -> int:
+        return self._limit
+
+    @_max_workers.setter
+    def _max_workers(self, value: int) -> None:
+        """Programs assign it in order to have more threads, or to have no more."""
+        self._limit = _checked_max_workers(value)
+        self._pool.set_max_workers(min(self._limit, sys.maxsize))
+
+    @property
     def _broken(self) -> str | bool:  # type: ignore[override]
         return False if self._executor_state.broken is None else str(self._executor_state.broken_error())
 
@@ -353,24 +350,36 @@ _NOT_TO_REPLACE = {
 }
 
 
+def _checked_max_workers(value: Any) -> int:
+    workers = count("max_workers", value, None, optional=True)
+    if workers <= 0:
+        raise ValueError(f"max_workers must be greater than 0, got {describe(value)}")
+    return workers
+
+
 class _Pool(WorkerPool[Any]):
     """A pool that may be dropped while it runs: its threads end when the pending calls are done.
 
-    It starts with one worker, for the first call, and adds others up to `max_workers`. Calls begin in the order in
-    which they were submitted, whether by `submit` or by `map`.
+    It starts with one worker, for the first call, and adds others up to the number that it is told. Calls begin in the
+    order in which they were submitted, whether by `submit` or by `map`.
     """
 
-    def __init__(self, executor_state: ExecutorState, max_workers: int, name: str) -> None:
+    def __init__(self, executor_state: ExecutorState, name: str) -> None:
         make_worker = functools.partial(ExecutorWorker, executor_state)
         # queue_size: not used, since calls go into the retry queue
         super().__init__([make_worker()], queue_size=1, max_restarts=None, name=name)
         self._settings = dataclasses.replace(
             self._settings,
             first_come=True,
-            max_workers=min(max_workers, sys.maxsize),
             make_worker=make_worker,
             separator="_",
         )
+
+    def set_max_workers(self, number: int) -> None:
+        """Workers are added up to that number from now on, in the run and in the next one; none leaves."""
+        self._settings = dataclasses.replace(self._settings, max_workers=number)
+        if self._run is not None:
+            self._run.core.set_max_workers(number)
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)

@@ -320,10 +320,10 @@ class WorkerPool(PoolBase, Generic[WorkT]):
             WorkerInitError: An `init` raised; `causes` lists each such worker with its exception.
             RuntimeError: It was called from one of the pool's own workers.
             PoolNotRunning: The pool was shut down meanwhile. The size is as before.
-            BrokenPool: The pool broke meanwhile. The size is as before.
+            BrokenPool: The pool is broken. The size is as before.
             BaseException: What the factory raised. The size is as before.
         """
-        number = arguments.count("count", count, 1, optional=True)
+        number = arguments.count("count", count, 1)
         if self._factory is None:
             raise TypeError(
                 f"{describe(self)} was made with a list of workers: only a pool made with a Worker class or a factory, "
@@ -340,6 +340,8 @@ class WorkerPool(PoolBase, Generic[WorkT]):
         """The body of `resize`, called by one thread at a time; returns the causes of a failure."""
         assert self._factory is not None
         run = self._current()
+        if run is not None and run.core.is_broken:
+            raise run.core.refusal()
         if run is not None and not (run.verdict and run.core.is_open):
             run = None
         lost = {id(worker) for worker in run.lost()} if run is not None else set()

@@ -103,6 +103,7 @@ class Supervisor:
         worker_loop.set_name(f"{self.name}{self.settings.separator}{worker_loop.index}")
         worker_loop.retry_on = (Retry, *checked_retry_on(worker_loop.worker))
         worker_loop.crashes = Crashes()
+        worker_loop.keeps_worker = type(worker_loop.worker).equal is not Worker.equal
 
     def __repr__(self) -> str:
         return f"<WorkerPool {self.name!r}>"
@@ -212,10 +213,8 @@ class Supervisor:
                     return None
                 self._start_thread(worker_loop)
             causes, _ = self._await_reports(loops, gate, None)
-            if not causes:
-                joined = self.core.join([worker_loop.state for worker_loop in loops])
-                if joined:
-                    self.core.worker_loops.extend(loops)
+            joined = self.core.join([worker_loop.state for worker_loop in loops], not causes)
+            self.core.worker_loops.extend(loops)  # also those that do not join: the index in the list is the number
         finally:
             gate.decide(joined)
             if not joined:
@@ -237,7 +236,8 @@ class Supervisor:
 
     def lost(self) -> list[Worker[Any]]:
         """The workers that have crashed too often."""
-        return [worker_loop.worker for worker_loop in self.core.worker_loops if worker_loop.is_retired]
+        workers = [worker_loop.worker for worker_loop in self.core.worker_loops if worker_loop.is_retired]
+        return [worker for worker in workers if worker is not None]  # those that have left are gone
 
     # ------------------------------------------------------------------------------------------------------------
     # the end
@@ -595,8 +595,11 @@ class Supervisor:
             worker_loop.set_equals(bytes([self._equal(worker_loop, other) for other in before]))
 
     def _equal(self, worker_loop: WorkerLoop, other: WorkerLoop) -> bool:
+        worker = other.worker
+        if worker is None:
+            return False  # it has left, and is equal to itself only
         try:
-            return bool(worker_loop.worker.equal(other.worker))
+            return bool(worker_loop.worker.equal(worker))
         except BaseException as error:
             log_event(logging.ERROR, "equal of worker %s raised", (worker_loop.name,), error)
             return False

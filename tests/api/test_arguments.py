@@ -390,10 +390,14 @@ def test_a_subclass_has_an_init_of_its_own() -> None:
 
 def test_the_capacity_has_two_names() -> None:
     assert RingBuffer(capacity=4).capacity == RingBuffer(maxsize=4).maxsize == RingBuffer(4).maxsize == 4
-    with pytest.raises(TypeError, match="missing argument: capacity"):
-        RingBuffer()
-    with pytest.raises(TypeError, match="maxsize"):
-        RingBuffer(4, maxsize=4)
+    with pytest.raises(TypeError, match="missing argument: capacity, or maxsize"):
+        RingBuffer()  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="maxsize is another name for capacity"):
+        RingBuffer(4, maxsize=4)  # type: ignore[call-overload]
+    for name in ("capacity", "maxsize"):
+        for value in (0, -1):
+            with pytest.raises(ValueError, match=f"^{name} must be from 1 .* got {value}: there is no unbounded ring"):
+                RingBuffer(**{name: value})
 
 
 @pytest.mark.parametrize("ring", [Unmade(1, 2), RingBuffer.__new__(RingBuffer), Named.__new__(Named, 3)])
@@ -401,6 +405,7 @@ def test_a_ring_that_was_not_initialized_says_so(ring: Any) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: ring.put(1), lambda: ring.put_nowait(1), ring.get, ring.get_nowait, lambda: ring.put_many([1]),
         lambda: ring.put_many(iter([1])), ring.get_many, ring.close, ring.shutdown, lambda: ring.shutdown(True),
+        ring.clear,
         ring.task_done, ring.join, ring.qsize, ring.empty, ring.full, lambda: len(ring), lambda: ring.closed,
         lambda: ring.is_shutdown, lambda: ring.maxsize, lambda: ring.unfinished_tasks, lambda: list(ring),
         lambda: ring.aput(1).send(None), lambda: ring.aget().send(None), lambda: ring.__anext__().send(None),

@@ -30,9 +30,6 @@ PLENTY = 1 << 16  # more than any of the tests puts in before it takes out; they
 class Queue(RingBuffer[Any]):
     """RingBuffer by the name that the tests look for. `maxsize=0` is no bound there, and none that is reached here."""
 
-    def __new__(cls, maxsize: int = 0) -> Queue:
-        return super().__new__(cls, maxsize or PLENTY)  # type: ignore[call-arg]
-
     def __init__(self, maxsize: int = 0) -> None:
         super().__init__(maxsize or PLENTY)
 

@@ -287,7 +287,7 @@ def test_worker_threads_start_in_an_empty_context(kind: type, monkeypatch: pytes
 
     monkeypatch.setattr(threading.Thread, "start", spied)
     assert as_user("ann", seen) == 0
-    assert inherited == [0, 0]
+    assert inherited == [0] * (1 if kind is PoolExecutor else 2)  # an executor starts a thread for its call
 
 
 class Initialised(Worker[Task[Any]]):

@@ -34,7 +34,8 @@ SHELL = {
     "python -m benchmarks ring_buffer pool hub executor --rounds 5 --json standard.json": "by hand, for the plots",
     "python -m benchmarks ring_buffer pool hub executor --rounds 5 --json free-threaded.json": "by hand, for the plots",
     "python -m benchmarks.report --from standard.json free-threaded.json --out docs/plots": "test_benchmarks.py",
-    "python -m benchmarks map --rounds 5": "test_benchmarks.py",
+    "python -m benchmarks map --rounds 5 --json standard.json": "by hand, for the plots",
+    "python -m benchmarks map --rounds 5 --json free-threaded.json": "by hand, for the plots",
     "python benchmarks/bench_operation_cost.py --rounds 9": "test_benchmarks.py",
     "python -m ringmill": "test_build.py",
 }

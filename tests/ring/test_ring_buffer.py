@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ringmill import Closed, RingBuffer
+from tests.threads import run_threads
 
 CAPACITIES = [1, 2, 3, 5, 64]
 sources = pytest.mark.parametrize(
@@ -403,14 +404,36 @@ def test_generic_alias() -> None:
     assert alias(3).capacity == 3
 
 
-def test_init_called_again_changes_nothing() -> None:
-    ring = fill(RingBuffer[int](3), 1, 2)
-    ring.__init__(9)  # type: ignore[misc]
+@pytest.mark.parametrize("arguments", [(9,), (3,), (), ("nine",)])
+def test_a_second_init_is_refused_and_changes_nothing(arguments: tuple[Any, ...]) -> None:
+    class Jobs(RingBuffer[int]):
+        pass
+
+    ring = fill(Jobs(3), 1, 2)
+    with pytest.raises(RuntimeError, match=r"Jobs.__init__ was called on a ring that is initialized already"):
+        ring.__init__(*arguments)  # type: ignore[misc]
     assert (ring.capacity, ring.closed, len(ring)) == (3, False, 2)
     ring.close()
-    ring.__init__(9)  # type: ignore[misc]
+    with pytest.raises(RuntimeError, match="initialized already"):
+        ring.__init__(*arguments)  # type: ignore[misc]
     assert ring.closed
     assert drain(ring) == [1, 2]
+
+
+def test_one_of_many_inits_at_once_makes_the_ring() -> None:
+    for _ in range(100):
+        ring = RingBuffer.__new__(RingBuffer)
+
+        def make(capacity: int, ring: Any = ring) -> int:
+            try:
+                ring.__init__(capacity)
+            except RuntimeError:
+                return 0
+            return capacity
+
+        made = run_threads(*[lambda capacity=capacity: make(capacity) for capacity in (1, 2, 3)])
+        assert made.count(0) == 2
+        assert ring.capacity == sum(made)
 
 
 def test_subclass_with_its_own_init() -> None:

@@ -46,6 +46,9 @@ def use() -> None:
     assert_type(ring.get(), int)
     assert_type(ring.get_many(max=3), list[int])
     assert_type(ring.put_many([1, 2]), int)
+    assert_type(ring.clear(), int)
+    named: RingBuffer[int] = RingBuffer(maxsize=8)
+    assert_type(named.get_nowait(), int)
 
     with WorkerPool([Fetcher(), Fetcher()]) as pool:
         assert_type(pool, WorkerPool[Fetch])
@@ -165,6 +168,8 @@ def misuse_of_factories() -> None:
 
 def misuse(pool: WorkerPool[Fetch]) -> None:
     pool.do("not an operation")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    RingBuffer("three")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RingBuffer("three")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    RingBuffer()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    RingBuffer(3, maxsize=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     PoolExecutor(4).submit(len, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PoolExecutor(4, context=0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -218,6 +218,24 @@ def ring_shutdown(trial: Trial) -> None:
 
 
 @case
+def ring_clear(trial: Trial) -> None:
+    ring: RingBuffer[Any] = RingBuffer(2)
+    ring.put_many([trial.thing(), trial.thing()])
+    dropped = trial(ring.clear)
+    left = ring.clear()
+    assert (dropped, left) == (2, 0) or (dropped is FAILED and left in (0, 2))
+    assert ring.unfinished_tasks == 0
+    works(ring)
+
+
+@case
+def ring_new_twice(trial: Trial) -> None:
+    ring: RingBuffer[Any] = RingBuffer(2)
+    trial.raising(RuntimeError, call=lambda: ring.__init__(3))  # type: ignore[misc]
+    works(ring)
+
+
+@case
 def ring_observations(trial: Trial) -> None:
     ring: RingBuffer[Any] = RingBuffer(2)
     ring.put(trial.thing())

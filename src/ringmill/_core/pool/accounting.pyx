@@ -90,6 +90,8 @@ cdef class Accounting:
         )
         try:
             for k in range(count):
+                if not (<WorkerState><PyObject*>flat[6 * k + 5]).joined:
+                    continue
                 word = flat[6 * k]
                 rows.append({
                     "name": (<WorkerState><PyObject*>flat[6 * k + 5]).name,

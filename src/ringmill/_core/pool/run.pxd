@@ -36,7 +36,7 @@ cdef class PoolRun(OwnerPool):
     cdef readonly WorkerTable workers
     cdef readonly list worker_loops  # the WorkerLoops of the workers in the table; appended to
     cdef readonly StartGate gate    # of the workers that the run started with
-    cdef Py_ssize_t max_workers     # up to how many are added while work waits and no worker is free; 0: none
+    cdef atomic[Py_ssize_t] max_workers  # up to how many are added while work waits and no worker is free; 0: none
     cdef SourceList sources
     cdef RetryRouting routing
     cdef WorkerWaits waits
@@ -109,4 +109,5 @@ cdef class PoolRun(OwnerPool):
 
 cdef inline bint may_add_worker(PoolRun run) noexcept:
     # Whether the run adds workers by itself and has fewer than it may have; a hint.
-    return run.max_workers and run.workers.present.load(memory_order_relaxed) < run.max_workers  # relaxed: a hint
+    cdef Py_ssize_t most = run.max_workers.load(memory_order_relaxed)  # relaxed, both: a hint
+    return most and run.workers.present.load(memory_order_relaxed) < most

@@ -156,7 +156,7 @@ cdef class PoolRun(OwnerPool):
         self.first_come = first_come
         self.inbox = RingBuffer(queue_size)
         self.inbox_source = WorkSource(self.inbox)
-        self.max_workers = max_workers
+        self.max_workers.store(max_workers, memory_order_relaxed)  # relaxed: published with the object
         self.workers = WorkerTable()
         self.worker_loops = []
         self.gate = StartGate()
@@ -202,6 +202,11 @@ cdef class PoolRun(OwnerPool):
     def is_open(self):
         """Whether it accepts operations."""
         return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == OPEN  # acquire: as check_open
+
+    @property
+    def is_broken(self):
+        """Whether it has lost its last worker."""
+        return self.epoch == epoch_now and self.phase.load(memory_order_acquire) == BROKEN  # acquire: as check_open
 
     @property
     def state(self):
@@ -260,13 +265,17 @@ cdef class PoolRun(OwnerPool):
         """How many workers there are now, without those that have left or were lost; a snapshot."""
         return self.workers.present.load(memory_order_relaxed)  # relaxed: a snapshot
 
+    def set_max_workers(self, Py_ssize_t number):
+        """Up to how many workers it adds by itself."""
+        self.max_workers.store(number, memory_order_relaxed)  # relaxed: what is submitted from now on sees it or not
+
     cdef bint wants_worker(self) noexcept:
         # Under the lock. Whether more work waits than workers are free, and one more may be added.
         cdef Py_ssize_t k
-        cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, both: written under the lock
+        cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, all: written under the lock
         cdef Py_ssize_t waiting
         cdef PyObject* worker
-        if present >= self.max_workers or self.phase.load(memory_order_relaxed) != OPEN:
+        if present >= self.max_workers.load(memory_order_relaxed) or self.phase.load(memory_order_relaxed) != OPEN:
             return False
         waiting = self.routing.queue.length
         if waiting <= present:
@@ -304,7 +313,7 @@ cdef class PoolRun(OwnerPool):
             acquire(&self.lock)
             added = not if_wanted or self.wants_worker()
             if added:
-                self.workers.add(<PyObject*>state)
+                self.workers.add(<PyObject*>state, True)
             else:
                 self.workers.give_back(1)
             release(&self.lock)
@@ -322,20 +331,22 @@ cdef class PoolRun(OwnerPool):
         """The thread of a worker that is to join will be started. False: the run has ended."""
         return bool(self.threads.expect(state))
 
-    def join(self, list states not None):
-        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none."""
-        cdef bint open
-        cdef Py_ssize_t k, count = len(states)
+    def join(self, list states not None, bint joins=True):
+        """Adds workers that have come up. Returns whether the run still takes some: all of them, or none.
+
+        With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
+        """
+        cdef Py_ssize_t k, dismissed, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
-        open = self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
+        joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
-            if open:
-                self.workers.add((<PyListObject*>states).ob_item[k])
-            else:
-                self.workers.give_back(1)
+            self.workers.add((<PyListObject*>states).ob_item[k], joins)
+        dismissed = self.dismissed
         release(&self.lock)
-        return open
+        if dismissed:
+            notify_all(&self.idle)  # a worker that was to leave, and could not, may now
+        return joins
 
     def give_up(self, WorkerState state not None):
         """If the worker's thread has not begun by now, it never does, and the worker is lost."""
@@ -663,7 +674,7 @@ cdef class PoolRun(OwnerPool):
 
     cdef Py_ssize_t span_count(self):
         # Spans for a new source: also for the workers that may be added soon.
-        return max(self.workers.count, min(self.max_workers, MAX_SPANS))
+        return max(self.workers.count, min(self.max_workers.load(memory_order_relaxed), MAX_SPANS))  # relaxed: a hint
 
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
         # A WorkSource whose items will be drawn one by one.

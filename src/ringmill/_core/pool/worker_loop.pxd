@@ -21,6 +21,7 @@ cdef class WorkerLoop:
     cdef public object thread       # the policy's, like the next two: its thread, once that was made;
     cdef public object retry_on     # which exceptions of `process` mean that it is to be tried again;
     cdef public object crashes      # when it crashed
+    cdef public bint keeps_worker   # later workers may be compared with it, also after it has left
     cdef object crash               # what broke the worker, unless `process` raised it
     cdef uint64_t position          # of the current operation in its source
     cdef WorkSource source          # where the next operation is looked for
@@ -82,4 +83,5 @@ cdef class WorkerLoop:
     cdef void report_error(self, PyObject* error) noexcept
     cdef void end_life(self, bint given_up) noexcept
     cdef void release_sources(self) noexcept
+    cdef void release_worker(self) noexcept
     cdef void end_thread(self) noexcept

@@ -21,6 +21,7 @@ class WorkerLoop:
     thread: Any
     retry_on: Any
     crashes: Any
+    keeps_worker: bool
     def __new__(cls, pool_run: PoolRun, worker: Any, index: int, gate: StartGate) -> WorkerLoop: ...
     @property
     def state(self) -> WorkerState: ...

@@ -113,6 +113,18 @@ cdef extern from *:
 
 cdef extern from *:
     """
+    static inline PyObject* ringmill_exchange_for_none(PyObject** field) {
+        PyObject* old = *field;
+        Py_INCREF(Py_None);
+        *field = Py_None;
+        return old;
+    }
+    #define RINGMILL_TAKE_WORKER(state) ringmill_exchange_for_none(&(state)->worker)
+    """
+    PyObject* take_worker "RINGMILL_TAKE_WORKER"(WorkerState state) noexcept
+
+cdef extern from *:
+    """
     /* PyObject_CallOneArg for many calls of one function: what it looks up for each call is looked up once. */
     static inline PyObject* ringmill_call_vector(vectorcallfunc vector_function, PyObject* function, PyObject* argument) {
         PyObject* arguments[2] = {NULL, argument};
@@ -164,8 +176,11 @@ cdef class WorkerLoop:
 
     @property
     def worker(self):
-        """The user's Worker."""
-        return self.state.worker
+        """The user's Worker; None once it has left."""
+        acquire(&self.pool_run.lock)
+        worker = self.state.worker
+        release(&self.pool_run.lock)
+        return worker
 
     @property
     def index(self):
@@ -726,8 +741,22 @@ cdef class WorkerLoop:
                 Py_XDECREF(result)
         self.crash = None
         self.release_sources()
+        # relaxed: as take
+        if self.state.retired and (
+            not self.state.joined or self.state.dismissed.load(memory_order_relaxed) and not self.keeps_worker
+        ):
+            self.release_worker()
         if self.pool_run.threads.end(self.state):
             self.end_thread()
+
+    cdef void release_worker(self) noexcept:
+        # The worker has left, and the run, which may go on for long, does not hold it.
+        cdef PyObject* worker
+        self.process = None
+        acquire(&self.pool_run.lock)
+        worker = take_worker(self.state)
+        release(&self.pool_run.lock)
+        Py_DECREF(<object>worker)  # was the state's
 
     cdef void release_sources(self) noexcept:
         # Between two operations: holds nothing of the sources.

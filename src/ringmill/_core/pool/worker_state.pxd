@@ -10,8 +10,8 @@ from ringmill._core.pool.operation cimport OwnerPool
 @cython.final
 cdef class WorkerState:
     # Written by the worker's own thread, unless said otherwise.
-    cdef readonly object worker     # written once, like the next two
-    cdef OwnerPool run
+    cdef object worker              # None once it has left; written under the pool's lock after the first time
+    cdef OwnerPool run              # written once, like the next
     cdef bytes equals               # see retry_routing.pyx; None: it is equal to no earlier worker
     cdef readonly Py_ssize_t index  # its number in the run; written before a thread runs it, like the next
     cdef readonly str name          # of its thread, and in log lines
@@ -25,6 +25,7 @@ cdef class WorkerState:
     cdef uint64_t restarts
     cdef atomic[uint32_t] alive     # between init and the end of its loop: retries may go to it
     cdef bint retired               # written under the pool's lock, like all that follows
+    cdef bint joined                # it has been one of the run's workers
     # for worker_waits.pyx
     cdef PyObject* first_wait       # its WorkerWaits, borrowed: each is linked while its owner is in the wait
     cdef PyObject* running          # the operation in which it entered the last of them; only to be compared

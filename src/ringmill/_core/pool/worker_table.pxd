@@ -19,4 +19,4 @@ cdef class WorkerTable:
     cdef int reserve(self, list states, SpinLock* lock) except -1
     # under the pool's lock
     cdef void give_back(self, Py_ssize_t places) noexcept nogil
-    cdef void add(self, PyObject* state) noexcept nogil
+    cdef void add(self, PyObject* state, bint joins) noexcept nogil

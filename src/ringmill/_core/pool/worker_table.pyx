@@ -58,11 +58,15 @@ cdef class WorkerTable:
         # So many reserved places are not needed.
         self.reserved -= places
 
-    cdef void add(self, PyObject* state) noexcept nogil:
-        # Uses a reserved place. The worker takes operations from here on, when it is alive.
+    cdef void add(self, PyObject* state, bint joins) noexcept nogil:
+        # Uses a reserved place. The worker takes operations from here on, when it is alive; or, if it does not join, its
+        # number is used, and nothing more.
         (<WorkerState>state).index = self.count
         self.states[self.count] = state
         self.count += 1
         self.reserved -= 1
-        # relaxed, both: written under the lock; read without it as a hint
-        self.present.store(self.present.load(memory_order_relaxed) + 1, memory_order_relaxed)
+        (<WorkerState>state).joined = joins
+        if joins:
+            self.present.fetch_add(1, memory_order_relaxed)  # relaxed: written under the lock; read without it as a hint
+        else:
+            (<WorkerState>state).retired = True

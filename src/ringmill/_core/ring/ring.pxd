@@ -192,6 +192,22 @@ cdef inline Result try_get(Ring* ring, PyObject** item, uint64_t* position) noex
         relax(&spins)
         head = ring.head.load(memory_order_acquire)  # acquire: as above
 
+cdef inline bint try_get_before(Ring* ring, uint64_t limit, PyObject** item) noexcept nogil:
+    # As try_get, of the positions before `limit` only, a tail word without the closed bit that was read before. True:
+    # the caller owns the slot's reference. False: they have all been taken.
+    cdef uint64_t head = ring.head.load(memory_order_acquire)  # acquire: as in try_get
+    cdef Slot* slot
+    cdef int spins = 0
+    while head < limit:  # neither word goes back, so what is before a limit once is claimed by a put for good
+        slot = &ring.slots[head & (ring.one_lap - 1)]
+        if slot.stamp.load(memory_order_acquire) == head + 1:  # acquire: pairs with the release in fill_slot
+            if take_slot(ring, slot, &head, item):
+                return True
+            continue
+        relax(&spins)
+        head = ring.head.load(memory_order_acquire)  # acquire: as above
+    return False
+
 # One attempt without a loop, for callers that call try_put or try_get, out of line, only if it fails. Half the
 # instructions: a function without calls saves no registers.
 

@@ -48,6 +48,7 @@ from ringmill._core.ring.ring cimport (
     shut,
     size,
     try_get,
+    try_get_before,
     try_get_many,
     try_put,
     try_put_many,
@@ -193,12 +194,12 @@ cdef class RingBuffer:
     other observations are snapshots, which may be out of date when they return. Any object may be an item, None
     included.
 
-    `put_nowait`, `get_nowait` and `close` never block and are re-entrant: they may be called from `__del__`, weakref
-    callbacks, signal handlers and the garbage collector. A waiting thread spins for some microseconds at most, then
+    `put_nowait`, `get_nowait`, `clear` and `close` never block and are re-entrant: they may be called from `__del__`,
+    weakref callbacks, signal handlers and the garbage collector. A waiting thread spins for some microseconds at most, then
     uses no CPU; it never holds the GIL, and it wakes for KeyboardInterrupt.
 
-    A subclass may have an `__init__` of its own, which must call `super().__init__(capacity)`; a second call has no
-    effect.
+    A subclass may have an `__init__` of its own, with any arguments, which must call `super().__init__(capacity)` once.
+    Until it has, every method of the object raises RuntimeError.
 
     Args:
         capacity: The exact number of items that the ring can hold, from 1. Each costs 16 bytes, used or not.
@@ -206,8 +207,9 @@ cdef class RingBuffer:
 
     Raises:
         TypeError: The capacity is missing, given twice, or not an integer.
-        ValueError: The capacity is less than 1, or larger than any address space.
+        ValueError: The capacity is less than 1 (no ring is unbounded), or larger than any address space.
         MemoryError: The ring does not fit into memory.
+        RuntimeError: `__init__` is called again: a ring that is in use keeps its capacity and its items.
 
     >>> ring = RingBuffer(2)
     >>> ring.put("a")
@@ -230,28 +232,28 @@ cdef class RingBuffer:
         """See the class."""
         cdef Ring* ring
         if self.made.load(memory_order_relaxed):  # relaxed: the exchange decides
-            return  # called again: the ring is in use, and stays as it is
+            _raise_made_twice(self)
         if capacity is ...:
             if maxsize is ...:
-                raise TypeError("missing argument: capacity")
-            capacity = check_count("maxsize", maxsize, 1, MAX_CAPACITY)
+                raise TypeError("missing argument: capacity, or maxsize, which is another name for it")
+            capacity = _checked_capacity("maxsize", maxsize)
         elif maxsize is not ...:
             raise TypeError("maxsize is another name for capacity: give one of them, not both")
         elif type(capacity) is not int or not 1 <= capacity <= MAX_CAPACITY:  # no Python code runs for an integer
-            capacity = check_count("capacity", capacity, 1, MAX_CAPACITY)
+            capacity = _checked_capacity("capacity", capacity)
         ring = allocate(capacity)
         if ring == NULL:
             raise MemoryError(f"a ring of {capacity} slots does not fit into memory")
         # acq_rel: if two threads initialize the object at once, only one of them does
         if exchange32(self.made, 1, memory_order_acq_rel):
             deallocate(ring)
-            return
+            _raise_made_twice(self)
         self.ring = ring
 
     def __dealloc__(self):
         if self.ring == NULL or self.ring == unmade:
             return
-        _drop_items(self)
+        _drop_items(self, False)
         deallocate(self.ring)
 
     cdef int check_made(self) except -1:
@@ -640,15 +642,29 @@ cdef class RingBuffer:
         Never blocks; may be called from any thread.
 
         Args:
-            immediate: Whether to drop the items that are left as well, and count them as finished for `join`.
+            immediate: Whether to drop the items that are left as well, as `clear` does.
         """
-        cdef Py_ssize_t dropped
         self.close_ring()
         if immediate:
-            dropped = _drop_items(self)
+            _drop_items(self, True)
             notify_all(&self.not_empty)
-            while dropped and self.finish():
-                dropped -= 1
+
+    def clear(self):
+        """Drops the items that are in the ring, oldest first, and counts them as finished for `join`.
+
+        What is there when the call begins is dropped, except what other threads take in the meantime. An item that is
+        put later stays, also if it takes the place of a dropped one; so the call ends while other threads put, and the
+        ring need not be empty when it returns. For each item, in this order: its place is free, it is no longer an
+        unfinished task, a waiting put goes on, and the ring's reference is dropped. A `join` returns once no task is
+        unfinished; items that were taken and not yet reported by `task_done` are still waited for.
+
+        Never blocks; re-entrant; may be called from any thread, and on a closed ring.
+
+        Returns:
+            The number of items dropped.
+        """
+        self.check_made()
+        return _drop_items(self, True)
 
     def task_done(self):
         """Counts one item that was taken as finished, for `join`.
@@ -753,6 +769,15 @@ cdef class RingBuffer:
         raise TypeError(f"{type(self).__name__} cannot be pickled or copied: its waiters belong to this process")
 
 
+cdef object _checked_capacity(str name, object value):
+    number = check_count(name, value, None)
+    if number < 1:
+        raise ValueError(
+            f"{name} must be from 1 to {MAX_CAPACITY}, got {describe(value)}: there is no unbounded ring"
+        )
+    return check_count(name, number, 1, MAX_CAPACITY)
+
+
 cdef object checked_max(object value):
     # The `max` argument of get_many, which is not None.
     return value if type(value) is int and value >= 1 else check_count("max", value, 1, optional=True)
@@ -773,6 +798,13 @@ cdef tuple copy_of(tuple items):
 
 # ---------------------------------------------------------------------------------------------------------------
 # errors
+
+cdef object _raise_made_twice(RingBuffer ring):
+    raise RuntimeError(
+        f"{type(ring).__qualname__}.__init__ was called on a ring that is initialized already: make another ring, or"
+        " empty this one with clear()"
+    )
+
 
 cdef object _raise_put(RingBuffer ring, int result):
     if result == SHUT:
@@ -833,14 +865,19 @@ if (
 # ---------------------------------------------------------------------------------------------------------------
 # garbage collection: Cython does not traverse the slots (rule 11)
 
-cdef Py_ssize_t _drop_items(RingBuffer self) noexcept:
-    # Takes and drops the items that are there now; returns their number. A DECREF may run any code, which finds the
-    # ring in a consistent state.
+cdef Py_ssize_t _drop_items(RingBuffer self, bint in_use) noexcept:
+    # Takes and drops the items that are there now; returns their number. `in_use`: other threads use the ring, so they
+    # are told. A DECREF may run any code, which finds the ring in a consistent state.
     cdef PyObject* item = NULL
-    cdef Py_ssize_t left = size(self.ring), dropped = 0
-    while dropped < left and try_get(self.ring, &item, NULL) == DONE:
+    # seq_cst: every put that has returned is before this limit
+    cdef uint64_t limit = without_closed(self.ring.tail.load(memory_order_seq_cst))
+    cdef Py_ssize_t dropped = 0
+    while try_get_before(self.ring, limit, &item):
         dropped += 1
-        Py_DECREF(<object>item)
+        if in_use:
+            self.finish()
+            notify(&self.not_full)
+        Py_DECREF(<object>item)  # the slot's reference, which try_get_before gave to this function
     return dropped
 
 
@@ -875,7 +912,7 @@ cdef int ring_clear(PyObject* ring) noexcept:
     # the room that comes here. It is woken when the subscription ends (subscription.pyx).
     if (<RingBuffer>ring).ring != NULL:
         shut((<RingBuffer>ring).ring)
-    _drop_items(<RingBuffer>ring)
+    _drop_items(<RingBuffer>ring, False)
     return base_clear(ring)
 
 
