@@ -2,7 +2,7 @@
 
     python -m tests.interop.suites                  all of them
     python -m tests.interop.suites tornado anyio    some of them
-    python -m tests.interop.suites --quick          a part of each: about three minutes
+    python -m tests.interop.suites --quick          a part of each: 3.5 minutes
     python -m tests.interop.suites --list           the names, and what is replaced in each
     python -m tests.interop.suites --standard-only  checks the suites themselves, without ringmill
 

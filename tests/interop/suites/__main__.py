@@ -59,7 +59,7 @@ def main() -> int:
         prog="python -m tests.interop.suites", description=suites.__doc__.splitlines()[0],
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a suite; default: all")
-    parser.add_argument("--quick", action="store_true", help="a part of each suite: about three minutes in all")
+    parser.add_argument("--quick", action="store_true", help="a part of each suite: 3.5 minutes in all")
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--standard-only", action="store_true", help="without ringmill")
     parser.add_argument(
