@@ -254,14 +254,14 @@ def test_a_stuck_worker_that_is_leaving_is_named_by_shutdown(caplog: pytest.LogC
 
 def test_a_second_start_uses_the_workers_of_now() -> None:
     factory = Factory()
-    pool = WorkerPool(factory, 1)
+    pool = WorkerPool(factory, 1, name="resized")
     with pool:
         pool.resize(4)
         pool.resize(2)
         workers = pool.workers
     with pool:
         assert pool.workers == workers
-        assert len(threads_of("ringmill")) == 2
+        assert len(threads_of("resized")) == 2
         meet = threading.Barrier(2)
         jobs = [Job(lambda: meet.wait(LONG)) for _ in range(2)]
         assert len(list(pool.execute(jobs))) == 2
@@ -337,9 +337,9 @@ def test_an_error_out_of_the_cleanup_of_a_leaving_worker_is_logged(
         def cleanup(self) -> None:
             raise error("untidy")
 
-    with WorkerPool(Untidy, 3) as pool, caplog.at_level(logging.WARNING, "ringmill"):
+    with WorkerPool(Untidy, 3, name="resized") as pool, caplog.at_level(logging.WARNING, "ringmill"):
         pool.resize(1)
-        wait_until(lambda: len(caplog.records) == 2 and len(threads_of("ringmill")) == 1)
+        wait_until(lambda: len(caplog.records) == 2 and len(threads_of("resized")) == 1)
         assert pool.do(Job()).wait(LONG)
     assert all("untidy" in str(record.exc_info) or "untidy" in record.getMessage() for record in caplog.records)
 
@@ -578,14 +578,14 @@ def test_a_factory_that_resizes_its_own_pool_does_not_hang() -> None:
                 raised.append(error)
         return factory()
 
-    with WorkerPool(make, 1) as pool:
+    with WorkerPool(make, 1, name="resized") as pool:
         try:
             pool.resize(3)
         except Exception as error:
             raised.append(error)
         assert all(isinstance(error, RuntimeError) for error in raised), raised
         assert pool.do(Job()).wait(LONG)
-        assert len(threads_of("ringmill")) == len(pool.workers)
+        assert len(threads_of("resized")) == len(pool.workers)
     wait_until(lambda: all(member.has_ended() for member in factory.made))
 
 
@@ -596,7 +596,7 @@ def test_a_factory_that_resizes_its_own_pool_does_not_hang() -> None:
 @pytest.mark.parametrize("runs", [0, 1], ids=["before the start", "after a shutdown"])
 def test_a_resize_of_a_pool_that_does_not_run_applies_to_the_next_run(count: int, runs: int) -> None:
     factory = Factory()
-    pool = WorkerPool(factory, 2)
+    pool = WorkerPool(factory, 2, name="resized")
     for _ in range(runs):
         with pool:
             assert pool.do(Job()).wait(LONG)
@@ -604,7 +604,7 @@ def test_a_resize_of_a_pool_that_does_not_run_applies_to_the_next_run(count: int
     assert [member.calls.count("init") for member in factory.made] == [runs] * 2 + [0] * (count - 2)
     for _ in range(2):
         with pool:
-            assert len(pool.workers) == len(threads_of("ringmill")) == len(pool.stats().workers) == count
+            assert len(pool.workers) == len(threads_of("resized")) == len(pool.stats().workers) == count
             meet = threading.Barrier(count)
             jobs = [Job(lambda meet=meet: meet.wait(LONG)) for _ in range(count)]  # type: ignore[misc]
             assert len(list(pool.execute(jobs))) == count
@@ -648,7 +648,7 @@ def test_an_init_that_fails_at_the_start_after_a_resize() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_resize_while_the_pool_shuts_down_applies_to_the_next_run(count: int) -> None:
     factory = Factory()
-    pool = WorkerPool(factory, 2)
+    pool = WorkerPool(factory, 2, name="resized")
     pool.start()
     gates = hold_all(pool, 2)
     ending = start_threads(pool.shutdown)
@@ -661,7 +661,7 @@ def test_a_resize_while_the_pool_shuts_down_applies_to_the_next_run(count: int) 
     check_rows(pool.stats())
     factory.check_ended()
     with pool:
-        assert len(threads_of("ringmill")) == len(pool.workers) == count
+        assert len(threads_of("resized")) == len(pool.workers) == count
         assert pool.do(Job()).wait(LONG)
     factory.check_ended()
 

@@ -461,7 +461,8 @@ def test_resizes_while_workers_are_lost(max_restarts: int, seed: int, switch_int
                 assert "broken" in repr(pool)
             else:
                 assert late.wait(LONG)
-                assert late.outcome is Outcome.SUCCEEDED
+                # A worker may have been on its way to be lost, the last one.
+                assert late.outcome is Outcome.SUCCEEDED or isinstance(late.error, BrokenPool)
         factory.check_ended()
 
 
