@@ -36,7 +36,7 @@ def build(folder: Path, source: Path = ROOT, instead: dict[str, str] | None = No
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy2(source / name, folder / name)
     texts = {Path("src/ringmill/__init__.py"): ""}  # empty: only the core's modules are wanted
-    needed = [source / "src/ringmill" / name for name in ("arguments.py", "errors.py")]
+    needed = [source / "src/ringmill" / name for name in ("arguments.py", "errors.py", "standard_executor.py")]
     texts |= {path.relative_to(source): path.read_text() for path in [*needed, *_sources(source / CORE)]}
     # A repr of the core reads atomics, where the machine switches to another fiber: no Python frame may be active then.
     texts[Path("src/ringmill/arguments.py")] += "\n\ndescribe = repr\n"
