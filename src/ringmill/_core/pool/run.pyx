@@ -1192,6 +1192,8 @@ cdef class PoolRun(OwnerPool):
         cdef PyObject* item = NULL
         cdef uint64_t position = 0
         cdef ItemSource source
+        cdef RetryEntry retry
+        cdef OperationBase operation
         cdef bint mine
         while True:
             found = self.next_source(NULL, False)
@@ -1201,15 +1203,16 @@ cdef class PoolRun(OwnerPool):
             if entry:
                 Py_XDECREF(found)  # next_source's
                 retry = <RetryEntry>steal(entry)
+                operation = retry.operation
                 acquire(&self.lock)
-                mine = begin(retry.operation)
+                mine = begin(operation)
                 if mine:
                     self.accounting.cancelled += 1
                 release(&self.lock)
                 if mine:
-                    return retry.operation
-                Py_INCREF(retry.operation)  # the stream's
-                self.emit_cancelled(<PyObject*>retry.operation, retry.source, retry.position)
+                    return operation
+                Py_INCREF(operation)  # the stream's
+                self.emit_cancelled(<PyObject*>operation, retry.source, retry.position)
                 continue
             if not found:
                 return None

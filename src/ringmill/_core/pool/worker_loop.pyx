@@ -752,9 +752,10 @@ cdef class WorkerLoop:
     cdef void release_worker(self) noexcept:
         # The worker has left, and the run, which may go on for long, does not hold it.
         cdef PyObject* worker
+        cdef WorkerState state = self.state  # so that no reference is counted under the lock
         self.process = None
         acquire(&self.pool_run.lock)
-        worker = take_worker(self.state)
+        worker = take_worker(state)
         release(&self.pool_run.lock)
         Py_DECREF(<object>worker)  # was the state's
 
