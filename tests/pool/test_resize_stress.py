@@ -386,7 +386,14 @@ def test_resizes_while_the_pool_is_shut_down_and_started(how: str, seed: int, sw
             mine = [Job(*[Retry()] * (number % 3)) for number in range(6)]
             stream = pool.execute(mine)
             cancelled = shut_down(pool, how)
-            assert sorted(map(id, stream)) == sorted(map(id, mine))
+            came: list[int] = []
+            try:
+                came.extend(map(id, stream))
+            except PoolNotRunning:  # a worker was still running a job when the time was over: the stream ends without it
+                assert how == "timeout"
+                assert len(set(came)) == len(came) and set(came) <= set(map(id, mine))
+            else:
+                assert sorted(came) == sorted(map(id, mine))
             ended = {job for job in mine if job.outcome is Outcome.CANCELLED}
             assert ended >= set(cancelled)
             # A job that was running when the time was over may have been retried, and cancelled, after that.
