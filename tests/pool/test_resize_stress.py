@@ -391,7 +391,8 @@ def test_resizes_while_the_pool_is_shut_down_and_started(how: str, seed: int, sw
                 came.extend(map(id, stream))
             except PoolNotRunning:  # a worker was still running a job when the time was over: the stream ends without it
                 assert how == "timeout"
-                assert len(set(came)) == len(came) and set(came) <= set(map(id, mine))
+                assert len(set(came)) == len(came)
+                assert set(came) <= set(map(id, mine))
             else:
                 assert sorted(came) == sorted(map(id, mine))
             ended = {job for job in mine if job.outcome is Outcome.CANCELLED}
