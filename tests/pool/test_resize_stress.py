@@ -389,7 +389,7 @@ def test_resizes_while_the_pool_is_shut_down_and_started(how: str, seed: int, sw
             came: list[int] = []
             try:
                 came.extend(map(id, stream))
-            except PoolNotRunning:  # a worker was still running a job when the time was over: the stream ends without it
+            except PoolNotRunning:  # a worker still ran a job when the time was over: the stream ends without it
                 assert how == "timeout"
                 assert len(set(came)) == len(came)
                 assert set(came) <= set(map(id, mine))
