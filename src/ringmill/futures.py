@@ -99,7 +99,7 @@ class PoolExecutor(ThreadPoolExecutor):
             raise TypeError(f"context must be True or False, not {describe(context)}")
         base: Any = ThreadPoolExecutor
         self._thread_name_prefix = thread_name_prefix or f"ThreadPoolExecutor-{base._counter()}"
-        self._initializer = initializer  # type: ignore[assignment]
+        self._initializer = initializer  # type: ignore[assignment]  # the stub has no result but None
         self._initargs = initargs
         self._idle_semaphore = threading.Semaphore(0)
         self._shutdown_lock = threading.Lock()
@@ -298,7 +298,8 @@ class PoolExecutor(ThreadPoolExecutor):
         return f"<PoolExecutor {state}, {self._max_workers} workers, {stats.queued} pending, {stats.running} running>"
 
     # ------------------------------------------------------------------------------------------------------------
-    # private attributes of ThreadPoolExecutor that programs read all the same
+    # private attributes of ThreadPoolExecutor that programs read all the same: properties here, of types that the stub
+    # of the base class does not have (type: ignore)
 
     @property
     def _threads(self) -> set[threading.Thread]:  # type: ignore[override]

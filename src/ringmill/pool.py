@@ -353,11 +353,11 @@ class WorkerPool(PoolBase, Generic[WorkT]):
             _claim(made, self)
             if run is not None:
                 check_threads()
-                started = run.add_workers(made)
-                if started is None:
+                causes = run.add_workers(made)
+                if causes is None:
                     raise run.core.refusal()
-                if started[0]:
-                    return started[0]
+                if causes:
+                    return causes
         self._workers = (*kept, *made)
         if run is not None and leaving:
             run.dismiss(leaving)

@@ -16,6 +16,7 @@ __all__ = ["BrokenThreadPool", "ThreadPoolExecutor", "original_submit", "run_arg
 try:
     import concurrent.futures.thread
 except RuntimeError:
+    # Not in the stub of `threading` (type: ignore); see at_exit.py
     _register: Any = threading._register_atexit  # type: ignore[attr-defined]
     threading._register_atexit = lambda *_args, **_kwargs: None  # type: ignore[attr-defined]
     try:

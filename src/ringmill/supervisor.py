@@ -195,11 +195,11 @@ class Supervisor:
             self.core.give_up(worker_loop.state)
             raise
 
-    def add_workers(self, workers: Sequence[Worker[Any]]) -> Started | None:
+    def add_workers(self, workers: Sequence[Worker[Any]]) -> list[tuple[Worker[Any], BaseException]] | None:
         """Adds workers, all or none, and waits until their `init` has returned. Called by one thread at a time.
 
-        Returns what `start` returns; None: the run has ended, or ends. Unless the result is ([], False), the workers
-        clean up and end by themselves.
+        Returns the causes of a failure, as `start`; None: the run has ended, or ends. Unless the list is empty, the
+        workers clean up and end by themselves.
         """
         gate = StartGate()
         first = len(self.core.worker_loops)
@@ -225,7 +225,7 @@ class Supervisor:
                 if worker_loop.thread is not None and worker_loop.thread.is_alive():
                     worker_loop.thread.join()
         self.threads = [thread for thread in self.threads if thread.is_alive()]  # those of workers that have left go
-        return (causes, False) if joined or causes else None
+        return causes if joined or causes else None
 
     def dismiss(self, workers: Sequence[Worker[Any]]) -> None:
         """Has these workers leave, each when it has ended what it runs."""
@@ -577,7 +577,7 @@ class Supervisor:
     def _equal_to(self, worker_loop: WorkerLoop) -> bytes:
         """By number: whether that worker is, or is equal to, this one. Asked once, on this worker's thread."""
         mask: bytes | None = worker_loop.equal_to
-        if type(worker_loop.worker).equal is Worker.equal:
+        if not worker_loop.keeps_worker:  # its class does not define `equal`
             if mask is None:
                 mask = worker_loop.equal_to = _only(worker_loop.index)
         elif mask is None or len(mask) < len(self.core.worker_loops):
@@ -590,7 +590,7 @@ class Supervisor:
 
     def _compare(self, worker_loop: WorkerLoop) -> None:
         """A worker that is added says which of those before it are its equals: they may have tried what waits."""
-        if worker_loop.gate is not self.core.gate and type(worker_loop.worker).equal is not Worker.equal:
+        if worker_loop.gate is not self.core.gate and worker_loop.keeps_worker:
             before = self.core.worker_loops[: worker_loop.index]
             worker_loop.set_equals(bytes([self._equal(worker_loop, other) for other in before]))
 

@@ -345,7 +345,7 @@ def test_a_worker_may_wait_while_one_that_has_joined_is_left(wait: Callable[[Any
 def test_a_wait_for_work_that_is_queued_when_the_other_worker_leaves(
     wait: Callable[[Any, Operation], bool], parent_at: int
 ) -> None:
-    """The other one is busy, and does nothing else before it leaves: the wait must not last for ever."""
+    """The other one is busy, and does nothing else before it leaves: the wait must end."""
     factory = Factory()
     with WorkerPool(factory, 2) as pool:
         child = Job()
@@ -406,7 +406,7 @@ def test_a_wait_that_begins_after_the_shrink(wait: Callable[[Any, Operation], bo
         assert parent.wait(LONG)
         assert child.wait(LONG)
         assert child.outcome is Outcome.SUCCEEDED
-        # Where the parent's worker is the one that stays, the other does the child before it leaves, or nobody can.
+        # Where the parent's worker is the one that stays, the other does the child before it leaves: no other can.
         assert type(parent.error) in ((RuntimeError, type(None)) if staying == parent_at else (type(None),))
         assert pool.do(Job()).wait(LONG)
     factory.check_ended()

@@ -37,9 +37,11 @@
 # work looks afterwards, and so does a worker that begins some. Both look under the lock, one of them after the other: if
 # it is the worker, it sees what was published; otherwise the publisher sees that the worker is busy. So no work waits
 # behind a busy worker while another may be added. A worker that runs the items of one source looks at its first item,
-# and where it has claimed the last: until then the source counts as work that waits. `WorkerPool.resize` adds workers that have come up, all or none (join),
-# and dismisses some. One that was dismissed leaves between two operations, under the lock, unless those left could not
-# do what is pending since they all wait for it (leaves); then it works on, and looks again when a wait has ended.
+# and where it has claimed the last: until then the source counts as work that waits.
+#
+# `WorkerPool.resize` adds workers that have come up, all or none (join), and dismisses some. One that was dismissed leaves
+# between two operations, under the lock, unless those left could not do what is pending since they all wait for it
+# (leaves); then it works on, and looks again when a wait has ended or others have joined.
 #
 # The end. DRAINING: sources are ended, one by one; when all are (sealed), accepted stands still. From then on a worker that
 # finds nothing counts, and when all have ended it sets ENDING and wakes all. A worker that ends an operation looks for
