@@ -18,9 +18,9 @@ from ringmill._core.platform.primitives cimport steal
 from ringmill._core.pool.item_source cimport BROKEN_ITEM, FAILED_BIT, NO_VALUE, ItemSource, take_result
 from ringmill._core.pool.operation cimport ErrorRecord, raisable
 from ringmill._core.pool.results cimport Results, new_results
-from ringmill._core.pool.run cimport PoolRun, may_add_worker
+from ringmill._core.pool.run cimport PoolRun, announce, may_add_worker
 from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT
-from ringmill._core.waiting.wait_queue cimport deadline_of, epoch_now, notify
+from ringmill._core.waiting.wait_queue cimport deadline_of, epoch_now
 
 from ringmill.errors import PoolNotRunning
 
@@ -134,7 +134,7 @@ cdef class CallResults:
 
     cdef int end_drawing(self) except -1:
         self.iterator = None
-        self.current.items.end(None)
+        end(self.run, self.current.items)
         return 0
 
     cdef int raise_error(self, uint64_t outcome) except -1:
@@ -171,13 +171,20 @@ cdef class CallResults:
             part.close()
 
 
+cdef int end(PoolRun run, ItemSource source) except -1:
+    # Nothing more is drawn.
+    source.end(None)
+    run.make_ready(<PyObject*>source)  # for a worker to remove it
+    return 0
+
+
 cdef int put(PoolRun run, ItemSource source, object item) except -1:
     cdef PyObject* raw = <PyObject*>item
     with_reference(raw)
     if not source.put_item(raw):
         Py_DECREF(item)  # was to be the source's
         raise run.stopped_error()
-    notify(&run.idle)
+    announce(run, source)
     if may_add_worker(run):
         run.add_if_wanted()
     return 0
@@ -232,7 +239,7 @@ def map_calls(PoolRun run not None, calls, function, tuple iterables not None, t
     for _ in range(buffersize):
         item = next(iterator, results)
         if item is results:
-            source.end(None)
+            end(run, source)
             return results
         put(run, source, item)
         item = None
@@ -255,11 +262,11 @@ cdef list draw_all(PoolRun run, object iterator, object function, bint unpacks, 
                 return parts
             item = steal(raw)
             if not source.free_places():
-                source.end(None)
+                end(run, source)
                 length = min(<uint64_t>LONGEST_PART, 2 * length)
                 source = run.draw_items(length, True, function, unpacks, context)
                 parts.append(results_of(run, source))
             put(run, source, item)
             item = None
     finally:
-        source.end(None)
+        end(run, source)

@@ -47,7 +47,8 @@ cdef class OwnerPool:
     cdef Spin spin              # of the threads that wait for its operations
     cdef object __weakref__
     cdef int cancel(self, OperationBase op) except -1
-    # See accounting.pyx.
+    cdef void ring_changed(self, PyObject** source) noexcept
+    # See worker_waits.pyx.
     cdef object enter_wait(self, OperationBase operation, object source, bint for_turn, bint in_task, bint timed)
     cdef void leave_wait(self, object wait) noexcept
     cdef object stopped_error(self)

@@ -198,6 +198,9 @@ cdef class OwnerPool:
     cdef int cancel(self, OperationBase op) except -1:
         raise NotImplementedError
 
+    cdef void ring_changed(self, PyObject** source) noexcept:
+        pass
+
     cdef object enter_wait(self, OperationBase operation, object source, bint for_turn, bint in_task, bint timed):
         raise NotImplementedError
 

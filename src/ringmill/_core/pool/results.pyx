@@ -26,7 +26,7 @@ from ringmill._core.pool.item_source cimport (
     take_result,
 )
 from ringmill._core.pool.operation cimport ErrorRecord, PyTypeObject, is_operation, own_error, raisable
-from ringmill._core.pool.run cimport PoolRun
+from ringmill._core.pool.run cimport PoolRun, announce
 from ringmill._core.pool.stream cimport AT_END, Stream
 from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT
 from ringmill._core.ring.ring_buffer cimport checked_max
@@ -286,7 +286,7 @@ cdef class Results(Stream):
             self.plain_type = type(<object>item)
         if not self.items.put_item(item):
             return False
-        notify(&self.core.idle)
+        announce(self.core, self.items)
         return True
 
     cdef bint drawn(self, object item) except -1:
@@ -296,7 +296,7 @@ cdef class Results(Stream):
             ))
         Py_INCREF(item)  # the source's, if it gets there
         if self.items.put_item(<PyObject*>item):
-            notify(&self.core.idle)
+            announce(self.core, self.items)
             return True
         Py_DECREF(item)
         return self.end_source(self.core.stopped_error())  # ended meanwhile, by the pool or by the reader

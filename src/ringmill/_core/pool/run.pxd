@@ -2,7 +2,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.atomic cimport atomic, memory_order_relaxed
+from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
 
 from ringmill._core.pool.accounting cimport Accounting
 from ringmill._core.pool.item_source cimport ItemSource
@@ -12,12 +12,12 @@ from ringmill._core.pool.retry_routing cimport RetryRouting
 from ringmill._core.pool.run_threads cimport RunThreads
 from ringmill._core.pool.source_list cimport SourceList
 from ringmill._core.pool.start_gate cimport StartGate
-from ringmill._core.pool.work_source cimport WorkSource
+from ringmill._core.pool.work_source cimport QUIET, WorkSource
 from ringmill._core.pool.worker_state cimport WorkerState
 from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.pool.worker_waits cimport WorkerWaits
 from ringmill._core.ring.ring_buffer cimport RingBuffer
-from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue
+from ringmill._core.waiting.wait_queue cimport SpinLock, WaitQueue, notify
 
 cdef enum Phase:
     OPEN = 1                    # accepts
@@ -72,8 +72,11 @@ cdef class PoolRun(OwnerPool):
     # sources
     cdef int add(self, WorkSource source) except -1
     cdef int remove(self, WorkSource source) except -1
-    cdef PyObject* next_source(self, PyObject* after, bint watch) except? NULL
-    cdef bint any_work(self, PyObject* after) noexcept
+    cdef void make_ready(self, PyObject* source) noexcept
+    cdef void drop(self, WorkSource source) noexcept
+    cdef PyObject* next_source(self, bint in_turn, bint watch) except? NULL
+    cdef int remove_spent(self, Py_ssize_t most) except -1
+    cdef bint any_work(self) noexcept
     # accepting
     cdef int accept_new(self, OperationBase op, bint carries) except -1
     cdef bint submit_aside(self, OperationBase op) except -1
@@ -111,3 +114,9 @@ cdef inline bint may_add_worker(PoolRun run) noexcept:
     # Whether the run adds workers by itself and has fewer than it may have; a hint.
     cdef Py_ssize_t most = run.max_workers.load(memory_order_relaxed)  # relaxed, both: a hint
     return most and run.workers.present.load(memory_order_relaxed) < most
+
+cdef inline void announce(PoolRun run, WorkSource source) noexcept:
+    # Something was published in a source, by a seq_cst write: workers look there.
+    if source.place.load(memory_order_seq_cst) == QUIET:  # seq_cst: see source_list.pyx
+        run.make_ready(<PyObject*>source)
+    notify(&run.idle)

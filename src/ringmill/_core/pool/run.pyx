@@ -86,7 +86,7 @@ from ringmill._core.pool.retry_routing cimport RetryRouting
 from ringmill._core.pool.run_threads cimport RunThreads
 from ringmill._core.pool.source_list cimport SourceList
 from ringmill._core.pool.start_gate cimport StartGate
-from ringmill._core.pool.work_source cimport AS_IT_IS, Renewal, RingWatcher, WorkSource, emit
+from ringmill._core.pool.work_source cimport AS_IT_IS, SPENT, UNLINKED, Renewal, RingWatcher, WorkSource, emit
 from ringmill._core.pool.worker_state cimport WorkerState, current_worker
 from ringmill._core.pool.worker_table cimport WorkerTable
 from ringmill._core.pool.worker_waits cimport WorkerWait, WorkerWaits
@@ -145,6 +145,7 @@ cdef Py_ssize_t LONGEST_RANGE = 10_000_000
 cdef int64_t WIDEST = <int64_t>1 << 62
 
 cdef Py_ssize_t MAX_SPANS = 64  # for workers that are not there yet
+cdef Py_ssize_t MOST_SPENT = 64  # sources that a worker removes before it begins what it has found
 
 cdef tuple nothing = ()         # the arguments of a log line
 
@@ -163,6 +164,7 @@ cdef class PoolRun(OwnerPool):
         self.worker_loops = []
         self.gate = StartGate()
         self.sources = SourceList()
+        self.sources.inbox = <PyObject*>self.inbox_source
         self.routing = RetryRouting(self.workers)
         self.waits = WorkerWaits(self.workers)
         self.accounting = Accounting(self.workers, self.sources, self.routing.delays)
@@ -409,10 +411,11 @@ cdef class PoolRun(OwnerPool):
     cdef int add(self, WorkSource source) except -1:
         # Links a source, so that workers take from it; PoolNotRunning if it is too late.
         cdef bint open
+        cdef PyObject* watcher = NULL   # borrowed: no reference is counted under the lock
         if source.external:
             source.watcher = RingWatcher()
-            source.watcher.target = &self.idle
-            source.watcher.owner = self
+            source.watcher.run = self
+            watcher = <PyObject*>source.watcher
         self.sources.keep(source)
         # Nothing fails from here on: a source that is linked is served, and counted as accepted.
         acquire(&self.lock)
@@ -421,6 +424,8 @@ cdef class PoolRun(OwnerPool):
             self.arrivals += 1
             source.arrival = self.arrivals
             self.sources.link(<PyObject*>source)
+            if watcher:
+                (<RingWatcher>watcher).source = <PyObject*>source
         release(&self.lock)
         if not open:
             self.sources.forget(source, True)
@@ -431,10 +436,13 @@ cdef class PoolRun(OwnerPool):
     cdef int remove(self, WorkSource source) except -1:
         # Unlinks a source that has ended and that holds nothing more. Idempotent.
         cdef bint linked
+        cdef PyObject* watcher = <PyObject*>source.watcher
         acquire(&self.lock)
         linked = self.sources.unlink(<PyObject*>source)
         if linked:
             self.accounting.accepted_before += source.accepted()
+            if source.external:
+                (<RingWatcher>watcher).source = NULL
         release(&self.lock)
         if linked:
             if source.watcher is not None:
@@ -449,43 +457,83 @@ cdef class PoolRun(OwnerPool):
         sources = []
         for source in list(self.sources.kept):
             acquire(&self.lock)
-            linked = source.linked
+            linked = source.place.load(memory_order_relaxed) != UNLINKED  # relaxed: written under the lock
             release(&self.lock)
             if linked:
                 sources.append(source)
         return sources
 
-    cdef PyObject* next_source(self, PyObject* after, bint watch) except? NULL:
-        # A source with work, the next in turn after that one; the caller owns the reference. NULL: none. Unlinks sources
-        # that are spent on the way. `watch`: as in SourceList.find.
+    cdef void make_ready(self, PyObject* source) noexcept:
+        # Something has happened in a source that the caller keeps in memory.
+        acquire(&self.lock)
+        if self.sources.make_ready(source):
+            self.arrivals += 1
+            (<WorkSource>source).arrival = self.arrivals
+        release(&self.lock)
+
+    cdef void ring_changed(self, PyObject** source) noexcept:
+        # The watcher of an external source was woken, whose source that is, while it is linked.
+        acquire(&self.lock)
+        if source[0] and self.sources.make_ready(source[0]):
+            self.arrivals += 1
+            (<WorkSource>source[0]).arrival = self.arrivals
+        release(&self.lock)
+        notify(&self.idle)
+
+    cdef void drop(self, WorkSource source) noexcept:
+        # Its stream is gone: a worker cancels what is left, and removes the source. May be called wherever the collector runs.
+        source.abandoned.store(1, memory_order_seq_cst)  # seq_cst: pairs with SourceList.look_at, for one that is READY
+        acquire(&self.lock)
+        self.sources.make_spent(<PyObject*>source)
+        release(&self.lock)
+        notify(&self.idle)
+
+    cdef PyObject* next_source(self, bint in_turn, bint watch) except? NULL:
+        # A source with work; the caller owns the reference. NULL: none. Removes spent ones. The arguments: as SourceList.find.
         cdef PyObject* found
-        cdef PyObject* spent
-        cdef WorkSource source
+        cdef bint spent
         while True:
             acquire(&self.lock)
-            found = self.sources.find(after, <PyObject*>self.inbox_source, watch, &spent)
+            found = self.sources.find(in_turn, watch)
             if found:
                 Py_INCREF(<object>found)  # the caller's; the list's keeps it alive until here
+            spent = self.sources.lengths[SPENT] != 0
+            release(&self.lock)
+            if not spent:
+                return found
+            self.remove_spent(MOST_SPENT if found else PY_SSIZE_T_MAX)
+            if found:
+                return found
+
+    cdef int remove_spent(self, Py_ssize_t most) except -1:
+        # Removes sources that have ended or were dropped, at most so many: a worker that has found work does not let that wait.
+        cdef PyObject* spent
+        cdef WorkSource source
+        while most:
+            most -= 1
+            acquire(&self.lock)
+            spent = self.sources.firsts[SPENT]
             if spent:
                 Py_INCREF(<object>spent)  # ours, for a moment
             release(&self.lock)
             if not spent:
-                return found
+                return 0
             source = <WorkSource>steal(spent)
-            if source.abandoned.load(memory_order_acquire):  # acquire: pairs with the stream's drop
+            if source.abandoned.load(memory_order_acquire):  # acquire: pairs with drop
                 source.end(None)
                 self.end_abandoned(source)
             self.remove(source)
+        return 0
 
-    cdef bint any_work(self, PyObject* after) noexcept:
-        # Whether there is more, for a searcher that has taken one from the source `after` (or NULL). A watcher that was
-        # told and woke no worker counts on this look, in place of the workers that sleep: so it arms the watchers again.
-        # What they were told of may be gone, and no other thread would arm them.
+    cdef bint any_work(self) noexcept:
+        # Whether there is more, for a searcher that has taken one. A watcher that was told and woke no worker counts on this
+        # look, in place of the workers that sleep: so it arms the watchers again. What they were told of may be gone, and no
+        # other thread would arm them.
         cdef PyObject* source
         if self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
             return True
         # seq_cst: as notify. A worker that sleeps later arms them itself
-        source = self.next_source(after, self.idle.word.load(memory_order_seq_cst) >> 32 != 0)
+        source = self.next_source(False, self.idle.word.load(memory_order_seq_cst) >> 32 != 0)
         if source:
             Py_DECREF(<object>source)  # next_source's
         return source != NULL
@@ -1198,7 +1246,7 @@ cdef class PoolRun(OwnerPool):
         cdef OperationBase operation
         cdef bint mine
         while True:
-            found = self.next_source(NULL, False)
+            found = self.next_source(False, False)
             entry = NULL
             if not found or self.retry_is_first(found):
                 entry = self.take_any()

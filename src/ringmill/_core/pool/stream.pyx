@@ -46,6 +46,7 @@ from libcpp.atomic cimport (
 
 from ringmill._core.platform.gil_atomics cimport exchange32, put32
 from ringmill._core.pool.context cimport capture
+from ringmill._core.pool.run cimport announce
 from ringmill._core.pool.operation cimport (
     NEW,
     OperationBase,
@@ -160,7 +161,7 @@ cdef object accept_drawn(PoolRun core, WorkSource source, object op, bint resets
         Py_DECREF(op)
         core.withdraw(<OperationBase>op)
         return core.stopped_error()
-    notify(&core.idle)
+    announce(core, source)
     return None
 
 
@@ -205,8 +206,7 @@ cdef class Stream:
         # The collector may run anywhere, so this only flags the work source; a worker ends it and cancels what is left.
         if self.wraps and self.source is not None and self.core.epoch == epoch_now:
             if not self.source.is_over() or self.source.has_work():
-                self.source.abandoned.store(1, memory_order_release)  # release: pairs with the load in run.pyx
-                notify(&self.core.idle)
+                self.core.drop(self.source)
                 if self.source.carries_items and not self.source.read_count() and not self.source.ended_by_reader():
                     PyErr_ResourceWarning(<PyObject*>self, 1, UNREAD)
 
@@ -218,7 +218,7 @@ cdef class Stream:
         # `count` operations were read: there is room for as many.
         cdef PyObject* permit = NULL
         if self.source.external:
-            notify(&self.core.idle)
+            announce(self.core, self.source)
         elif self.source.permits is not None:
             while count > 0 and try_get(self.source.permits.ring, &permit, NULL) == DONE:
                 Py_DECREF(<object>permit)  # was the ring's
@@ -415,7 +415,7 @@ cdef class Stream:
         if not accept(<OperationBase>op, self.core.number):
             return False
         if try_put(self.source.pending.ring, op, NULL) == DONE:
-            notify(&self.core.idle)
+            announce(self.core, self.source)
             return True
         self.core.withdraw(<OperationBase>op)  # the work source was ended meanwhile: accept_drawn finds that out
         return False
@@ -436,6 +436,7 @@ cdef class Stream:
                 close_iterator(iterator)
         finally:
             self.source.end_source(error)
+            self.core.make_ready(<PyObject*>self.source)  # for a worker to remove it
         return False
 
     cdef bint iterator_raised(self, object error) except -1:
@@ -869,3 +870,4 @@ def draw_on_thread(PoolRun core not None, WorkSource source not None, iterator, 
             close_iterator(iterator)
     finally:
         source.end_source(error)
+        core.make_ready(<PyObject*>source)  # as in Stream.end_source

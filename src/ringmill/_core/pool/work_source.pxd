@@ -5,7 +5,7 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic, memory_order_seq_cst
 
-from ringmill._core.pool.operation cimport OperationBase
+from ringmill._core.pool.operation cimport OperationBase, OwnerPool
 from ringmill._core.ring.ring cimport DONE, Result, try_put
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.waiting.wait_queue cimport SpinLock, Sleeper, WaitQueue, notify
@@ -14,6 +14,12 @@ cdef enum Renewal:              # what to do with the operation that claim() too
     AS_IT_IS                    # begin it
     RENEW                       # renew it first: it succeeded upstream, and is RESETTING
     PASS                        # only emit it: it failed or was cancelled upstream
+
+cdef enum:                      # the place of a source in its pool's SourceList, which see
+    UNLINKED
+    QUIET
+    READY
+    SPENT
 
 cdef class WorkSource:
     cdef bint carries_items     # it is an ItemSource (item_source.pyx); `pending` and `ready` are None then
@@ -38,11 +44,11 @@ cdef class WorkSource:
     cdef atomic[int64_t] total  # how many come out in all; -1: not known yet. Written once, under the lock
     cdef atomic[uint32_t] abandoned  # the stream was dropped: a worker cancels what is left
     cdef bint has_retries       # an operation of it was put back; guarded by the pool's lock
-    cdef uint64_t arrival       # its number, in the order of linking; written before it is linked
-    # the pool's circular list of work sources; guarded by the pool's lock
+    # in the pool's SourceList; guarded by the pool's lock
+    cdef uint64_t arrival       # its number, in the order in which sources came or became READY
     cdef PyObject* next
     cdef PyObject* prev
-    cdef bint linked
+    cdef atomic[uint64_t] place  # one of those above; read without the lock
     cdef PyObject* streams      # the pool's dict that has a weak reference to this object; owned, like its key; or NULL
     cdef PyObject* key
     cdef object __weakref__
@@ -99,9 +105,9 @@ cdef inline int emit(WorkSource source, PyObject* op, uint64_t position) noexcep
 
 cdef class RingWatcher(Sleeper):
     # Waits in the ring of an external source in the place of the workers.
-    cdef WaitQueue* target      # the workers' queue, which it notifies
+    cdef OwnerPool run          # which it tells; written once
+    cdef PyObject* source       # while that is linked, borrowed; guarded by the pool's lock
     cdef atomic[uint32_t] armed  # 1: it is in the ring's queue, or about to be
-    cdef object owner           # keeps `target` alive
     cdef void arm(self, WaitQueue* queue) noexcept
     cdef void disarm(self, WaitQueue* queue) noexcept
 

@@ -15,8 +15,9 @@
 # External source: `pending` is a RingBuffer of the user's. Its items are not accepted beforehand, so the worker that
 # takes one accepts it, under the source's lock, which makes one step of: check for room, take, number. While workers
 # sleep, the source's RingWatcher waits in the queue of that ring in their place. A worker arms it before it sleeps, and
-# a worker that ends a search while others sleep does too, under the pool's lock while the source is linked. A put wakes
-# the watcher, which disarms it; it wakes a worker, which looks at the ring. (tests/models/test_model_ring_watcher.py searches all
+# a worker that ends a search while others sleep does too, and one that makes the source QUIET (source_list.pyx), under
+# the pool's lock while the source is linked. A put wakes the watcher, which disarms it; it makes the source READY and
+# wakes a worker, which looks at the ring. (tests/models/test_model_ring_watcher.py searches all
 # interleavings.)
 #
 # Chained pools (`reset=True`). An operation that succeeded upstream is reset as it is drawn, and accepted. One that
@@ -100,6 +101,7 @@ cdef class WorkSource:
     def __cinit__(self, RingBuffer pending, RingBuffer ready=None, *, bint ordered=False, bint external=False,
                   bint resets=False, RingBuffer permits=None, context=None):
         self.passed.store(0, memory_order_relaxed)  # relaxed: as the next
+        self.place.store(UNLINKED, memory_order_relaxed)  # relaxed: as the next
         self.total.store(-1, memory_order_relaxed)  # relaxed: published with the object
         self.context = context
         if pending is None:
@@ -358,9 +360,9 @@ cdef class WorkSource:
 cdef class RingWatcher(Sleeper):
     cdef bint wake(self) noexcept:
         # Woken and out of the ring's queue: may be armed again from here on.
-        self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the notify, which wakes a worker that saw 1
-        if self.target:
-            notify(self.target)
+        self.armed.store(0, memory_order_seq_cst)  # seq_cst: before the wake-up of a worker that saw 1
+        if self.run is not None:
+            self.run.ring_changed(&self.source)
         return True
 
     cdef void arm(self, WaitQueue* queue) noexcept:

@@ -220,7 +220,7 @@ cdef class WorkerLoop:
         return bool(self.pool_run.retire(self.state))
 
     cdef bint more_work(self) noexcept:
-        return self.pool_run.any_work(<PyObject*>self.source if self.source is not None else NULL)
+        return self.pool_run.any_work()
 
     cdef int claim_from(self, WorkSource source) noexcept:
         cdef Renewal renewal = AS_IT_IS
@@ -311,7 +311,7 @@ cdef class WorkerLoop:
                     self.current_source = self.source
                 return result
         while True:
-            found = run.next_source(<PyObject*>self.source if self.source is not None else NULL, sleepy)
+            found = run.next_source(True, sleepy)
             if found == NULL:
                 break
             if <PyObject*>self.source != found:
@@ -336,7 +336,7 @@ cdef class WorkerLoop:
         cdef PyObject* found
         cdef PoolRun run = self.pool_run
         while True:
-            found = run.next_source(NULL, sleepy)
+            found = run.next_source(False, sleepy)
             # seq_cst: as take
             if run.routing.length.load(memory_order_seq_cst) and (found == NULL or run.retry_is_first(found)):
                 if self.take_retry() == FOUND:
