@@ -154,7 +154,7 @@ DROPPED = {
         "pool/run.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
-    "retry: wakes no worker": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
+    "retry: wakes no worker": ("pool/retry_routing.pyx", "        notify_matching(idle, is_taker, &taker)", "        pass"),
     "end: does not check that the sources have ended": (
         "pool/run.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),

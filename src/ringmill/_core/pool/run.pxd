@@ -67,6 +67,7 @@ cdef class PoolRun(OwnerPool):
     cdef WorkerState current(self)
     cdef bint wants_worker(self) noexcept
     cdef int add_if_wanted(self) except -1
+    cdef void set_alive(self, WorkerState worker, bint alive) noexcept
     cdef bint leaves(self, WorkerState worker) noexcept
     cdef bint workers_left(self) noexcept
     # sources
@@ -94,6 +95,7 @@ cdef class PoolRun(OwnerPool):
     cdef bint retry_is_first(self, PyObject* source) noexcept
     cdef void end_retry(self, PyObject* entry) noexcept
     cdef int review_retries(self) except -1
+    cdef int end_chain(self, PyObject* entry) except -1
     cdef int retire(self, WorkerState worker) except -1
     cdef PyObject* take_delayed(self, int64_t now) noexcept
     cdef int release_due(self, int64_t now) except -1

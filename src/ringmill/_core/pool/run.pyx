@@ -251,8 +251,9 @@ cdef class PoolRun(OwnerPool):
         return phase >= ENDING
 
     cdef int wake_for_drain(self) except -1:
-        # An operation has ended on no worker's thread: while the pool drains, a worker must check whether all have.
-        if self.phase.load(memory_order_acquire) >= DRAINING:  # acquire: pairs with _close
+        # An operation has ended on no worker's thread, after it was counted: while the pool drains, workers must know if it was
+        # the last. Of a worker's last operation they learn by itself, since it looks after it has ended that.
+        if self.phase.load(memory_order_acquire) >= DRAINING and self.accounting.all_ended(&self.lock):  # acquire: see _close
             notify_all(&self.idle)
             notify_all(&self.leaving)
         return 0
@@ -381,6 +382,15 @@ cdef class PoolRun(OwnerPool):
         notify_all(&self.idle)
         notify_all(&self.leaving)
 
+    cdef void set_alive(self, WorkerState worker, bint alive) noexcept:
+        # Whether it takes operations. The caller wakes those who may take more after this.
+        acquire(&self.lock)
+        worker.alive.store(alive, memory_order_relaxed)  # relaxed: read under the lock, or as a snapshot
+        self.workers.mark(<PyObject*>worker)
+        if not alive:
+            self.routing.review += 1
+        release(&self.lock)
+
     cdef bint leaves(self, WorkerState worker) noexcept:
         # On the thread of a worker that has been dismissed, between two operations: whether it leaves now.
         cdef bint leaving
@@ -391,8 +401,10 @@ cdef class PoolRun(OwnerPool):
             leaving = self.workers_left()
             if leaving:
                 self.dismissed -= 1
-                # seq_cst: before the wake-up by review_retries. What it was to try next goes to the others.
-                worker.alive.store(False, memory_order_seq_cst)
+                # relaxed: as set_alive. What it was to try next goes to the others, by review_retries.
+                worker.alive.store(False, memory_order_relaxed)
+                self.workers.mark(<PyObject*>worker)
+                self.routing.set_cursor(<PyObject*>worker, NULL)
             else:
                 self.waits.take_back(<PyObject*>worker)
         leaving = leaving or worker.retired
@@ -814,19 +826,26 @@ cdef class PoolRun(OwnerPool):
         return found
 
     cdef int review_retries(self) except -1:
-        # A worker may take less than before: ends the entries that no worker may take now, wakes all for the others.
-        cdef PyObject* entry
-        cdef PyObject* following
+        # A worker is left out for good: ends the entries that no worker may take now, wakes all for the others.
+        cdef PyObject* chain
         acquire(&self.lock)
-        entry = self.routing.take_unroutable()
+        chain = self.routing.take_unroutable()
         release(&self.lock)
+        self.end_chain(chain)
+        notify_all(&self.idle)
+        return 0
+
+    cdef int end_chain(self, PyObject* entry) except -1:
+        # Ends entries that no worker may take. Takes the caller's references.
+        cdef PyObject* following
+        if not entry:
+            return 0
         while entry:
             following = (<RetryEntry>entry).next
             (<RetryEntry>entry).next = NULL
             self.end_retry(entry)
             entry = following
         notify(&self.inbox.not_full)
-        notify_all(&self.idle)
         return 0
 
     cdef int retire(self, WorkerState worker) except -1:
@@ -838,6 +857,7 @@ cdef class PoolRun(OwnerPool):
             enough = True
         else:
             self.waits.retire(<PyObject*>worker)
+            self.routing.set_cursor(<PyObject*>worker, NULL)
             enough = self.workers_left()
         release(&self.lock)
         if enough:
@@ -956,7 +976,8 @@ cdef class PoolRun(OwnerPool):
         # where the wait could not end. None if it is not.
         cdef WorkerWait wait
         cdef PyObject* raw
-        cdef bint refused
+        cdef PyObject* chain = NULL
+        cdef bint refused, deferred = False
         cdef WorkerState worker = self.current()
         if worker is None:
             return None
@@ -976,9 +997,14 @@ cdef class PoolRun(OwnerPool):
         refused = self.waits.refuses(raw)
         if refused:
             self.waits.unlink_wait(raw)
+        else:
+            # What only this worker was to take, others may now, or none.
+            deferred = self.routing.begin_wait(<PyObject*>worker)
+            chain = self.routing.take_unroutable_for(operation, <PyObject*>source if source is not None else NULL, self.number)
         release(&self.lock)
-        if self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
-            self.review_retries()  # what only this worker was to take, others may now, or none
+        self.end_chain(chain)
+        if deferred:
+            notify_all(&self.idle)
         if refused:
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
@@ -1007,7 +1033,7 @@ cdef class PoolRun(OwnerPool):
     # cancelled
 
     cdef int cancel(self, OperationBase op) except -1:
-        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
+        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: it was put back.
         # False: it is not, any more.
         cdef PyObject* entry = NULL
         cdef bint cancels
@@ -1015,10 +1041,7 @@ cdef class PoolRun(OwnerPool):
         cancels = op.try_cancel(self.number)
         if cancels:
             self.accounting.cancelled += 1
-            entry = op.delayed
-            if entry:
-                op.delayed = NULL
-                self.routing.delays.remove(entry)
+            entry = self.routing.take_cancelled(op)
         release(&self.lock)
         if not cancels:
             return False
@@ -1037,9 +1060,8 @@ cdef class PoolRun(OwnerPool):
             unplace(op)
             Py_INCREF(op)  # the stream's
             emit((<RetryEntry>entry).source, <PyObject*>op, (<RetryEntry>entry).position)
-            Py_DECREF(<object>entry)  # the heap's, or the orphans'
-        elif self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
-            notify(&self.idle)  # any worker may emit it now
+            Py_DECREF(<object>entry)  # the queue's, the heap's, or the orphans'
+            notify(&self.inbox.not_full)
         self.wake_for_drain()
         return True
 
@@ -1129,7 +1151,7 @@ cdef class PoolRun(OwnerPool):
         cdef PyObject* following
         self.end_unbegun(source, CANCELLED, None)
         acquire(&self.lock)
-        entry = self.routing.take_of_source(<PyObject*>source) if source.has_retries else NULL
+        entry = self.routing.take_of_source(<PyObject*>source)
         release(&self.lock)
         if entry:
             notify(&self.inbox.not_full)

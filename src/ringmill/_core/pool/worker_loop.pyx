@@ -199,7 +199,7 @@ cdef class WorkerLoop:
 
     def set_alive(self, bint alive):
         """Whether it takes operations. Workers that wait for another worker to take a retry look again."""
-        self.state.alive.store(alive, memory_order_seq_cst)  # seq_cst: before the wake-up
+        self.pool_run.set_alive(self.state, alive)
         if not alive:
             notify_all(&self.pool_run.idle)
 
@@ -728,8 +728,7 @@ cdef class WorkerLoop:
         cdef PyObject* result = NULL
         self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False, True)
         if given_up:
-            # seq_cst: as set_alive. What it was to try next goes to the others, which retire() wakes.
-            self.state.alive.store(False, memory_order_seq_cst)
+            self.pool_run.set_alive(self.state, False)  # what it was to try next goes to the others, which retire() wakes
             self.clean_up()
             self.report_error(<PyObject*>self.crash)
             if self.pool_run.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with _close
@@ -970,7 +969,6 @@ cdef class WorkerLoop:
         entry = <PyObject*>self.record
         Py_INCREF(<object>entry)  # the queue's, if it gets there
         acquire(&run.lock)
-        self.record.source.has_retries = True
         self.state.retried += 1
         # relaxed load and release: as in end_succeeded
         self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
@@ -980,8 +978,7 @@ cdef class WorkerLoop:
             undelayed = run.undelayed or run.phase.load(memory_order_relaxed) >= ENDING
             delayed = not undelayed and not run.no_timer
             if delayed:
-                run.routing.delays.push(entry, due)
-                (<OperationBase>raw).delayed = entry
+                run.routing.delay(entry, due)
             else:
                 run.routing.delays.give_back()
         if not delayed and not undelayed:

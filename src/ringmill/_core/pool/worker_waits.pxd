@@ -28,7 +28,6 @@ cdef class WorkerWait:
 cdef class WorkerWaits:
     # All of it is guarded by the pool's lock, under which all methods are called.
     cdef WorkerTable workers        # written once
-    cdef Py_ssize_t stalled_count   # workers that are present and have a WorkerWait of whatever kind
     cdef Py_ssize_t look_from       # the worker that was found not to wait when one was last looked for
     cdef PyObject* stalled[64]      # chains of the WorkerStates that have a WorkerWait, by the operation that they run
     cdef uint64_t visits            # numbers the searches of waits_for_itself

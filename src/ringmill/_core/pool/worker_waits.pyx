@@ -44,15 +44,13 @@ cdef class WorkerWaits:
         if not (<WorkerState>worker).retired:
             (<WorkerState>worker).retired = True
             self.workers.present.fetch_sub(1, memory_order_relaxed)  # relaxed: as WorkerTable.add
-            if (<WorkerState>worker).first_wait:
-                self.stalled_count -= 1
+            self.workers.mark(worker)
 
     cdef void take_back(self, PyObject* worker) noexcept:
         # Undoes retire(): the worker cannot leave yet.
         (<WorkerState>worker).retired = False
         self.workers.present.fetch_add(1, memory_order_relaxed)  # relaxed: as WorkerTable.add
-        if (<WorkerState>worker).first_wait:
-            self.stalled_count += 1
+        self.workers.mark(worker)
 
     cdef Py_ssize_t count_waiting(self) noexcept:
         cdef Py_ssize_t count = 0, k
@@ -69,14 +67,13 @@ cdef class WorkerWaits:
             self.join_stalled(worker, running)
         elif not (<WorkerState>worker).first_wait:
             self.join_stalled(worker, running)
-            if not (<WorkerState>worker).retired:
-                self.stalled_count += 1
         (<WorkerWait>wait).linked = True
         (<WorkerWait>wait).prev = NULL
         (<WorkerWait>wait).next = (<WorkerState>worker).first_wait
         if (<WorkerState>worker).first_wait:
             (<WorkerWait>(<WorkerState>worker).first_wait).prev = wait
         (<WorkerState>worker).first_wait = wait
+        self.workers.mark(worker)
 
     cdef void unlink_wait(self, PyObject* wait) noexcept:
         # Under the lock, on any thread. Idempotent.
@@ -92,8 +89,7 @@ cdef class WorkerWaits:
         (<WorkerState>worker).first_wait = (<WorkerWait>wait).next
         if not (<WorkerState>worker).first_wait:
             self.leave_stalled(worker)
-            if not (<WorkerState>worker).retired:
-                self.stalled_count -= 1
+            self.workers.mark(worker)
 
     cdef void join_stalled(self, PyObject* worker, PyObject* running) noexcept:
         cdef PyObject** bucket = &self.stalled[(<uintptr_t>running >> 6) & 63]
@@ -113,7 +109,7 @@ cdef class WorkerWaits:
         # entered some wait, and begins with the one that it found last.
         cdef Py_ssize_t left = self.workers.count
         cdef PyObject* worker
-        if self.stalled_count < self.workers.present.load(memory_order_relaxed):  # relaxed: written under the lock
+        if self.workers.in_wait < self.workers.present.load(memory_order_relaxed):  # relaxed: written under the lock
             return True
         while left:
             left -= 1
