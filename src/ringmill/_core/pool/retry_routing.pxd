@@ -18,6 +18,7 @@ cdef class RetryRouting:
     cdef atomic[Py_ssize_t] length  # of `queue`; written under the pool's lock
     # guarded by the pool's lock
     cdef Py_ssize_t tried_count     # entries of `queue` that a worker has tried
+    cdef Py_ssize_t rejected_count  # those that a worker has rejected
     cdef uint64_t review            # counts the times when workers may take what they have passed over
 
     # under the pool's lock; entries are RetryEntries

@@ -141,6 +141,7 @@ cdef class RetryRouting:
         # Takes the caller's reference.
         self.enlist(entry, False)
         self.tried_count += <PyObject*>(<RetryEntry>entry).tried_by != <PyObject*>None
+        self.rejected_count += <PyObject*>(<RetryEntry>entry).rejected_by != <PyObject*>None
         self.queue.append(entry)
         self.length.store(self.queue.length, memory_order_seq_cst)  # seq_cst: pairs with take's look
 
@@ -157,6 +158,7 @@ cdef class RetryRouting:
             self.set_cursor((<RetryEntry>entry).first_cursor, (<RetryEntry>entry).prev)
         self.delist(entry)
         self.tried_count -= <PyObject*>(<RetryEntry>entry).tried_by != <PyObject*>None
+        self.rejected_count -= <PyObject*>(<RetryEntry>entry).rejected_by != <PyObject*>None
         self.queue.unlink(entry)
         self.length.store(self.queue.length, memory_order_seq_cst)  # seq_cst: room for do; pairs with do_attempt
 
@@ -277,8 +279,9 @@ cdef class RetryRouting:
         return True
 
     cdef PyObject* take_if_unroutable(self, PyObject* entry, PyObject* chain) noexcept:
-        # Puts it before the chain, if no worker may take it; returns the chain.
-        if self.is_routable(entry):
+        # Puts it before the chain, if no worker may take it; returns the chain. One that no worker has rejected is not looked
+        # at: as long as a worker is left that is not stalled, that may take it (worker_waits.pyx).
+        if <PyObject*>(<RetryEntry>entry).rejected_by == <PyObject*>None or self.is_routable(entry):
             return chain
         self.unlink(entry)
         (<RetryEntry>entry).next = chain
@@ -291,7 +294,7 @@ cdef class RetryRouting:
         cdef PyObject* following
         cdef PyObject* chain = NULL
         self.review += 1
-        while entry:
+        while entry and self.rejected_count:
             following = (<RetryEntry>entry).next
             chain = self.take_if_unroutable(entry, chain)
             entry = following
@@ -299,13 +302,14 @@ cdef class RetryRouting:
 
     cdef PyObject* take_unroutable_for(self, OperationBase operation, PyObject* source, uint64_t owner) noexcept:
         # The same of those that a worker has begun to wait for: this operation, if it is queued in the pool with that number,
-        # or what comes out of this source. Without those that no worker has rejected: were no worker left for them, the wait
-        # would have been refused.
+        # or what comes out of this source.
         cdef PyObject* entry = NULL
         cdef PyObject* following
         cdef PyObject* chain = NULL
         cdef uint64_t seen
         cdef uint32_t generation
+        if not self.rejected_count:
+            return NULL
         if <PyObject*>operation != <PyObject*>None:
             # acquire, all: if it is queued here, before and after its entry is read, and was not made new meanwhile, then the
             # entry is ours, or NULL
@@ -322,7 +326,7 @@ cdef class RetryRouting:
             entry = (<WorkSource>source).retries
         while entry:
             following = (<RetryEntry>entry).next_of_source if source else NULL
-            if not (<RetryEntry>entry).delayed and <PyObject*>(<RetryEntry>entry).rejected_by != <PyObject*>None:
+            if not (<RetryEntry>entry).delayed:
                 chain = self.take_if_unroutable(entry, chain)
             entry = following
         return chain

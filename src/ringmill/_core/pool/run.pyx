@@ -144,7 +144,8 @@ cdef enum:
 cdef Py_ssize_t LONGEST_RANGE = 10_000_000
 cdef int64_t WIDEST = <int64_t>1 << 62
 
-cdef Py_ssize_t MAX_SPANS = 64  # for workers that are not there yet
+cdef Py_ssize_t LATER_SPANS = 64  # also for workers that are not there yet
+cdef Py_ssize_t MAX_SPANS = 1024
 cdef Py_ssize_t MOST_SPENT = 64  # sources that a worker removes before it begins what it has found
 
 cdef tuple nothing = ()         # the arguments of a log line
@@ -341,15 +342,15 @@ cdef class PoolRun(OwnerPool):
 
         With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
         """
-        cdef Py_ssize_t k, dismissed, count = len(states)
+        cdef Py_ssize_t k, held_back, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
         joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
             self.workers.add((<PyListObject*>states).ob_item[k], joins)
-        dismissed = self.dismissed
+        held_back = self.held_back
         release(&self.lock)
-        if dismissed:
+        if held_back:
             notify_all(&self.idle)  # a worker that was to leave, and could not, may now
         return joins
 
@@ -372,13 +373,16 @@ cdef class PoolRun(OwnerPool):
         if last:
             self.finish_run()
 
-    def dismiss(self, WorkerState state not None):
-        """Has a worker leave when it has ended what it runs; see the head. Idempotent. May be called from any thread."""
-        acquire(&self.lock)
-        if not state.retired and not state.dismissed.load(memory_order_relaxed):  # relaxed: written under the lock
-            self.dismissed += 1
-            state.dismissed.store(1, memory_order_seq_cst)  # seq_cst: before the wake-up
-        release(&self.lock)
+    def dismiss(self, list states not None):
+        """Has workers leave when they have ended what they run; see the head. Idempotent. May be called from any thread."""
+        cdef PyObject* state
+        for k in range(len(states)):
+            state = (<PyListObject*>states).ob_item[k]
+            acquire(&self.lock)
+            # relaxed: written under the lock; seq_cst: before the wake-up
+            if not (<WorkerState>state).retired and not (<WorkerState>state).dismissed.load(memory_order_relaxed):
+                (<WorkerState>state).dismissed.store(1, memory_order_seq_cst)
+            release(&self.lock)
         notify_all(&self.idle)
         notify_all(&self.leaving)
 
@@ -400,13 +404,16 @@ cdef class PoolRun(OwnerPool):
             self.waits.retire(<PyObject*>worker)
             leaving = self.workers_left()
             if leaving:
-                self.dismissed -= 1
+                self.held_back -= worker.held_back
+                worker.held_back = False
                 # relaxed: as set_alive. What it was to try next goes to the others, by review_retries.
                 worker.alive.store(False, memory_order_relaxed)
                 self.workers.mark(<PyObject*>worker)
                 self.routing.set_cursor(<PyObject*>worker, NULL)
             else:
                 self.waits.take_back(<PyObject*>worker)
+                self.held_back += not worker.held_back
+                worker.held_back = True
         leaving = leaving or worker.retired
         release(&self.lock)
         if leaving:
@@ -736,7 +743,8 @@ cdef class PoolRun(OwnerPool):
 
     cdef Py_ssize_t span_count(self):
         # Spans for a new source: also for the workers that may be added soon.
-        return max(self.workers.count, min(self.max_workers.load(memory_order_relaxed), MAX_SPANS))  # relaxed: a hint
+        cdef Py_ssize_t later = min(self.max_workers.load(memory_order_relaxed), LATER_SPANS)  # relaxed: a hint
+        return min(max(self.workers.count, later), MAX_SPANS)
 
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
         # A WorkSource whose items will be drawn one by one.
@@ -858,6 +866,8 @@ cdef class PoolRun(OwnerPool):
         else:
             self.waits.retire(<PyObject*>worker)
             self.routing.set_cursor(<PyObject*>worker, NULL)
+            self.held_back -= worker.held_back
+            worker.held_back = False
             enough = self.workers_left()
         release(&self.lock)
         if enough:
@@ -1013,13 +1023,13 @@ cdef class PoolRun(OwnerPool):
 
     cdef void leave_wait(self, object wait) noexcept:
         # From any thread: a task that is destroyed is closed wherever the collector runs.
-        cdef Py_ssize_t dismissed
+        cdef Py_ssize_t held_back
         acquire(&self.lock)
         self.waits.unlink_wait(<PyObject*>wait)
-        dismissed = self.dismissed
+        held_back = self.held_back
         release(&self.lock)
-        if dismissed:
-            notify_all(&self.idle)  # a worker that has been dismissed may leave now
+        if held_back:
+            notify_all(&self.idle)  # a worker that was to leave, and could not, may now
 
     def _count_waiting(self):
         # For tests.

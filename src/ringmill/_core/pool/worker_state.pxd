@@ -26,6 +26,7 @@ cdef class WorkerState:
     cdef atomic[uint32_t] alive     # between init and the end of its loop; written under the pool's lock
     cdef bint retired               # written under the pool's lock, like all that follows
     cdef bint joined                # it has been one of the run's workers
+    cdef bint held_back             # it was to leave and could not: see PoolRun.leaves
     # for retry_routing.pyx
     cdef PyObject* cursor           # the last entry that it has passed over, borrowed; NULL: it begins at the first one
     cdef PyObject* next_cursor      # another worker whose cursor is there
