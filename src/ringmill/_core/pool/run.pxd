@@ -52,6 +52,7 @@ cdef class PoolRun(OwnerPool):
     cdef RetryQueue orphans         # cancelled, their place claimed, not yet released; see emit_cancelled
     cdef uint64_t arrivals          # numbers what is accepted, in a run that is first_come
     cdef Py_ssize_t held_back       # workers that were to leave and could not: see leaves
+    cdef Py_ssize_t free_from       # the worker that wants_worker looks at first
     cdef bint undelayed             # no retry is delayed any more: the interpreter ends
     cdef bint has_timer             # the timer's thread runs
     cdef bint no_timer              # it cannot be started: retries are not delayed

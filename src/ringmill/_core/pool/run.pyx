@@ -276,8 +276,9 @@ cdef class PoolRun(OwnerPool):
         self.max_workers.store(number, memory_order_relaxed)  # relaxed: what is submitted from now on sees it or not
 
     cdef bint wants_worker(self) noexcept:
-        # Under the lock. Whether more work waits than workers are free, and one more may be added.
-        cdef Py_ssize_t k
+        # Under the lock. Whether more work waits than workers are free, and one more may be added. It begins with the worker
+        # that it found free last; so it looks at all of them about once for each worker that is added.
+        cdef Py_ssize_t left = self.workers.count
         cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, all: written under the lock
         cdef Py_ssize_t waiting
         cdef PyObject* worker
@@ -286,13 +287,16 @@ cdef class PoolRun(OwnerPool):
         waiting = self.routing.queue.length
         if waiting <= present:
             waiting += self.sources.count_with_work(present + 1 - waiting)
-        for k in range(self.workers.count):
-            if not waiting:
-                return False
-            worker = self.workers.states[k]
+        while left and waiting:
+            left -= 1
+            if self.free_from >= self.workers.count:
+                self.free_from = 0
+            worker = self.workers.states[self.free_from]
             # seq_cst: after the looks at the sources; pairs with run_items
             if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_seq_cst) & 1:
                 waiting -= 1
+            if waiting:
+                self.free_from += 1
         return waiting > 0
 
     cdef int add_if_wanted(self) except -1:
