@@ -109,10 +109,10 @@ DROPPED = {
         "ring/ring.pxd", "        if head > tail:\n            continue  # tail was stale: getters have passed it\n", "",
     ),
     "put_many: does not wait for the slot": (
-        "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != tail:\n                relax(&spins)\n", "",
+        "ring/ring.pxd", "            while stamp_at_tail(ring, slot, tail, memory_order_acquire) != tail:\n                relax(&spins)\n", "",
     ),
     "get_many: does not wait for the slot": (
-        "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
+        "ring/ring.pxd", "            while stamp_at_head(ring, slot, head, memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
     ),
     "wait: no last check": (
         "waiting/wait_queue.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",

@@ -93,7 +93,9 @@ cdef class Accounting:
         cdef Py_ssize_t k, count
         cdef uint64_t* flat
         while True:
+            acquire(lock)
             count = self.workers.count + 1  # at least one, so that there is something to allocate
+            release(lock)
             flat = <uint64_t*>PyMem_Malloc(6 * count * sizeof(uint64_t))
             if flat == NULL:
                 raise MemoryError

@@ -748,7 +748,11 @@ cdef class PoolRun(OwnerPool):
     cdef Py_ssize_t span_count(self):
         # Spans for a new source: also for the workers that may be added soon.
         cdef Py_ssize_t later = min(self.max_workers.load(memory_order_relaxed), LATER_SPANS)  # relaxed: a hint
-        return min(max(self.workers.count, later), MAX_SPANS)
+        cdef Py_ssize_t count
+        acquire(&self.lock)
+        count = self.workers.count
+        release(&self.lock)
+        return min(max(count, later), MAX_SPANS)
 
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
         # A WorkSource whose items will be drawn one by one.
@@ -919,12 +923,20 @@ cdef class PoolRun(OwnerPool):
     @property
     def timer_runs(self):
         """Whether the timer's thread runs; a snapshot."""
-        return self.has_timer
+        cdef bint runs
+        acquire(&self.lock)
+        runs = self.has_timer
+        release(&self.lock)
+        return runs
 
     @property
     def cancels_delayed(self):
         """Whether retries that would be delayed are cancelled: the program ends."""
-        return self.undelayed
+        cdef bint cancels
+        acquire(&self.lock)
+        cancels = self.undelayed
+        release(&self.lock)
+        return cancels
 
     def give_up_timer(self):
         """The timer's thread cannot be started: retries are not delayed, until one can."""

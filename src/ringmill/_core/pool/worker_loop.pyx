@@ -168,7 +168,21 @@ cdef class WorkerLoop:
     @property
     def is_retired(self):
         """Whether the worker was lost, or has left; a snapshot."""
-        return bool(self.state.retired)
+        return self.is_gone(False)
+
+    cdef bint is_gone(self, bint for_good) noexcept:
+        # Whether it was lost or has left; `for_good`: and the run does not keep it.
+        cdef WorkerState state = self.state  # so that no reference is counted under the lock
+        cdef bint gone
+        acquire(&self.pool_run.lock)
+        gone = state.retired
+        if for_good:
+            # relaxed: written under the lock
+            gone = gone and (
+                not state.joined or state.dismissed.load(memory_order_relaxed) and not self.keeps_worker
+            )
+        release(&self.pool_run.lock)
+        return gone
 
     def set_equals(self, bytes equals):
         """Which of the workers before it, by number, it is equal to; said before it takes its first operation."""
@@ -740,10 +754,7 @@ cdef class WorkerLoop:
                 Py_XDECREF(result)
         self.crash = None
         self.release_sources()
-        # relaxed: as take
-        if self.state.retired and (
-            not self.state.joined or self.state.dismissed.load(memory_order_relaxed) and not self.keeps_worker
-        ):
+        if self.is_gone(True):
             self.release_worker()
         if self.pool_run.threads.end(self.state):
             self.end_thread()

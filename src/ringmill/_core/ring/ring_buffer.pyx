@@ -45,6 +45,7 @@ from ringmill._core.ring.ring cimport (
     new_ring,
     put_at_once,
     put_count,
+    set_stamp,
     shut,
     size,
     try_get,
@@ -118,7 +119,7 @@ cdef Ring* allocate(Py_ssize_t capacity) noexcept:
     ring.last = ring.slots + capacity - 1
     for index in range(<uint64_t>capacity):
         # relaxed: the ring becomes visible to other threads only with the object that owns it
-        ring.slots[index].stamp.store(index, memory_order_relaxed)
+        set_stamp(&ring.slots[index], index, memory_order_relaxed)
     return ring
 
 
@@ -202,7 +203,8 @@ cdef class RingBuffer:
     Until it has, every method of the object raises RuntimeError.
 
     Args:
-        capacity: The exact number of items that the ring can hold, from 1. Each costs 16 bytes, used or not.
+        capacity: The exact number of items that the ring can hold, from 1. Each costs 8 bytes, used or not; 16 on a
+            free-threaded build.
         maxsize: `queue.Queue`'s name for `capacity`; give one of the two.
 
     Raises:
