@@ -238,16 +238,19 @@ cdef class RetryRouting:
         # The first entry that may go to this worker, borrowed; NULL: none. Moves its cursor over the others.
         cdef PyObject* passed
         cdef PyObject* entry
+        cdef PyObject* operation
         if (<WorkerState>worker).reviewed != self.review:
             (<WorkerState>worker).reviewed = self.review
             self.set_cursor(worker, NULL)
         passed = (<WorkerState>worker).cursor
         entry = (<RetryEntry>passed).next if passed else self.queue.first
-        # One that was cancelled on its way into the queue is for any worker, to be emitted.
-        while entry and not (
-            self.may_take(<PyObject*>(<RetryEntry>entry).tried_by, <PyObject*>(<RetryEntry>entry).rejected_by, worker)
-            or phase_of(<OperationBase><PyObject*>(<RetryEntry>entry).operation) == CANCELLED
-        ):
+        while entry:
+            operation = <PyObject*>(<RetryEntry>entry).operation
+            # One that was cancelled on its way into the queue is for any worker, to be emitted.
+            if phase_of(<OperationBase>operation) == CANCELLED or self.may_take(
+                <PyObject*>(<RetryEntry>entry).tried_by, <PyObject*>(<RetryEntry>entry).rejected_by, worker
+            ):
+                break
             passed = entry
             entry = (<RetryEntry>entry).next
         if passed != (<WorkerState>worker).cursor:
