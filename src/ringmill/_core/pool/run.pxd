@@ -25,6 +25,10 @@ cdef enum Phase:
     ENDING = 3                  # workers leave
     BROKEN = 4                  # the last worker is lost; workers leave
 
+cdef struct SubmitRequest:      # a `do` that may have to wait
+    PyObject* run
+    PyObject* op
+
 cdef class PoolRun(OwnerPool):
     cdef SpinLock lock              # guards the state of the parts, as they say, and what is said here to be
     # written once
@@ -84,6 +88,7 @@ cdef class PoolRun(OwnerPool):
     cdef bint submit_aside(self, OperationBase op) except -1
     cdef object submitted(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
+    cdef int wait_for_room(self, SubmitRequest* request, int64_t deadline) except -1
     cdef ItemSource map_items(self, object items, bint ordered, object function, bint unpacks, bint carries)
     cdef Py_ssize_t span_count(self)
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries)

@@ -601,15 +601,20 @@ cdef class PoolRun(OwnerPool):
         Py_INCREF(op)  # the inbox's, if it gets there
         request.run = <PyObject*>self
         request.op = <PyObject*>op
+        result = do_attempt(&request)
+        if result == NOT_NOW:
+            result = self.wait_for_room(&request, deadline)
+        return self.submitted(op, result)
+
+    cdef int wait_for_room(self, SubmitRequest* request, int64_t deadline) except -1:
+        # What became of the attempt. If this raises, the operation is new again, and the inbox's reference is dropped.
         try:
-            result = do_attempt(&request)
-            if result == NOT_NOW:
-                result = wait_for(&self.inbox.not_full, do_attempt, do_more, &request, NULL, 0, deadline)
+            return wait_for(&self.inbox.not_full, do_attempt, do_more, request, NULL, 0, deadline)
         except BaseException:
+            op = <OperationBase>request.op
             Py_DECREF(op)
             self.withdraw(op)  # also where it was cancelled meanwhile: the caller gets the exception all the same
             raise
-        return self.submitted(op, result)
 
     async def ado(self, OperationBase op not None):
         cdef SubmitRequest request
@@ -1412,10 +1417,6 @@ cdef list list_of(object operations):
         (<PyListObject*>ops).ob_item[k] = op
     return ops
 
-
-cdef struct SubmitRequest:      # a `do` that may have to wait
-    PyObject* run
-    PyObject* op
 
 cdef int do_attempt(void* request) noexcept:
     cdef PyObject* run = (<SubmitRequest*>request).run

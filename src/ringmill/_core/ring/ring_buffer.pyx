@@ -351,12 +351,19 @@ cdef class RingBuffer:
             queue.Full: There was no room in time. The item was not put.
             Closed: The ring is closed, or was closed while this call waited. The item was not put.
         """
+        Py_INCREF(item)  # the slot's, if it gets there
+        if timeout is None and put_at_once(self.ring, <PyObject*>item):  # without a `try`, which costs more than the rest
+            notify(&self.not_empty)
+            return
+        self.put_or_wait(item, block, timeout)
+
+    cdef int put_or_wait(self, object item, object block, object timeout) except -1:
+        # The rest of put, when the first look found no room. Takes a reference that the caller has taken for the slot.
         cdef int64_t deadline = NEVER
         cdef int result
-        if timeout is not None:
-            deadline = deadline_of(timeout)
-        Py_INCREF(item)  # the slot's, if it gets there
         try:
+            if timeout is not None:
+                deadline = deadline_of(timeout)
             result = self.put_item(<PyObject*>item, deadline, block)
         except BaseException:
             Py_DECREF(item)
@@ -364,6 +371,7 @@ cdef class RingBuffer:
         if result != DONE:
             Py_DECREF(item)
             _raise_put(self, result)
+        return 0
 
     def put_nowait(self, item):
         """Puts an item at the end without waiting.
@@ -400,6 +408,14 @@ cdef class RingBuffer:
             queue.Empty: No item came in time.
             Closed: The ring is closed and drained.
         """
+        cdef PyObject* item = NULL
+        if timeout is None and get_at_once(self.ring, &item):
+            notify(&self.not_full)
+            return steal(item)
+        return self.get_or_wait(block, timeout)
+
+    cdef object get_or_wait(self, object block, object timeout):
+        # The rest of get, when the first look found nothing.
         cdef int64_t deadline = NEVER
         cdef PyObject* item = NULL
         cdef int result

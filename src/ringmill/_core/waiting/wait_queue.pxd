@@ -126,6 +126,9 @@ cdef int wait_for(
     WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved, int64_t deadline
 ) except -1
 
+# The fork epoch: 1 in the process that imported ringmill, one more in each child of a fork. Read-only.
+cdef uint32_t epoch_now
+
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept
 # Whether the thread with that owner is meant. Called under the queue's lock.
 ctypedef bint (*Matches)(void* owner, void* context) noexcept nogil
@@ -135,7 +138,10 @@ cdef void notify_all(WaitQueue* q) noexcept
 cdef inline void notify(WaitQueue* q) noexcept:
     # seq_cst: the second of the waker's two accesses; pairs with the store in begin_sleep and the waiter's last check
     cdef uint64_t word = q.word.load(memory_order_seq_cst)
-    if word:
+    # A searcher, who knows already: as notify_slow, which is called for the rest. relaxed and acquire: as there
+    if word and not (
+        <uint32_t>word and q.hint.load(memory_order_relaxed) and q.epoch.load(memory_order_acquire) == epoch_now
+    ):
         notify_slow(q, word)
 
 cdef int64_t deadline_of(object timeout) except? -2
@@ -144,5 +150,3 @@ ctypedef int (*visitproc)(PyObject*, void*) noexcept
 # As tp_traverse, for the Sleepers in a queue.
 cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept
 
-# The fork epoch: 1 in the process that imported ringmill, one more in each child of a fork. Read-only.
-cdef uint32_t epoch_now
