@@ -369,7 +369,7 @@ cdef class RetryRouting:
         return min(length_of(tried_by), self.workers.count)
 
     cdef bint other_available(self, PyObject* tried_by, PyObject* rejected_by) noexcept:
-        # Whether a worker that is in neither mask is alive, and not in a wait that has not come.
+        # Whether a worker that is in neither mask is alive, and not in a wait that has not come for good.
         cdef Py_ssize_t k, covered = self.covered(tried_by)
         cdef PyObject* other
         if one_has(self.workers.flags, covered, AVAILABLE, tried_by, rejected_by):
