@@ -28,7 +28,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from ringmill._core.platform.primitives cimport steal
 from ringmill._core.pool.operation cimport CANCELLED, OWNER_SHIFT, PHASE, QUEUED, OperationBase, phase_of
@@ -182,7 +182,8 @@ cdef class RetryRouting:
         if (<WorkSource>source).retries:
             (<RetryEntry>(<WorkSource>source).retries).prev_of_source = entry
         (<WorkSource>source).retries = entry
-        (<OperationBase>operation).entry.store(<uint64_t>entry, memory_order_relaxed)  # relaxed: under the lock
+        # release: a thread of another pool that reads it sees at least this state and generation (take_unroutable_for)
+        (<OperationBase>operation).entry.store(<uint64_t>entry, memory_order_release)
 
     cdef void delist(self, PyObject* entry) noexcept:
         cdef PyObject* source = <PyObject*>(<RetryEntry>entry).source
@@ -314,8 +315,8 @@ cdef class RetryRouting:
         if not self.rejected_count:
             return NULL
         if <PyObject*>operation != <PyObject*>None:
-            # acquire, all: if it is queued here, before and after its entry is read, and was not made new meanwhile, then the
-            # entry is ours, or NULL
+            # acquire, all, pairs with enlist: if it is queued here, before and after its entry is read, and was not made new
+            # meanwhile, then the entry is ours, or NULL
             generation = operation.generation.load(memory_order_acquire)
             seen = operation.state.load(memory_order_acquire)
             if seen & PHASE == QUEUED and seen >> OWNER_SHIFT == owner:
@@ -372,7 +373,7 @@ cdef class RetryRouting:
         return min(length_of(tried_by), self.workers.count)
 
     cdef bint other_available(self, PyObject* tried_by, PyObject* rejected_by) noexcept:
-        # Whether a worker that is in neither mask is alive, and not in a wait that has not come.
+        # Whether a worker that is in neither mask is alive, and not in a wait that has not come for good.
         cdef Py_ssize_t k, covered = self.covered(tried_by)
         cdef PyObject* other
         if one_has(self.workers.flags, covered, AVAILABLE, tried_by, rejected_by):

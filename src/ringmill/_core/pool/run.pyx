@@ -852,8 +852,8 @@ cdef class PoolRun(OwnerPool):
         acquire(&self.lock)
         chain = self.routing.take_unroutable()
         release(&self.lock)
+        notify_all(&self.idle)  # first: done() of those that end may take long
         self.end_chain(chain)
-        notify_all(&self.idle)
         return 0
 
     cdef int end_chain(self, PyObject* entry) except -1:
@@ -1033,9 +1033,9 @@ cdef class PoolRun(OwnerPool):
             deferred = self.routing.begin_wait(<PyObject*>worker)
             chain = self.routing.take_unroutable_for(operation, <PyObject*>source if source is not None else NULL, self.number)
         release(&self.lock)
-        self.end_chain(chain)
         if deferred:
-            notify_all(&self.idle)
+            notify_all(&self.idle)  # first: as in review_retries
+        self.end_chain(chain)
         if refused:
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"

@@ -343,6 +343,7 @@ cdef class WorkerLoop:
         self.release_items()
         self.source = self.current_source = None  # it holds nothing while it sleeps
         self.turn = 0
+        self.took_retry = False  # a worker that is woken for a retry takes that first: no other one is told of it
         return LEAVE if run.should_end() else NOTHING
 
     cdef int take_oldest(self, bint sleepy) noexcept:

@@ -43,8 +43,8 @@ cdef class WorkerWaits:
     cdef void leave_stalled(self, PyObject* worker) noexcept
     cdef bint waits_for_itself(self, PyObject* worker, PyObject* wait) noexcept
 
-# All under the pool's lock; `worker` is a WorkerState, borrowed. Whether it is in a wait for work of its pool that has not
-# come: it takes no operation before that has, or its time is over.
+# All under the pool's lock; `worker` is a WorkerState, borrowed. Whether it is in a wait for work of its pool that has not come
+# for good: it takes no operation before that has, or its time is over. It begins to be so where it enters a wait, nowhere else.
 cdef bint is_waiting(PyObject* worker) noexcept nogil
 # The same of waits without a timeout only: it takes no operation before that has come.
 cdef bint is_stalled(PyObject* worker) noexcept nogil

@@ -167,7 +167,8 @@ cdef class WorkerWait:
             self.worker.run.leave_wait(self)
 
 
-cdef bint has_come(PyObject* wait) noexcept nogil:
+cdef bint has_come(PyObject* wait, bint for_good) noexcept nogil:
+    # `for_good`: and stays so. What is ready in a stream another reader may take, and then the wait goes on.
     cdef PyObject* operation = <PyObject*>(<WorkerWait>wait).operation
     cdef PyObject* source = <PyObject*>(<WorkerWait>wait).source
     if operation != <PyObject*>None:
@@ -177,13 +178,13 @@ cdef bint has_come(PyObject* wait) noexcept nogil:
             or (<OperationBase>operation).generation.load(memory_order_acquire) != (<WorkerWait>wait).expected_generation
         )
     # The turn may be free for a moment, and another reader have it the next.
-    if not (<WorkerWait>wait).for_turn and (<WorkSource>source).has_ready():
+    if not for_good and not (<WorkerWait>wait).for_turn and (<WorkSource>source).has_ready():
         return True
     return (<WorkSource>source).is_over()
 
 
-cdef bint holds_worker(PyObject* wait) noexcept nogil:
-    # Under the lock. Whether its worker takes no operation because of it.
+cdef bint holds_worker(PyObject* wait, bint for_good) noexcept nogil:
+    # Under the lock. Whether its worker takes no operation because of it. `for_good`: as has_come.
     cdef PyObject* worker = <PyObject*>(<WorkerWait>wait).worker
     cdef uint64_t word
     if (<WorkerWait>wait).in_task:
@@ -191,11 +192,11 @@ cdef bint holds_worker(PyObject* wait) noexcept nogil:
         # relaxed: written by its own thread, which looks for operations only after that
         if word != (<WorkerWait>wait).word or not word & 1 and (<WorkerState>worker).alive.load(memory_order_relaxed):
             return False
-    return not has_come(wait)
+    return not has_come(wait, for_good)
 
 
 cdef bint stalls_worker(PyObject* wait) noexcept nogil:
-    return not (<WorkerWait>wait).timed and holds_worker(wait)
+    return not (<WorkerWait>wait).timed and holds_worker(wait, False)
 
 
 cdef bint is_stalled(PyObject* worker) noexcept nogil:
@@ -210,7 +211,7 @@ cdef bint is_stalled(PyObject* worker) noexcept nogil:
 cdef bint is_waiting(PyObject* worker) noexcept nogil:
     cdef PyObject* wait = (<WorkerState>worker).first_wait
     while wait:
-        if holds_worker(wait):
+        if holds_worker(wait, True):
             return True
         wait = (<WorkerWait>wait).next
     return False
@@ -219,7 +220,7 @@ cdef bint is_waiting(PyObject* worker) noexcept nogil:
 cdef bint waits_for(PyObject* worker, PyObject* operation, PyObject* source, bint timed) noexcept nogil:
     cdef PyObject* wait = (<WorkerState>worker).first_wait
     while wait:
-        if (timed or not (<WorkerWait>wait).timed) and holds_worker(wait) and (
+        if (timed or not (<WorkerWait>wait).timed) and holds_worker(wait, False) and (
             operation and <PyObject*>(<WorkerWait>wait).operation == operation
             or source and <PyObject*>(<WorkerWait>wait).source == source
         ):
