@@ -32,6 +32,8 @@
 #   Q        drop it: what has not begun is cancelled                           Stream.__del__
 #   J        drop the wrap, or the drawn map, that there is, and wait until a   the same
 #            worker has removed its source
+#   T        wait until a worker that looks has removed the source of the wrap   SourceList
+#            that there is, which has ended
 #   L        nothing: the pool keeps no source without work among those that    SourceList
 #            workers look at
 #   u0       put operation 0 into the ring that is wrapped                      RingBuffer.put
@@ -85,7 +87,7 @@ from ringmill._core.waiting.wait_queue cimport acquire, release
 
 cdef str OF_A_RING = "pgPGbwBxefntjo"
 cdef str OF_OPERATIONS = "arqkiz"
-cdef str OF_A_POOL = "WdDERNucvsmOAFQJL"
+cdef str OF_A_POOL = "WdDERNucvsmOAFQJTL"
 cdef str OF_A_HUB = "HSMYUK"
 cdef str IN_HISTORIES = "pgPGbwBxefn"
 cdef str WAYS = "frjon"

@@ -25,7 +25,7 @@ from ringmill._core.ring.ring cimport DONE
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.fixture cimport INPUT, MAPPED, OPERATIONS, OUTPUT, wm_find, wm_read_variable, wm_write_variable
 from ringmill._core.pool.stream cimport Stream
-from ringmill._core.waiting.wait_queue cimport NEVER
+from ringmill._core.waiting.wait_queue cimport NEVER, notify
 
 from ringmill._core.pool.worker_loop import new_run
 
@@ -289,8 +289,10 @@ cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
     elif call.letter == b"J":
         dropped = True
         core.drop(fixture.stream.source)
-        while fixture.stream.source.place.load(memory_order_seq_cst) != UNLINKED:  # seq_cst: as announce
-            pause()
+        await_removal(fixture, False)
+    elif call.letter == b"T":
+        dropped = True  # it is not read
+        await_removal(fixture, True)
     elif call.letter == b"u":  # into the ring that is wrapped
         wm_write_variable(INPUT + call.number)
         fixture.submitted[call.number] += 1
@@ -304,6 +306,14 @@ cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
         check_accounting(core.stats()[0])
     elif call.letter == b"s":
         core.drain()
+
+
+cdef void await_removal(Fixture fixture, bint wakes) noexcept:
+    # `wakes`: workers are told to look.
+    while fixture.stream.source.place.load(memory_order_seq_cst) != UNLINKED:  # seq_cst: as announce
+        if wakes:
+            notify(&fixture.core.idle)
+        pause()
 
 
 cdef void check_accounting(dict counts) noexcept:

@@ -136,6 +136,9 @@ QUIET = [
     (2, "L F J s | W0 | W1"),
     (1, "L u0 i0 J s | W0"),
     (1, "L u0 i0 i1 J s | D1 | W0 | W1"),
+    (2, "L u0 i0 x T s | W0"),
+    (2, "L u0 i0 x T s | W0 | W1"),
+    (2, "L u0 x T s | W0 | W1"),
 ]
 
 HUBS = [
