@@ -14,6 +14,7 @@ import logging
 import queue
 import random
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
@@ -36,7 +37,7 @@ from ringmill import (
 )
 from tests.loops import BACKENDS, run_loop, together
 from tests.pools import Gate, check_at_rest
-from tests.threads import HOUR, LONG, run_threads, start_threads, wait_until
+from tests.threads import HOUR, LONG, SHORT, run_threads, start_threads, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -524,6 +525,7 @@ def test_a_quiet_stream_that_is_left_is_removed(kind: str, how: str) -> None:
             given = feed.give()  # the thread that draws waits for room now, and not for the source
             assert given.wait(LONG)
         crowd.settle()
+        time.sleep(SHORT)  # long enough that the workers sleep, where the fault would show; right in any case
         ring = feed.ring
         if how == "close":
             feed.stream.close()
