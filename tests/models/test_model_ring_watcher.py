@@ -33,10 +33,15 @@ In the final state: no worker is asleep while there is something that it could t
 and the ring is open; no direct reader is asleep while there is an item; no watcher is in the ring of a source that was
 unlinked; all items are accounted for.
 
-Left out: slots (test_model_ring_slots.py); retries, which wake a specific worker (test_model_retry.py); the check
-before a wait, which neither arms nor owes anything (equivalent to `first_check_arms` inverted, which is no bug);
-turns; spinning, which is a search like that of a woken worker; the end of the pool (test_model_pool_end.py); items
-that are not operations; more than one wrapped ring: watchers are independent of each other.
+The workers take turns over both sources together: where one of them found work, the next search begins after that
+source.
+
+Left out: that the wrapped source may be QUIET, where workers do not look, and that a trigger makes it READY again
+(test_model_source_list.py; the core keeps a few sources READY, as both are here); slots (test_model_ring_slots.py);
+retries, which wake a specific worker (test_model_retry.py); the check before a wait, which neither arms nor owes
+anything (equivalent to `first_check_arms` inverted, which is no bug); how many operations a worker takes in its turn;
+spinning, which is a search like that of a woken worker; the end of the pool (test_model_pool_end.py); items that are
+not operations; more than one wrapped ring: watchers are independent of each other.
 """
 
 from __future__ import annotations
@@ -88,7 +93,7 @@ class Rules:
 
 WATCHER = "watcher@"  # @: a Sleeper, which is granted without becoming a searcher
 notify_idle = partial(wake, Sleeping(), "idle")
-ORDER = ("inbox", "source")
+ORDERS = (("inbox", "source"), ("source", "inbox"))
 
 
 # The watcher.
@@ -154,19 +159,19 @@ def has_work(rules: Rules) -> Thread:
     return not (yield Load("items"))
 
 
-def lock(first: str, m: Memory) -> Any:
+def lock(m: Memory) -> Any:
     """Together with the first access under it: no other thread can tell them apart."""
     if m.lock:
         return BLOCKED
     m.lock = 1
-    return m.linked, bool(m.inbox) if first == "inbox" else m.ended
+    return m.linked, ORDERS[m.first], bool(m.inbox) if ORDERS[m.first][0] == "inbox" else m.ended
 
 
-def next_source(rules: Rules, arms: bool, order: tuple[str, ...]) -> Thread:
-    """A source with work, or ""; unlinks the wrapped one if it has ended."""
+def next_source(rules: Rules, arms: bool, in_turn: bool) -> Thread:
+    """A source with work, or ""; unlinks the wrapped one if it has ended. `in_turn`: the next one is first then."""
     while True:
         found, spent, at = "", False, 0
-        linked, seen = yield Step(f"locks the pool, looks at the {order[0]}", partial(lock, order[0]))
+        linked, order, seen = yield Step("locks the pool, looks at the first", lock)
         while at < 2 and not found and not spent:
             if order[at] == "inbox":
                 if seen if at == 0 else (yield Load("inbox")):
@@ -181,10 +186,16 @@ def next_source(rules: Rules, arms: bool, order: tuple[str, ...]) -> Thread:
                     if arms and not rules.arms_before_check:
                         yield from arm()
             at += 1
-        yield Store("lock", 0)
+        yield Step("unlocks the pool", partial(unlock, found if in_turn else ""))
         if not spent:
             return found
         yield from remove(rules)
+
+
+def unlock(found: str, m: Memory) -> None:
+    m.lock = 0
+    if found:
+        m.first = int(found == "inbox")
 
 
 def claim(m: Memory) -> str:
@@ -211,7 +222,7 @@ def claim_inbox(m: Memory) -> str:
 def take(rules: Rules, arms: bool) -> Thread:
     """WorkerLoop.take: where the operation comes from that it took, or "" if there is none."""
     while True:
-        found = yield from next_source(rules, arms, ORDER)
+        found = yield from next_source(rules, arms, True)
         if not found:
             return ""
         got = yield Step(f"claims from the {found}", claim if found == "source" else claim_inbox)
@@ -225,10 +236,10 @@ def take(rules: Rules, arms: bool) -> Thread:
             return got
 
 
-def any_work(rules: Rules, took: str) -> Thread:
-    """The check that a searcher owes; it begins after the source that it took from."""
+def any_work(rules: Rules) -> Thread:
+    """The check that a searcher owes."""
     arms = rules.owed_check_arms and (yield Load("idle")).sleepers > 0
-    return (yield from next_source(rules, arms, ORDER if took == "source" else ORDER[::-1]))
+    return (yield from next_source(rules, arms, False))
 
 
 def wait_for(rules: Rules, me: str, asleep: bool) -> Thread:
@@ -252,7 +263,7 @@ def wait_for(rules: Rules, me: str, asleep: bool) -> Thread:
         searching = owes = True
     if searching:
         yield under_lock("idle", "stop searching", stop_searching)
-    if (searching or owes) and (yield from any_work(rules, got)):
+    if (searching or owes) and (yield from any_work(rules)):
         yield from notify_idle()
     return got
 
@@ -417,7 +428,8 @@ def search(rules: Rules, scenario: str, places: int = 2) -> Report:
     memory: dict[str, Any] = {
         "items": 0, "closed": False, "getters": Waiting(1, 0, (WATCHER,)) if asleep else Waiting(),
         "idle": Waiting(len(asleep), 0, asleep), "posted": frozenset(), "armed": int(bool(asleep)), "inbox": 0,
-        "places": places, "ready": 0, "ended": False, "linked": True, "lock": 0, "put": 0, "drawn": 0, "direct": 0,
+        "places": places, "ready": 0, "ended": False, "linked": True, "lock": 0, "first": 0,
+        "put": 0, "drawn": 0, "direct": 0,
     }
     threads: dict[str, ThreadFunction] = {}
     for i, word in enumerate(scenario.split()):

@@ -30,6 +30,12 @@
 #            as a whole, ordered (m) or not (O), or drawn (A)
 #   F        read one of its results                                            the same
 #   Q        drop it: what has not begun is cancelled                           Stream.__del__
+#   J        drop the wrap, or the drawn map, that there is, and wait until a   the same
+#            worker has removed its source
+#   T        wait until a worker that looks has removed the source of the wrap   SourceList
+#            that there is, which has ended
+#   L        nothing: the pool keeps no source without work among those that    SourceList
+#            workers look at
 #   u0       put operation 0 into the ring that is wrapped                      RingBuffer.put
 #   c0       cancel it                                                          PoolRun.cancel
 #   v        check that the counters are consistent                             PoolRun.stats
@@ -81,11 +87,11 @@ from ringmill._core.waiting.wait_queue cimport acquire, release
 
 cdef str OF_A_RING = "pgPGbwBxefntjo"
 cdef str OF_OPERATIONS = "arqkiz"
-cdef str OF_A_POOL = "WdDERNucvsmOAFQ"
+cdef str OF_A_POOL = "WdDERNucvsmOAFQJTL"
 cdef str OF_A_HUB = "HSMYUK"
 cdef str IN_HISTORIES = "pgPGbwBxefn"
 cdef str WAYS = "frjon"
-cdef dict maps = {"m": "ordered", "Q": "ordered", "O": "unordered", "A": "items drawn"}
+cdef dict maps = {"m": "ordered", "Q": "ordered", "O": "unordered", "A": "items drawn", "J": "items drawn"}
 
 cdef Actor actors[THREADS]
 cdef Entry history[2 * THREADS * CALLS]
@@ -276,13 +282,15 @@ def search(str scenario, int capacity, uint64_t first, int count):
     items, ways, threads = read_scenario(scenario)
     letters = {word[0] for word in scenario.replace("|", " ").split()}
     pool = letters & set(OF_A_POOL)
-    stream = "external" if "u" in letters else "drawn" if "N" in letters else maps.get(min(letters & set("mOAQ"), default=""), "")
+    stream = (
+        "external" if "u" in letters else "drawn" if "N" in letters else maps.get(min(letters & maps.keys(), default=""), "")
+    )
     late = {int(word[1:]) for word in scenario.replace("|", " ").split() if word[0] == "Y"}
     histories = {}
     for seed in range(first, first + count):
         fixture = Fixture(items, capacity, ways)
         if pool:
-            open_pool(fixture, scenario.count("W"), capacity, stream)
+            open_pool(fixture, scenario.count("W"), capacity, stream, "L" in letters)
         elif letters & set(OF_A_HUB):
             open_hub(fixture, scenario.count("M"), late, capacity, ways)
         history_length = 0

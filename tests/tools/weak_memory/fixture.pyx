@@ -66,6 +66,12 @@ cdef class Fixture:
             wm_name(&self.core.routing.length, "routing.length")
             wm_name(&self.core.inbox.ring.head, "inbox.head")
             wm_name(&self.core.inbox.ring.tail, "inbox.tail")
+            if self.stream is not None:
+                wm_name(&self.stream.source.place, "place")
+                wm_name(&self.stream.source.total, "total")
+                wm_name(&self.stream.source.abandoned, "abandoned")
+                if self.stream.source.watcher is not None:
+                    wm_name(&self.stream.source.watcher.armed, "armed")
         if self.hub is not None:
             wm_name(&self.hub.shut, "shut")
             wm_name(&self.hub.subscriptions.version, "version")

@@ -2,13 +2,13 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libcpp.atomic cimport memory_order_relaxed, memory_order_release
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from ringmill._core.pool.item_source cimport ItemSource
 from ringmill._core.pool.results cimport Results, new_results
 from ringmill._core.pool.run cimport PoolRun
 from ringmill._core.pool.worker_loop cimport WorkerLoop
-from ringmill._core.pool.work_source cimport WorkSource
+from ringmill._core.pool.work_source cimport UNLINKED, WorkSource
 from ringmill._core.platform.primitives cimport pause
 from ringmill._core.pool.operation cimport (
     CANCELLED,
@@ -89,9 +89,14 @@ cdef void call_operation(Fixture fixture, Call* call) noexcept:
 # ---------------------------------------------------------------------------------------------------------------
 # pools
 
-cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str stream):
+cdef void open_pool(Fixture fixture, int workers, Py_ssize_t capacity, str stream, bint moves_empty):
+    # `moves_empty`: a source without work becomes QUIET at once, though there are few of them.
+    global dropped
     cdef WorkSource source
+    dropped = False
     fixture.core = new_run("a pool", [ItemCaller() for _ in range(workers)], capacity, False)
+    if moves_empty:
+        fixture.core.sources.keeps_empty = 0
     if stream in ("ordered", "unordered", "items drawn"):
         open_map(fixture, capacity, stream)
     elif stream == "drawn":
@@ -109,11 +114,10 @@ cdef bint dropped = False           # its reader is gone: items that have not be
 cdef list numbers = list(range(MAPPED))  # the items
 
 cdef void open_map(Fixture fixture, Py_ssize_t capacity, str kind):
-    global mapped, dropped
+    global mapped
     cdef int k
     cdef ItemSource source
     mapped = fixture
-    dropped = False
     if kind == "items drawn":
         source = fixture.core.draw_items(capacity, True, run_item, False, False)
         fixture.stream = new_results(fixture.core, source, "raise", draw_items(fixture), False)
@@ -281,9 +285,14 @@ cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
         read_result(fixture, <Results>fixture.stream)
     elif call.letter == b"Q":
         dropped = True
-        # release, and the notification: as Stream.__del__
-        fixture.stream.source.abandoned.store(1, memory_order_release)
-        notify(&core.idle)
+        core.drop(fixture.stream.source)
+    elif call.letter == b"J":
+        dropped = True
+        core.drop(fixture.stream.source)
+        await_removal(fixture, False)
+    elif call.letter == b"T":
+        dropped = True  # it is not read
+        await_removal(fixture, True)
     elif call.letter == b"u":  # into the ring that is wrapped
         wm_write_variable(INPUT + call.number)
         fixture.submitted[call.number] += 1
@@ -299,6 +308,14 @@ cdef void call_pool(Fixture fixture, int who, Call* call) noexcept:
         core.drain()
 
 
+cdef void await_removal(Fixture fixture, bint wakes) noexcept:
+    # `wakes`: workers are told to look.
+    while fixture.stream.source.place.load(memory_order_seq_cst) != UNLINKED:  # seq_cst: as announce
+        if wakes:
+            notify(&fixture.core.idle)
+        pause()
+
+
 cdef void check_accounting(dict counts) noexcept:
     rest = [counts[name] for name in ("queued", "running", "delayed", "succeeded", "failed", "cancelled")]
     if min(rest) < 0 or counts["accepted"] != sum(rest):
@@ -310,7 +327,7 @@ cdef str complaint(Fixture fixture):
     cdef int k, submitted = 0
     for k in range(MAPPED):
         submitted += fixture.submitted[k]
-        if fixture.core is not None and mapped is fixture and dropped:
+        if fixture.core is not None and dropped:
             if fixture.ended[k] > 1:
                 return f"item {k} ended {fixture.ended[k]} times"
             continue
@@ -323,4 +340,7 @@ cdef str complaint(Fixture fixture):
         if total["accepted"] != submitted or total["queued"] or total["running"] or total["delayed"]:
             return f"{submitted} were submitted, and the counters are {total}"
         fixture.core.finish()
+        # relaxed: at rest
+        if fixture.stream is not None and fixture.ring.not_empty.word.load(memory_order_relaxed):
+            return "a watcher is left in the ring"
     return ""

@@ -116,6 +116,31 @@ MAPS = [
     (2, "Q s | W0 | W1"),
 ]
 
+# Sources that have no work become QUIET at once.
+QUIET = [
+    (2, "L N s | W0"),
+    (1, "L N s | W0 | W1"),
+    (2, "L N i0 i1 s | N | W0"),
+    (1, "L N i2 s | d2 | W0 | W1"),
+    (1, "L u0 i0 x | N s | W0"),
+    (1, "L u0 i0 u1 i1 x | N s | W0 | W1"),
+    (1, "L u0 u1 x | N s | W0"),
+    (1, "L u0 u1 x | N s | W0 | W1"),
+    (1, "L u0 i0 x | N i1 s | d1 | W0 | W1"),
+    (2, "L u0 | u1 i0 i1 x | N s | W0 | W1"),
+    (1, "L u0 u1 x | N | N i0 i1 s | W0"),
+    (1, "L A s | W0"),
+    (1, "L A s | W0 | W1"),
+    (2, "L A s | A | W0 | W1"),
+    (1, "L F J s | W0"),
+    (2, "L F J s | W0 | W1"),
+    (1, "L u0 i0 J s | W0"),
+    (1, "L u0 i0 i1 J s | D1 | W0 | W1"),
+    (2, "L u0 i0 x T s | W0"),
+    (2, "L u0 i0 x T s | W0 | W1"),
+    (2, "L u0 x T s | W0 | W1"),
+]
+
 HUBS = [
     (2, "H H K | M0 | M1"),
     (1, "H H K | M0 | M1"),
@@ -129,7 +154,7 @@ HUBS = [
 
 LOCK = [(1, "l l | l l | l")]
 
-ALL = RING + WAITING + OPERATIONS + POOLS + MAPS + HUBS + LOCK
+ALL = RING + WAITING + OPERATIONS + POOLS + MAPS + QUIET + HUBS + LOCK
 
 
 def outcomes(
