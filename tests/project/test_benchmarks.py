@@ -31,12 +31,16 @@ def tiny(topic: str) -> Suite:
 @pytest.mark.parametrize("topic", sorted(TOPICS))
 def test_a_topic_runs(topic: str) -> None:
     suite = tiny(topic)
-    assert suite.comparisons
+    assert suite.comparisons or suite.curves
     assert not [line for line in suite.skipped if "failed" in line]
     for result in suite.comparisons:
         assert result.topic == topic
         assert set(result.targets) <= set(result.ratios)
         assert {len(times) for times in result.rounds.values()} == {1}
+    for curve in suite.curves:
+        assert curve.topic == topic
+        assert {len(times) for times in curve.rounds.values()} == {1}
+        assert min(time for times in curve.rounds.values() for time in times) > 0
 
 
 def test_each_topic_is_a_script_too() -> None:
