@@ -4,6 +4,8 @@ waiting retries   N operations that A has rejected, or tried, and that only B ma
                     --> one operation that A runs; a wait inside process; cancel and close of one more that waits
 delayed retries   N operations whose delays do not end --> likewise
 pending calls     N calls that wait for a thread of PoolExecutor(2) --> a call that waits for another one
+waiting tasks     N tasks of an event loop that a worker runs --> another operation, or one more task; N tasks that
+                    await one operation --> each is cancelled
 open streams      N wraps of generators (not read; full of results) or of rings, N maps --> one operation beside them;
                     one item put into one of the rings
 ending streams    N wraps --> half of them dropped, or closed, or all of them ended by shutdown: the time for each of
@@ -50,6 +52,7 @@ else:  # run as a script
 
 OPERATIONS = 200  # of a round
 CANCELS = 50
+RESIZES = 20
 ROOM = 64  # the buffer of a subscription
 
 
@@ -92,6 +95,12 @@ def bench_retries(suite: Suite) -> None:
     bench_among(suite, "retries that wait for a busy worker", sizes, scale_retries.tried)
     bench_among(suite, "retries that wait for a busy worker", sizes, scale_retries.nested)
     bench_among(suite, "retries whose delays run", sizes, scale_retries.delayed)
+    sizes_of_tasks = sizes_of(suite, 0, 100, 1000, 10_000)
+    bench_among(suite, "tasks that wait", sizes_of_tasks, scale_retries.awaiting)
+    bench_each(
+        suite, "tasks that await one operation: cancel, each", "tasks", sizes_of(suite, 100, 1000, 10_000),
+        scale_retries.cancel_waiters,
+    )
     answers = (suite.rounds + 1) * suite.scale(OPERATIONS)
     bench_among(suite, "pending calls", sizes, partial(scale_retries.pending, answers=answers))
 
@@ -129,6 +138,7 @@ def bench_workers(suite: Suite) -> None:
     bench_each(suite, "shutdown, each worker", "workers", sizes, scale_workers.stop)
     two = [max(2, size) for size in sizes_of(suite, 2, 10, 100, 1000)]  # a retry goes to another worker
     bench_among(suite, "idle workers", list(dict.fromkeys(two)), scale_workers.idle_workers)
+    bench_among(suite, "idle workers", sizes, scale_workers.resized, RESIZES)
     bench_among(suite, "busy threads", sizes, scale_workers.busy_threads)
     few = sizes_of(suite, 2, 16, 128)
     for delays, which in ((False, "queued behind busy workers"), (True, "delayed, next to idle workers")):

@@ -78,7 +78,11 @@ def alone(operation_class: Callable[[], Operation]) -> Iterator[Add]:
 
 
 def by_do() -> Any:
-    return queued(lambda pool, n: [pool.do(Pair()) for _ in range(n)] and None)
+    def submit(pool: WorkerPool[Operation], n: int) -> None:
+        for _ in range(n):
+            pool.do(Pair())
+
+    return queued(submit)
 
 
 def by_execute() -> Any:

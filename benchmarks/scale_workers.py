@@ -103,6 +103,18 @@ def busy_threads(size: int, budget: Budget) -> Iterator[Setup]:
         executor.shutdown()
 
 
+@contextmanager
+def resized(size: int, budget: Budget) -> Iterator[Setup]:
+    """N idle workers; one more is added, and dismissed."""
+    with WorkerPool(Idler, size) as pool:
+
+        def resize() -> None:
+            pool.resize(size + 1)
+            pool.resize(size)
+
+        yield Setup(size, {"idle workers: resize by one, and back": lambda n: one_by_one(resize, n)})
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # start, and the end
 
