@@ -10,8 +10,8 @@ open streams      N wraps of generators (not read; full of results) or of rings,
                     one item put into one of the rings
 ending streams    N wraps --> half of them dropped, or closed, or all of them ended by shutdown: the time for each of
                     these, and how long another thread did not run meanwhile
-workers           a pool of N workers --> start and shutdown, for each worker, against plain threads; one operation, also
-                    one that needs a second try; cancel while the pool drains; submit with N busy threads
+workers           a pool of N workers --> start and shutdown, for each worker, against plain threads; one operation,
+                    also one that needs a second try; resize; cancel while the pool drains; submit with N busy threads
 subscribers       a hub of N subscriptions --> signal: all have room; all are full; all are full but one
 memory            bytes for each queued operation, idle worker, open stream, subscription, retry, pending call
 

@@ -170,7 +170,7 @@ KINDS = {
     "alone": Kind("an operation with two slots that is not submitted, in a list", lambda: alone(Pair), 50_000),
     "do": Kind("such an operation, queued by do", by_do, 50_000),
     "execute": Kind("such an operation, queued by execute", by_execute, 50_000),
-    "fields": Kind("an operation without slots or fields that is not submitted, in a list", lambda: alone(ForB), 50_000),
+    "fields": Kind("an operation without fields that is not submitted, in a list", lambda: alone(ForB), 50_000),
     "delayed": Kind("such an operation, its retry delayed", lambda: retries(True), 20_000),
     "waiting": Kind("such an operation, its retry waiting for a worker", lambda: retries(False), 2000),
     "worker": Kind("an idle worker", workers, 300),

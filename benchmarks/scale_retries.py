@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,7 +164,7 @@ class Waiting:
 
     def cancel(self, n: int) -> list[float]:
         """Of one more that waits, until it has come out of its stream."""
-        one: list[tuple[ForB, Stream[ForB]]] = []
+        one: list[tuple[ForB, Stream[Operation]]] = []
 
         def before() -> None:
             op = ForB()
@@ -180,7 +180,7 @@ class Waiting:
 
     def close_stream(self, n: int) -> list[float]:
         """Of one more that waits: its stream is closed."""
-        streams: list[Stream[ForB]] = []
+        streams: list[Stream[Operation]] = []
 
         def before() -> None:
             streams[:] = [self.pool.execute([ForB()])]
@@ -290,7 +290,7 @@ def awaiting(size: int, budget: Budget) -> Iterator[Setup]:
         await asyncio.sleep(0)  # each has begun to wait
 
     async def wait(n: int) -> list[float]:
-        times = []
+        times: list[float] = []
         end = time.perf_counter() + 0.3
         while len(times) < n and (len(times) < 3 or time.perf_counter() < end):
             begun = time.perf_counter()
@@ -363,10 +363,8 @@ def pending(size: int, budget: Budget, answers: int) -> Iterator[Setup]:
         return results.get()
 
     def wait_briefly(future: Future[None]) -> None:
-        try:
+        with suppress(TimeoutError):
             future.result(SHORT)
-        except TimeoutError:
-            pass
 
     def submitted(n: int) -> list[float]:
         def order() -> list[float]:

@@ -157,7 +157,7 @@ def start_threads(size: int) -> Sample:
         threads = [threading.Thread(target=live) for _ in range(size)]
         for thread in threads:
             thread.start()
-        for _ in threads:
+        for _ in range(size):
             running.acquire()
         seconds = time.perf_counter() - begun
         stopped.set()
@@ -194,7 +194,7 @@ class Hold(Worker[Operation]):
 
 
 def cancel_while_draining(workers: int, delays: bool) -> Sample:
-    """Behind N busy workers, or, with `delays`, next to N idle ones; one each PAUSE, so that those wait again by then."""
+    """Behind N busy workers, or, with `delays`, next to N idle ones, which wait again by the next cancel: see PAUSE."""
 
     def sample(n: int) -> list[float]:
         held = [Hold(delays) for _ in range(workers)]
