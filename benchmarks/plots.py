@@ -141,8 +141,8 @@ def grid(figure: Any, topic: str, runs: Sequence[Run]) -> None:
     ))  # fmt: skip
     rows = -(-len(titles) // COLUMNS)
     figure.set_size_inches(10, 0.6 + 1.9 * rows)
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for axis in list(axes)[len(titles) :]:
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for axis in axes[len(titles) :]:
         axis.set_visible(False)
     for axis, title in zip(axes, titles, strict=False):
         grown(axis, topic, title, runs)

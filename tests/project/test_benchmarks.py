@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_scale, harness, report
+from benchmarks import bench_scale, harness, plots, report
 from benchmarks.__main__ import TOPICS
 from benchmarks.__main__ import main as run_suite
 from benchmarks.harness import Suite, one_by_one, open_suite
@@ -163,3 +163,11 @@ def test_a_report_has_plots(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     report.write(report.label_all([small_run("CPython 3.13.0, GIL on", 2.5)]), tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"targets.png", "pool.png", "growth.png", "scale.png"}
+
+
+def test_the_plot_of_a_curve_has_its_points_and_the_limit() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    plots.grid(figure, "scale", report.label_all([small_run("CPython 3.13.0, GIL on", 2.5)]))
+    points, limit = figure.axes[0].lines
+    assert list(points.get_xydata().ravel()) == [1, 1.0, 1000, 2.5]  # none is drawn at 1
+    assert set(limit.get_ydata()) == {3.0}
