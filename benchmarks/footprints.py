@@ -172,7 +172,7 @@ KINDS = {
     "execute": Kind("such an operation, queued by execute", by_execute, 50_000),
     "fields": Kind("an operation without fields that is not submitted, in a list", lambda: alone(ForB), 50_000),
     "delayed": Kind("such an operation, its retry delayed", lambda: retries(True), 20_000),
-    "waiting": Kind("such an operation, its retry waiting for a worker", lambda: retries(False), 2000),
+    "waiting": Kind("such an operation, its retry waiting for a worker", lambda: retries(False), 10_000),
     "worker": Kind("an idle worker", workers, 300),
     "thread": Kind("a plain thread", threads, 300),
     "wrap": Kind("an open wrap, buffer 1,024", lambda: streams(lambda pool: pool.wrap(endless())), 1000),

@@ -270,7 +270,7 @@ class Suite:
         self.measures.append(Measure(self.topic, title, unit, values, target))
         print(f"\n{title}; {unit}" + (f"; the target: {target}" if target else ""))
         for name, value in values.items():
-            print(f"{name:<28}{value:>12,.3f}", flush=True)
+            print(f"{name:<36}{value:>12,.3f}", flush=True)
 
     def skip(self, what: str) -> None:
         self.skipped.append(what)

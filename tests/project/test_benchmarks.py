@@ -103,7 +103,7 @@ def test_a_report_is_written_from_json(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| a \\| b | theirs | 2.50 | 2 | yes | 0.50 | 2 | no |" in text
     assert "| memory | ours | KiB | 1.50 | 1.50 |" in text
-    assert "| retry | workers | 1,000 | 2.50 | yes | 1,000 | 0.50 | yes | 3 |" in text
+    assert "| retry | workers | 1,000 | 2.50 | 9.00 | yes | 1,000 | 1.00 | 9.00 | yes | 3 |" in text
     assert "| 1,000 | 5.00 | 2.50 | 9.00 | 1.00 | 0.50 | 9.00 |" in text
 
 
@@ -111,7 +111,7 @@ def test_a_report_says_which_curves_grow_too_much(tmp_path: Path) -> None:
     old = small_run("CPython 3.12.0, GIL on", 1)
     del old["curves"]  # as in files that were written before there were curves
     report.write(report.label_all([old, small_run("CPython 3.13.0, GIL on", 3.5)]), tmp_path)
-    assert "| retry | workers | - | - |  | 1,000 | 3.50 | no | 3 |" in (tmp_path / "report.md").read_text()
+    assert "| retry | workers | - | - | - |  | 1,000 | 3.50 | 9.00 | no | 3 |" in (tmp_path / "report.md").read_text()
 
 
 def test_the_growth_of_a_curve_is_the_median_over_its_rounds(capsys: pytest.CaptureFixture[str]) -> None:
