@@ -98,7 +98,8 @@ def bench_retries(suite: Suite) -> None:
     bench_among(suite, "retries that wait for a busy worker", sizes, scale_retries.nested)
     bench_among(suite, "retries whose delays run", sizes, scale_retries.delayed)
     sizes_of_tasks = sizes_of(suite, 0, 100, 1000, 10_000)
-    bench_among(suite, "tasks that wait", sizes_of_tasks, scale_retries.awaiting)
+    for delays in (True, False):
+        bench_among(suite, "tasks that wait", sizes_of_tasks, partial(scale_retries.awaiting, delays=delays))
     bench_each(
         suite, "tasks that await one operation: cancel, each", "tasks", sizes_of(suite, 100, 1000, 10_000),
         scale_retries.cancel_waiters,

@@ -263,13 +263,16 @@ class Loop(Operation):
 
 
 class Looping(Worker[Operation]):
-    """Runs event loops; has operations for B wait for delays that do not end; tries others twice."""
+    """Runs event loops; refuses what is for B; tries others twice."""
+
+    def __init__(self, refusal: Callable[[], BaseException]) -> None:
+        self.refusal = refusal
 
     def process(self, op: Operation) -> None:
         if type(op) is Loop:
             asyncio.run(op.main())
         elif type(op) is ForB:
-            raise Retry(delay=FAR)
+            raise self.refusal()
         elif type(op) is Noop and not op.tries:
             raise Retry
 
@@ -279,10 +282,16 @@ async def done(op: Operation) -> None:
 
 
 @contextmanager
-def awaiting(size: int, budget: Budget) -> Iterator[Setup]:
-    """N tasks of an event loop, which a worker runs inside process, wait for operations of the same pool."""
-    pool: WorkerPool[Operation] = WorkerPool([Looping() for _ in range(3)], queue_size=2 * size + 1024)
+def awaiting(size: int, budget: Budget, delays: bool) -> Iterator[Setup]:
+    """N tasks of an event loop, which a worker runs inside process, wait for operations of the same pool.
+
+    Those wait for a delay that does not end, or for B, which is busy.
+    """
+    b = B()
+    loopers = [Looping((lambda: Retry(delay=FAR)) if delays else Reject) for _ in range(3)]
+    pool: WorkerPool[Operation] = WorkerPool([*loopers, *([] if delays else [b])], queue_size=2 * size + 1024)
     loop = Loop()
+    which = "delayed" if delays else "rejected"
     tasks: list[asyncio.Task[None]] = []
 
     async def add(count: int) -> None:
@@ -305,17 +314,22 @@ def awaiting(size: int, budget: Budget) -> Iterator[Setup]:
         loop.stopped.set()
 
     with pool:
+        if not delays:
+            pool.do(ForB())
+            b.busy.wait()
         pool.do(loop)
         loop.ready.wait()
         try:
             yield Setup(budget.fill(size, lambda n: loop.call(add(n))), {
-                "tasks of a worker wait: one more operation is awaited there": lambda n: loop.call(wait(n)),
-                "tasks of a worker wait: execute of one that is retried once":
+                f"tasks of a worker wait, what they wait for is {which}: one more operation is awaited there":
+                    lambda n: loop.call(wait(n)),
+                f"tasks of a worker wait, what they wait for is {which}: execute of one that is retried once":
                     lambda n: one_by_one(lambda: list(pool.execute([Noop()])), n),
             })  # fmt: skip
         finally:
             loop.call(stop())
-            pool.shutdown(cancel_pending=True)
+            pool.shutdown(wait=False, cancel_pending=True)
+            b.gate.set()
 
 
 def cancel_waiters(size: int) -> Sample:
