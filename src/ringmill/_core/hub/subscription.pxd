@@ -19,6 +19,8 @@ cdef class Mailbox:
     cdef Overflow overflow
     cdef object reference       # weak, to the subscription
     cdef atomic[uint64_t] drops
+    # 1: the hub's ring passes it over, so who takes an item must set it ready. Written under the ring's lock.
+    cdef atomic[uint32_t] passed_over
     # Numbers of references that hubs hold and the collector does not attribute to them: see the head of
     # subscription.pyx
     cdef atomic[Py_ssize_t] hidden  # of snapshots and Pins
@@ -48,6 +50,7 @@ cdef class SubscriptionBase:
     cdef object __weakref__
 
     cdef RingBuffer reader(self)
+    cdef void made_room(self) noexcept
 
 cdef class HubBase:
     cdef SubscriptionRing subscriptions  # of Mailboxes, so not shown to Python code; None where __cinit__ failed
@@ -58,8 +61,7 @@ cdef class HubBase:
     cdef void end_all(self) noexcept
     cdef Recipients recipients(self)
     cdef PyObject* offer_to(self, PyObject* mailbox, PyObject* item) noexcept
-    cdef PyObject* offer_in_turn(self, PyObject* item) except? NULL
-    cdef Pin next_in_turn(self)
+    cdef PyObject* offer_in_turn(self, PyObject* item, PyObject** next_one) noexcept
     cdef object signal_result(self, Pin pin)
     cdef list offer_all(self, object item, Py_ssize_t* count)
     cdef object raise_full(self, Py_ssize_t count)
