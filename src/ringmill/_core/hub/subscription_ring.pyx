@@ -25,8 +25,8 @@
 #   pass_over, under the lock                        a thread that makes the item ready
 #   1  passed_over = 1 (seq_cst)                     1  makes it ready: the claim of the buffer's head (seq_cst)
 #   2  checks is_ready again (seq_cst loads):        2  reads passed_over (seq_cst)
-#      if not, takes the place out of `ready`;       3  if it is 1: set_ready, which puts the place into `ready`,
-#      if it is, passed_over = 0                        passed_over = 0, under the lock
+#      if not, takes the place out of `ready`;       3  if it is 1: set_ready, under the lock, which puts the place
+#      if it is, as set_ready                           into `ready`; passed_over = 0
 #
 # All four accesses of steps 1 and 2 are sequentially consistent, so either the second check sees that the item is ready
 # or the other thread sees that it was passed over. As pass_over changes the set under the lock that it checks under, a
@@ -457,6 +457,7 @@ cdef class SubscriptionRing:
             # seq_cst: before the check; pairs with the load before a set_ready. See the head.
             put32(passed_over[0], 1, memory_order_seq_cst)
             if self.is_ready(item):
+                insert(&self.places.ready, link.place)  # another thread may have passed it over before
                 passed_over.store(0, memory_order_relaxed)  # relaxed: a thread that reads 1 only calls set_ready in vain
             else:
                 discard(&self.places.ready, link.place)
