@@ -13,8 +13,8 @@ Why no search misses room of which its caller can know. The second check and the
 under the lock, and so is the search. So when a search finds the mailbox missing, it was full at some moment, and every
 call that has taken an item since then is still under way: those that are over have put it back.
 
-States: one mailbox among others that stay full, with the number of free places; its flag, the set, the lock. Each access
-is a step, the sections that a thread without the lock cannot look into are one. A seq_cst store waits in no buffer.
+States: one mailbox among others that stay full, with the number of free places; its flag, the set, the lock. Each
+access is a step, but a section is one step if no thread can look into it.
 
 Checked: a search that finds no room, though room was there from its beginning to its end by the count of the calls that
 had returned when it began, is refused. In the final state, a mailbox with room is in the set, and the flag is 1 exactly
