@@ -8,8 +8,8 @@ from cpython.ref cimport Py_DECREF
 from ringmill._core.ring.ring cimport DONE, has_room
 from ringmill._core.ring_calls cimport number_of_item
 from ringmill._core.fixture cimport wm_read_variable, wm_write_variable
-from ringmill._core.hub.index_set cimport contains
-from ringmill._core.hub.subscription cimport HubBase, Mailbox, SubscriptionBase
+from ringmill._core.hub.index_set cimport first_from
+from ringmill._core.hub.subscription cimport HubBase, Mailbox, SubscriptionBase, made_room
 from ringmill._core.hub.subscription_ring cimport Link, SubscriptionRing
 from ringmill._core.waiting.wait_queue cimport NEVER
 
@@ -38,7 +38,7 @@ cdef bint read_one(Fixture fixture, int which, bint block) noexcept:
     cdef PyObject* item = NULL
     if subscription.mailbox.buffer.get_item(&item, NEVER, block) != DONE:
         return False
-    subscription.made_room()
+    made_room(subscription)
     number = number_of_item(fixture, item)
     Py_DECREF(<object>item)
     wm_read_variable(number)
@@ -79,7 +79,9 @@ cdef str forgotten_room(SubscriptionRing ring):
     cdef bint ready
     for k in range(len(ring)):
         mailbox = <Mailbox>link.item
-        ready = contains(&ring.places.ready, link.place)
+        ready = first_from(&ring.places.ready, link.place) == <Py_ssize_t>link.place
+        if ready != link.ready:
+            return f"the set and the link of subscription {k} disagree"
         if not ready and has_room(mailbox.buffer.ring):
             return f"subscription {k} has room and is passed over"
         if ready == bool(mailbox.passed_over.load()):

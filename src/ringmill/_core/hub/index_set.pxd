@@ -60,9 +60,6 @@ cdef inline void init_set(IndexSet* indexes, size_t size, uint64_t* words) noexc
         indexes.levels[indexes.height] = words
         indexes.height += 1
 
-cdef inline bint contains(IndexSet* indexes, size_t index) noexcept nogil:
-    return indexes.levels[0][index >> WORD_BITS] >> (index & WITHIN) & 1
-
 cdef inline void insert(IndexSet* indexes, size_t index) noexcept nogil:
     cdef int level
     cdef uint64_t* word

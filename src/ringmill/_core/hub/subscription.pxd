@@ -2,7 +2,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.atomic cimport atomic
+from libcpp.atomic cimport atomic, memory_order_seq_cst
 
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.hub.subscription_ring cimport Snapshot, SubscriptionRing
@@ -50,7 +50,12 @@ cdef class SubscriptionBase:
     cdef object __weakref__
 
     cdef RingBuffer reader(self)
-    cdef void made_room(self) noexcept
+
+cdef inline void made_room(SubscriptionBase subscription) noexcept:
+    # Follows each call that has taken items. seq_cst: after the claim of the buffer's head; pairs with the store in
+    # SubscriptionRing.pass_over
+    if subscription.mailbox.passed_over.load(memory_order_seq_cst):
+        subscription.ring.set_ready(<PyObject*>subscription.mailbox, &subscription.mailbox.passed_over)
 
 cdef class HubBase:
     cdef SubscriptionRing subscriptions  # of Mailboxes, so not shown to Python code; None where __cinit__ failed

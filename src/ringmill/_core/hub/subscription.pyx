@@ -54,7 +54,19 @@ from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
 
 from ringmill._core.waiting.event_loop cimport await_for, checkpoint
 from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, steal
-from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT, has_room, is_shut, put_count, size, try_get, try_put
+from ringmill._core.ring.ring cimport (
+    DONE,
+    NOT_NOW,
+    SHUT,
+    get_at_once,
+    has_room,
+    is_shut,
+    put_at_once,
+    put_count,
+    size,
+    try_get,
+    try_put,
+)
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.hub.subscription_ring cimport Snapshot, SubscriptionRing, Turn
 from ringmill._core.waiting.wait_queue cimport NEVER, deadline_of, epoch_now, notify, wait_for
@@ -153,6 +165,16 @@ cdef class Mailbox:
                 # hub's ring does not know of.
                 Py_DECREF(<object>oldest)
         return result
+
+
+cdef inline bint offer_at_once(PyObject* mailbox, PyObject* item) noexcept:
+    # The common case of Mailbox.offer, without calls. False: there is no room, or the caller has to try again with that.
+    Py_INCREF(<object>item)  # the ring buffer's, if it gets there
+    if put_at_once((<Mailbox>mailbox).buffer.ring, item):
+        notify(&(<Mailbox>mailbox).buffer.not_empty)
+        return True
+    Py_DECREF(<object>item)  # never the last reference: the caller has one
+    return False
 
 
 cdef bint is_waited_in(PyObject* mailbox) noexcept:
@@ -340,12 +362,6 @@ cdef class SubscriptionBase:
             raise Closed("the subscription could not be made")
         return self.mailbox.buffer
 
-    cdef void made_room(self) noexcept:
-        # Follows each call that has taken items. seq_cst: after the claim of the buffer's head; pairs with the store in
-        # SubscriptionRing.pass_over
-        if self.mailbox.passed_over.load(memory_order_seq_cst):
-            self.ring.set_ready(<PyObject*>self.mailbox, &self.mailbox.passed_over)
-
     @property
     def id(self):
         """The subscription's number, from 1; never used again in this process."""
@@ -366,9 +382,18 @@ cdef class SubscriptionBase:
             queue.Empty: No item came in time.
             Closed: The subscription has ended and all its items have been read.
         """
-        item = self.reader().get(True, timeout)
-        self.made_room()
-        return item
+        cdef int64_t deadline = NEVER
+        cdef PyObject* item = NULL
+        cdef int result
+        if timeout is not None:
+            deadline = deadline_of(timeout)
+        result = self.reader().get_item(&item, deadline, True)
+        if result == NOT_NOW:
+            raise queue.Empty
+        if result == SHUT:
+            return self.mailbox.buffer.get_nowait()  # raises Closed
+        made_room(self)
+        return steal(item)
 
     def get_nowait(self):
         """Takes the oldest item without waiting.
@@ -382,8 +407,13 @@ cdef class SubscriptionBase:
             queue.Empty: There is no item.
             Closed: The subscription has ended and all its items have been read.
         """
-        item = self.reader().get_nowait()
-        self.made_room()
+        cdef PyObject* taken
+        if self.mailbox is not None and get_at_once(self.mailbox.buffer.ring, &taken):
+            notify(&self.mailbox.buffer.not_full)
+            item = steal(taken)
+        else:
+            item = self.reader().get_or_raise()
+        made_room(self)
         return item
 
     def get_many(self, max=None, timeout=None):
@@ -403,7 +433,7 @@ cdef class SubscriptionBase:
             Closed: The subscription has ended and all its items have been read.
         """
         items = self.reader().get_many(max, timeout)
-        self.made_room()
+        made_room(self)
         return items
 
     async def aget(self):
@@ -419,7 +449,7 @@ cdef class SubscriptionBase:
             RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         item = await self.reader().aget()
-        self.made_room()
+        made_room(self)
         return item
 
     def __iter__(self):
@@ -428,11 +458,13 @@ cdef class SubscriptionBase:
 
     def __next__(self):
         """Waits for the oldest item and takes it; StopIteration when the subscription has ended and all were read."""
+        cdef PyObject* item = NULL
         if self.mailbox is None:  # as in reader
             raise StopIteration
-        item = self.mailbox.buffer.__next__()
-        self.made_room()
-        return item
+        if self.mailbox.buffer.get_item(&item, NEVER, True) != DONE:
+            raise StopIteration
+        made_room(self)
+        return steal(item)
 
     def __aiter__(self):
         """Returns the subscription itself: `async for` takes items until it has ended and all have been read."""
@@ -443,7 +475,7 @@ cdef class SubscriptionBase:
         if self.mailbox is None:  # as in reader
             raise StopAsyncIteration
         item = await self.mailbox.buffer.__anext__()
-        self.made_room()
+        made_room(self)
         return item
 
     def __contains__(self, item):
@@ -590,6 +622,8 @@ cdef class HubBase:
         cdef PyObject* taker = referent(<PyObject*>(<Mailbox>mailbox).reference)
         cdef int result = SHUT
         if taker:
+            if offer_at_once(mailbox, item):
+                return taker
             result = (<Mailbox>mailbox).offer(item)
             if result == DONE:
                 return taker
@@ -650,7 +684,8 @@ cdef class HubBase:
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
-            self.check_open()
+            if self.shut.load(memory_order_seq_cst):  # seq_cst: as in check_open
+                self.check_open()
             taker = self.offer_in_turn(<PyObject*>item, &next_one)
             if taker:
                 return steal(taker)
@@ -713,6 +748,9 @@ cdef class HubBase:
         recipients = self.recipients()
         count[0] = 0
         for k in range(recipients.count):
+            if offer_at_once(recipients.mailboxes[k], <PyObject*>item):
+                count[0] += 1
+                continue
             result = (<Mailbox>recipients.mailboxes[k]).offer(<PyObject*>item)
             if result == DONE:
                 count[0] += 1

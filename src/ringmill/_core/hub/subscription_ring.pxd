@@ -16,6 +16,7 @@ cdef struct Link:
     Link* last_same             # in an item's first occurrence: the last occurrence
     Py_ssize_t index            # its index in the cached snapshot, if that has the ring's version
     size_t place                # in a hub's ring: where it is in `places`
+    bint ready                  # likewise: whether its place is in `places.ready`
 
 cdef enum:
     FEW = 8                     # buckets that a ring begins with

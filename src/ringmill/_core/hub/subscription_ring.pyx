@@ -61,7 +61,7 @@ from libcpp.atomic cimport (
     memory_order_seq_cst,
 )
 
-from ringmill._core.hub.index_set cimport contains, discard, first_from, init_set, insert, words_for
+from ringmill._core.hub.index_set cimport discard, first_from, init_set, insert, words_for
 from ringmill._core.platform.gil_atomics cimport put32
 from ringmill._core.platform.primitives cimport steal, yield_processor
 from ringmill._core.waiting.wait_queue cimport acquire, epoch_now, release
@@ -91,12 +91,22 @@ cdef class Snapshot:
 # ---------------------------------------------------------------------------------------------------------------
 # the lock
 
+cdef inline void set_place_ready(SubscriptionRing ring, Link* link) noexcept:
+    link.ready = True
+    insert(&ring.places.ready, link.place)
+
+
+cdef inline void set_place_unready(SubscriptionRing ring, Link* link) noexcept:
+    link.ready = False
+    discard(&ring.places.ready, link.place)
+
+
 cdef void set_all_ready(SubscriptionRing ring) noexcept:
     cdef Link* link = ring.head
     if ring.places == NULL or link == NULL:
         return
     while True:
-        insert(&ring.places.ready, link.place)
+        set_place_ready(ring, link)
         link = link.next
         if link == ring.head:
             return
@@ -172,11 +182,11 @@ cdef Places* new_places(size_t size) noexcept:
     return places
 
 
-cdef inline void give_place(SubscriptionRing ring, Link* link, bint ready) noexcept:
+cdef inline void give_place(SubscriptionRing ring, Link* link) noexcept:
     cdef Places* places = ring.places
     link.place = places.used
     places.links[link.place] = link
-    if ready:
+    if link.ready:
         insert(&places.ready, link.place)
     places.used += 1
     ring.free_places.store(places.size - places.used, memory_order_relaxed)  # relaxed, like every access: as `count`
@@ -189,7 +199,7 @@ cdef Places* renumber(SubscriptionRing ring, Places* places) noexcept:
     cdef Py_ssize_t k
     ring.places = places
     for k in range(ring.count.load(memory_order_relaxed)):
-        give_place(ring, link, contains(&old.ready, link.place))
+        give_place(ring, link)
         link = link.next
     return old
 
@@ -221,9 +231,18 @@ cdef void link_up(SubscriptionRing ring, Link* link) noexcept:
         ring.head.prev.next = link
         ring.head.prev = link
     if ring.is_ready:
-        give_place(ring, link, True)
+        link.ready = True
+        give_place(ring, link)
     ring.count.store(ring.count.load(memory_order_relaxed) + 1, memory_order_relaxed)
     ring.version += 1
+
+
+cdef Link* first_ready(SubscriptionRing ring) noexcept:
+    # The first link from the current one on that is ready; NULL if there is none.
+    cdef Py_ssize_t place = first_from(&ring.places.ready, ring.at.place)
+    if place < 0:
+        place = first_from(&ring.places.ready, 0)
+    return ring.places.links[place] if place >= 0 else NULL
 
 
 cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
@@ -241,7 +260,7 @@ cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
         later.chained = link.chained
         place[0] = later
     if ring.is_ready:
-        discard(&ring.places.ready, link.place)
+        set_place_unready(ring, link)
     if ring.count.load(memory_order_relaxed) == 1:
         ring.head = ring.at = NULL
     else:
@@ -425,24 +444,20 @@ cdef class SubscriptionRing:
         # reference; NULL when the ring is empty.
         cdef PyObject* item = NULL
         cdef Link* link
-        cdef Py_ssize_t place
         ready[0] = False
         lock(self)
-        if self.at:
+        link = self.at
+        if link:
             if turn.start == NULL or turn.version != self.version:
-                turn.start = self.at
+                turn.start = link
                 turn.moved_to = NULL
                 turn.version = self.version
-            place = first_from(&self.places.ready, self.at.place)
-            if place < 0:
-                place = first_from(&self.places.ready, 0)
-            if place >= 0:
-                link = self.places.links[place]
-                turn.moved_to = link.next
-                ready[0] = True
-            else:
-                link = turn.start if self.at == turn.moved_to else self.at
-            self.at = link.next
+            if not link.ready:
+                link = first_ready(self)
+                if link == NULL:
+                    link = turn.start if self.at == turn.moved_to else self.at
+            ready[0] = link.ready
+            self.at = turn.moved_to = link.next
             item = link.item
             Py_INCREF(<object>item)  # the caller's; the ring's own keeps it alive until here
         unlock(self)
@@ -457,10 +472,10 @@ cdef class SubscriptionRing:
             # seq_cst: before the check; pairs with the load before a set_ready. See the head.
             put32(passed_over[0], 1, memory_order_seq_cst)
             if self.is_ready(item):
-                insert(&self.places.ready, link.place)  # another thread may have passed it over before
+                set_place_ready(self, link)  # another thread may have passed it over before
                 passed_over.store(0, memory_order_relaxed)  # relaxed: a thread that reads 1 only calls set_ready in vain
             else:
-                discard(&self.places.ready, link.place)
+                set_place_unready(self, link)
         unlock(self)
 
     cdef void set_ready(self, PyObject* item, atomic[uint32_t]* passed_over) noexcept:
@@ -470,7 +485,7 @@ cdef class SubscriptionRing:
         passed_over.store(0, memory_order_relaxed)  # relaxed: as in pass_over
         link = find(self, item)[0]
         if link:
-            insert(&self.places.ready, link.place)
+            set_place_ready(self, link)
         unlock(self)
 
     @property
