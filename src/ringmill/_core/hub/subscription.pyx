@@ -549,6 +549,7 @@ cdef class HubBase:
             (<Mailbox>mailbox).buffer.close_ring()
             Py_DECREF(<object>mailbox)  # was the ring's
 
+    @cython.final
     cdef int check_open(self) except -1:
         if self.shut.load(memory_order_seq_cst):  # seq_cst: pairs with end_all
             raise Closed(f"the hub is closed: {describe(self)}")
@@ -617,6 +618,7 @@ cdef class HubBase:
                 made = None
         return made
 
+    @cython.final
     cdef PyObject* offer_to(self, PyObject* mailbox, PyObject* item) noexcept:
         # Delivers if there is room. Returns the subscription, owned; NULL if it did not take the item.
         cdef PyObject* taker = referent(<PyObject*>(<Mailbox>mailbox).reference)
@@ -634,6 +636,7 @@ cdef class HubBase:
             self.subscriptions.pass_over(mailbox, &(<Mailbox>mailbox).passed_over)
         return NULL
 
+    @cython.final
     cdef PyObject* offer_in_turn(self, PyObject* item, PyObject** next_one) noexcept:
         # Delivers to the next subscription in turn that has room; returns it, owned. NULL: none has room; `next_one`
         # receives the mailbox of the next one, owned, or NULL if there is none.
@@ -684,8 +687,7 @@ cdef class HubBase:
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
-            if self.shut.load(memory_order_seq_cst):  # seq_cst: as in check_open
-                self.check_open()
+            self.check_open()
             taker = self.offer_in_turn(<PyObject*>item, &next_one)
             if taker:
                 return steal(taker)

@@ -444,10 +444,11 @@ cdef class SubscriptionRing:
         # reference; NULL when the ring is empty.
         cdef PyObject* item = NULL
         cdef Link* link
-        ready[0] = False
         lock(self)
         link = self.at
-        if link:
+        if link == NULL:
+            ready[0] = False
+        else:
             if turn.start == NULL or turn.version != self.version:
                 turn.start = link
                 turn.moved_to = NULL
