@@ -305,6 +305,37 @@ def test_a_reader_that_has_read_finds_its_own_room(switch_interval: float) -> No
 
 
 @pytest.mark.stress
+def test_room_made_while_its_subscription_is_passed_over_is_known() -> None:
+    """Rounds of a publisher and a reader without pauses; after each, a free place is found at once."""
+    hub = Hub[int](buffer=1, overflow="raise")
+    stuck = [hub.subscribe() for _ in range(70)]
+    read_in = hub.subscribe()
+    assert hub.broadcast(0) == 71
+    together = threading.Barrier(2, timeout=LONG)
+
+    def publish() -> None:
+        for _ in range(300):
+            together.wait()
+            for _ in range(100):
+                with contextlib.suppress(queue.Full):
+                    hub.signal(1)
+            together.wait()
+            if not len(read_in):
+                assert hub.signal(2) is read_in
+
+    def read() -> None:
+        for _ in range(300):
+            together.wait()
+            for _ in range(100):
+                with contextlib.suppress(queue.Empty):
+                    read_in.get_nowait()
+            together.wait()
+
+    run_threads(publish, read)
+    assert [len(sub) for sub in stuck] == [1] * 70
+
+
+@pytest.mark.stress
 def test_turns_while_subscriptions_come_and_go(switch_interval: float, seed: int) -> None:
     """Every signal that was taken is read from the subscription that took it, also after that has ended."""
     hub = Hub[tuple[int, int]](buffer=1, overflow="raise")
