@@ -81,7 +81,7 @@ class RecordedBuild(build_ext):
 # RINGMILL_CXXFLAGS adds flags of the caller's own, for example -fsanitize=thread (see CONTRIBUTING.md).
 flags = ["/std:c++17"] if sys.platform == "win32" else ["-std=c++17"]
 extra = os.environ.get("RINGMILL_CXXFLAGS", "").split()
-# RINGMILL_TRANSLATED=1: Cython has run, and the C++ files are there. For an interpreter that would take too long for that.
+# RINGMILL_TRANSLATED=1: Cython has run, and the C++ files are there: for an interpreter that would take too long.
 translated = os.environ.get("RINGMILL_TRANSLATED") == "1"
 
 
