@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 from ringmill import Hub, Outcome, Retry, Subscription
 
 if TYPE_CHECKING or __package__:
-    from . import scale_retries, scale_streams, scale_workers
+    from . import scale_retries, scale_streams, scale_tasks, scale_workers
     from .footprints import KINDS
     from .harness import Sample, Suite, main, one_by_one
     from .scale_retries import FAR, Budget, ForB, Make, Setup, Waiting
@@ -46,6 +46,7 @@ if TYPE_CHECKING or __package__:
 else:  # run as a script
     import scale_retries
     import scale_streams
+    import scale_tasks
     import scale_workers
     from footprints import KINDS
     from harness import Sample, Suite, main, one_by_one
@@ -99,10 +100,10 @@ def bench_retries(suite: Suite) -> None:
     bench_among(suite, "retries whose delays run", sizes, scale_retries.delayed)
     sizes_of_tasks = sizes_of(suite, 0, 100, 1000, 10_000)
     for delays in (True, False):
-        bench_among(suite, "tasks that wait", sizes_of_tasks, partial(scale_retries.awaiting, delays=delays))
+        bench_among(suite, "tasks that wait", sizes_of_tasks, partial(scale_tasks.awaiting, delays=delays))
     bench_each(
         suite, "tasks that await one operation: cancel, each", "tasks", sizes_of(suite, 100, 1000, 10_000),
-        scale_retries.cancel_waiters,
+        scale_tasks.cancel_waiters,
     )
     answers = (suite.rounds + 1) * suite.scale(OPERATIONS)
     bench_among(suite, "pending calls", sizes, partial(scale_retries.pending, answers=answers))
