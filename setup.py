@@ -5,7 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -82,23 +81,32 @@ class RecordedBuild(build_ext):
 # RINGMILL_CXXFLAGS adds flags of the caller's own, for example -fsanitize=thread (see CONTRIBUTING.md).
 flags = ["/std:c++17"] if sys.platform == "win32" else ["-std=c++17"]
 extra = os.environ.get("RINGMILL_CXXFLAGS", "").split()
+# RINGMILL_TRANSLATED=1: Cython has run, and the C++ files are there. For an interpreter that would take too long for that.
+translated = os.environ.get("RINGMILL_TRANSLATED") == "1"
 
-setup(
-    cmdclass={"build_ext": RecordedBuild},
-    ext_modules=cythonize(
-        [
-            Extension(
-                f"ringmill._core.{name}",
-                [f"src/ringmill/_core/{name.replace('.', '/')}.pyx"],
-                language="c++",
-                # Cython 3.3 calls tp_new of a Python subclass by way of code that crashes where there is no memory for
-                # the names of its keywords: it releases values that it has not stored yet.
-                define_macros=[("CYTHON_VECTORCALL_TPNEW", "0")],
-                extra_compile_args=flags + extra,
-                extra_link_args=extra,
-            )
-            for name in MODULES
-        ],
+
+def extensions():
+    suffix = ".cpp" if translated else ".pyx"
+    return [
+        Extension(
+            f"ringmill._core.{name}",
+            [f"src/ringmill/_core/{name.replace('.', '/')}{suffix}"],
+            language="c++",
+            # Cython 3.3 calls tp_new of a Python subclass by way of code that crashes where there is no memory for
+            # the names of its keywords: it releases values that it has not stored yet.
+            define_macros=[("CYTHON_VECTORCALL_TPNEW", "0")],
+            extra_compile_args=flags + extra,
+            extra_link_args=extra,
+        )
+        for name in MODULES
+    ]
+
+
+def translate(modules):
+    from Cython.Build import cythonize
+
+    return cythonize(
+        modules,
         nthreads=0 if sys.platform == "win32" else 2,
         compiler_directives={
             "language_level": 3,
@@ -113,4 +121,9 @@ setup(
             "auto_pickle": False,
         },
     )
+
+
+setup(
+    cmdclass={"build_ext": RecordedBuild},
+    ext_modules=extensions() if translated else translate(extensions()),
 )

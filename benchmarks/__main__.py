@@ -14,6 +14,7 @@ from . import (
     bench_operation_cost,
     bench_pool,
     bench_ring_buffer,
+    bench_scale,
     bench_subscription_ring,
 )
 from .harness import Suite, add_options, open_suite
@@ -27,6 +28,7 @@ TOPICS = {
     "loops": bench_loops,
     "subscription_ring": bench_subscription_ring,
     "growth": bench_growth,
+    "scale": bench_scale,
     "operation_cost": bench_operation_cost,
 }
 

@@ -9,6 +9,10 @@ that is printed is the median over the rounds of (time of the peer / time of the
 first side, is faster. Next to it is the ratio that is aimed at, where there is one: nothing depends on whether it
 is reached. A peer that raises is left out. Garbage is collected before each call, and as usual during it.
 
+A curve compares one side with itself: the time of one operation while there are N of something, for growing N. Its
+points are run in turn, as rivals are, and its growth is the median over the rounds of (time with N / time with the
+smallest N).
+
 The interpreter adapts code to what it meets there (PEP 659), and functions that were made by one `def` have one code:
 rivals would run it as another of them left it. So each side gets a copy of its own, as if no other had been there.
 """
@@ -37,6 +41,8 @@ else:  # run as a script
 
 Side = Callable[[int], object]
 
+POINT_SECONDS = 6.0  # of one point of a curve
+FEWEST = 3  # operations of a round of a curve
 RATIO = "peer time / subject time"  # the key of the ratios in the JSON
 
 
@@ -93,6 +99,53 @@ class Comparison:
         }
 
 
+Sample = Callable[[int], list[float]]  # does at most so many operations; returns the seconds of each
+
+
+@dataclass
+class Curve:
+    """The time of one operation, in microseconds, by the number of others that there are: see Suite.curve."""
+
+    topic: str
+    title: str
+    what: str  # what N counts
+    limit: float  # the growth to stay below
+    rounds: dict[int, list[float]]  # by N: the median of each round
+    means: dict[int, list[float]]  # likewise: the mean, which also shows what is done once in many operations
+
+    @property
+    def medians(self) -> dict[int, float]:
+        return {n: median(times) for n, times in self.rounds.items()}
+
+    @property
+    def growth(self) -> dict[int, float]:
+        return growth_of(self.rounds)
+
+    @property
+    def growth_of_mean(self) -> dict[int, float]:
+        return growth_of(self.means)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "topic": self.topic,
+            "title": self.title,
+            "what": self.what,
+            "limit": self.limit,
+            "unit": "us per operation",
+            "points": [
+                {"n": n, "rounds": self.rounds[n], "means": self.means[n], "median": self.medians[n],
+                 "growth": self.growth[n], "growth of the mean": self.growth_of_mean[n]}
+                for n in self.rounds
+            ],
+        }  # fmt: skip
+
+
+def growth_of(rounds: Mapping[int, list[float]]) -> dict[int, float]:
+    """By N: the time over that with the smallest N, the median of the rounds that both have."""
+    least = rounds[next(iter(rounds))]
+    return {n: median(time / first for time, first in zip(times, least, strict=False)) for n, times in rounds.items()}
+
+
 @dataclass
 class Measure:
     """Quantities that are no rounds of time, such as memory: the first is the subject's."""
@@ -114,6 +167,7 @@ class Suite:
     topic: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -184,12 +238,39 @@ class Suite:
         show(result)
         return result
 
+    def curve(
+        self, title: str, what: str, points: Mapping[int, Sample], n: int, *, limit: float = 3.0, warm: bool = True
+    ) -> Curve:
+        """Times one operation while there are N others, for each N of `points`, the smallest first.
+
+        `n`: how many operations a round has, at most. `limit`: the growth to stay below. `warm`: the first call of each
+        point is not counted. A point whose rounds have taken POINT_SECONDS has no more of them.
+        """
+        result = Curve(self.topic, title, what, limit, {size: [] for size in points}, {size: [] for size in points})
+        taken = dict.fromkeys(points, 0.0)
+        sizes = list(points)
+        for number in range(-1 if warm else 0, self.rounds):
+            first = number % len(sizes)
+            for size in sizes[first:] + sizes[:first]:
+                if taken[size] > POINT_SECONDS and result.rounds[size]:
+                    continue
+                gc.collect()
+                begun = time.perf_counter()
+                times = points[size](n)
+                taken[size] += time.perf_counter() - begun
+                if number >= 0:
+                    result.rounds[size].append(median(times) * 1e6)
+                    result.means[size].append(sum(times) / len(times) * 1e6)
+        self.curves.append(result)
+        show_curve(result)
+        return result
+
     def measure(self, title: str, unit: str, values: dict[str, float], target: str = "") -> None:
         """Keeps and prints what was measured in another way."""
         self.measures.append(Measure(self.topic, title, unit, values, target))
         print(f"\n{title}; {unit}" + (f"; the target: {target}" if target else ""))
         for name, value in values.items():
-            print(f"{name:<28}{value:>12,.3f}", flush=True)
+            print(f"{name:<36}{value:>12,.3f}", flush=True)
 
     def skip(self, what: str) -> None:
         self.skipped.append(what)
@@ -202,6 +283,7 @@ class Suite:
             "share": f"1/{self.share}",
             "skipped": self.skipped,
             "comparisons": [result.as_json() for result in self.comparisons],
+            "curves": [result.as_json() for result in self.curves],
             "measures": [vars(measure) for measure in self.measures],
         }
 
@@ -260,6 +342,41 @@ def show(result: Comparison) -> None:
         cells = [f"{value:.3f}" for value in [*times, result.medians[name]]]
         print(f"{name:<28}" + "".join(f"{cell:>9}" for cell in [*cells, ratio, target]))
     sys.stdout.flush()
+
+
+def show_curve(result: Curve) -> None:
+    print(f"\n{result.title}\nmicroseconds per operation, the median of each round, by N, {result.what}; growth over "
+          f"N = {next(iter(result.rounds)):,}, to stay below {result.limit:g}; likewise of the mean")
+    count = max(map(len, result.rounds.values()))
+    labels = [f"{number}" for number in range(1, count + 1)]
+    print(f"{'N':>10}" + "".join(f"{cell:>10}" for cell in [*labels, "median", "growth", "of mean"]))
+    for n, times in result.rounds.items():
+        cells = [f"{value:,.2f}" for value in times] + [""] * (count - len(times))
+        cells += [f"{value:,.2f}" for value in (result.medians[n], result.growth[n], result.growth_of_mean[n])]
+        print(f"{n:>10,}" + "".join(f"{cell:>10}" for cell in cells))
+    sys.stdout.flush()
+
+
+def one_by_one(
+    action: Callable[[], object], n: int, *, before: Callable[[], object] | None = None, seconds: float = 0.3
+) -> list[float]:
+    """Times each of at most `n` calls; of fewer, when they have taken so many seconds.
+
+    `before` is called before each, untimed.
+    """
+    times: list[float] = []
+    clock = time.perf_counter
+    end = clock() + seconds
+    while len(times) < n:
+        if before is not None:
+            before()
+        begun = clock()
+        action()
+        now = clock()
+        times.append(now - begun)
+        if now > end and len(times) >= FEWEST:
+            break
+    return times
 
 
 def with_own_code(side: Side) -> Side:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,10 @@ def draw_all(runs: Sequence[Run], out: Path) -> dict[str, str]:
             rows = ratios(runs, topic)
             figure = Figure(figsize=(9, 1.2 + 0.22 * len(rows) * max(1, len(runs))))
             bars(figure.subplots(), rows, runs)
+        save(topic, figure)
+    for topic in dict.fromkeys(each["topic"] for run in runs for each in run.data.get("curves", [])):
+        figure = Figure()
+        grid(figure, topic, runs)
         save(topic, figure)
     return files
 
@@ -124,6 +129,45 @@ def curve(axis: Any, name: str, runs: Sequence[Run]) -> None:
     axis.set_ylabel("time of the plain loop /\ntime of ringmill", fontsize=8)
     plain(axis)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+COLUMNS = 3  # of a grid of curves
+
+
+def grid(figure: Any, topic: str, runs: Sequence[Run]) -> None:
+    """A small plot for each curve: its growth against N, and the limit."""
+    titles = list(dict.fromkeys(
+        each["title"] for run in runs for each in run.data.get("curves", []) if each["topic"] == topic
+    ))  # fmt: skip
+    rows = -(-len(titles) // COLUMNS)
+    figure.set_size_inches(10, 0.6 + 1.9 * rows)
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for axis in axes[len(titles) :]:
+        axis.set_visible(False)
+    for axis, title in zip(axes, titles, strict=False):
+        grown(axis, topic, title, runs)
+    figure.subplots_adjust(hspace=0.75, wspace=0.25)
+
+
+def grown(axis: Any, topic: str, title: str, runs: Sequence[Run]) -> None:
+    for number, run in enumerate(runs):
+        for each in run.data.get("curves", []):
+            if (each["topic"], each["title"]) != (topic, title):
+                continue
+            xs = [max(1, point["n"]) for point in each["points"]]  # none is drawn at 1
+            ys = [point["growth"] for point in each["points"]]
+            axis.plot(xs, ys, "o-", color=COLORS[number % len(COLORS)], markersize=3, linewidth=1.1, label=run.label)
+            axis.axhline(each["limit"], color="black", linewidth=0.9, linestyle=":")
+            axis.set_xlabel(each["what"], fontsize=6)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=0.3)
+    axis.set_ylim(top=max(10, axis.get_ylim()[1]))
+    axis.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
+    axis.set_title("\n".join(textwrap.wrap(title, 42)), fontsize=6.5, loc="left")
+    plain(axis)
+    axis.tick_params(labelsize=6)
+    axis.legend(fontsize=5.5, frameon=False)
 
 
 def plain(axis: Any) -> None:

@@ -39,13 +39,18 @@ def label_all(data: Sequence[dict[str, Any]]) -> list[Run]:
     return runs
 
 
+def results(run: Run, kind: str) -> list[dict[str, Any]]:
+    """Those of one kind; none in a file that was written before there was that kind."""
+    return list(run.data.get(kind, []))
+
+
 def titles(runs: Sequence[Run], kind: str) -> list[tuple[str, str]]:
     """The topics and titles of all runs, each once, in their order."""
-    return list(dict.fromkeys((each["topic"], each["title"]) for run in runs for each in run.data[kind]))
+    return list(dict.fromkeys((each["topic"], each["title"]) for run in runs for each in results(run, kind)))
 
 
 def find(run: Run, kind: str, topic: str, title: str) -> dict[str, Any] | None:
-    return next((each for each in run.data[kind] if (each["topic"], each["title"]) == (topic, title)), None)
+    return next((each for each in results(run, kind) if (each["topic"], each["title"]) == (topic, title)), None)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -81,6 +86,28 @@ def targets(runs: Sequence[Run]) -> Iterator[str]:
     yield from table(["what", "against", *head], rows)
 
 
+def growth(runs: Sequence[Run]) -> Iterator[str]:
+    """A row for each curve: its largest N, and how far it grows at most up to there."""
+    rows = []
+    for topic, title in titles(runs, "curves"):
+        found = [find(run, "curves", topic, title) for run in runs]
+        first = next(each for each in found if each)
+        cells = []
+        for each in found:
+            if each is None:
+                cells += ["-", "-", "-", ""]
+                continue
+            most = max(point["growth"] for point in each["points"])
+            most_of_mean = max(point["growth of the mean"] for point in each["points"])
+            cells += [f"{each['points'][-1]['n']:,}", f"{most:.2f}", f"{most_of_mean:.2f}"]
+            cells.append("yes" if most < each["limit"] else "no")
+        rows.append([title, first["what"], *cells, f"{first['limit']:g}"])
+    if rows:
+        yield from ("## Growth", "", "The longest time of one operation over that with the smallest N.", "")
+        head = [cell for run in runs for cell in (f"{run.label}: N up to", "growth", "of the mean", "below the limit")]
+        yield from table(["what", "N counts", *head, "limit"], rows)
+
+
 def measures(runs: Sequence[Run]) -> Iterator[str]:
     rows = []
     for topic, title in titles(runs, "measures"):
@@ -111,6 +138,27 @@ def details(runs: Sequence[Run], topic: str) -> Iterator[str]:
         yield from table(["", *head], rows)
 
 
+def curves(runs: Sequence[Run], topic: str) -> Iterator[str]:
+    for of, title in titles(runs, "curves"):
+        if of != topic:
+            continue
+        found = [find(run, "curves", topic, title) for run in runs]
+        first = next(each for each in found if each)
+        yield from (f"**{title}**, by N, {first['what']}", "")
+        points = [{point["n"]: point for point in each["points"]} if each else {} for each in found]
+        rows = []
+        for n in sorted({n for each in points for n in each}):
+            cells = []
+            for each in points:
+                point = each.get(n)
+                cells.append(f"{point['median']:.2f}" if point else "-")
+                cells.append(f"{point['growth']:.2f}" if point else "")
+                cells.append(f"{point['growth of the mean']:.2f}" if point else "")
+            rows.append([f"{n:,}", *cells])
+        head = [cell for run in runs for cell in (f"{run.label}: us per operation", "growth", "of the mean")]
+        yield from table(["N", *head], rows)
+
+
 def write(runs: Sequence[Run], out: Path) -> Path:
     """Writes report.md and its plots into a directory, which it makes."""
     out.mkdir(parents=True, exist_ok=True)
@@ -124,10 +172,10 @@ def write(runs: Sequence[Run], out: Path) -> Path:
         "# ringmill's benchmarks", "",
         "Ratios are the peer's time over ringmill's, the median of the rounds of one run: above 1, ringmill is faster. "
         "Compare ratios, not times of different runs. The JSON has every round.", "",
-        *environments(runs), "## Targets", "", *targets(runs), *picture("targets"), *measures(runs),
+        *environments(runs), "## Targets", "", *targets(runs), *picture("targets"), *measures(runs), *growth(runs),
     ]
-    for topic in dict.fromkeys(topic for topic, _ in titles(runs, "comparisons")):
-        lines += [f"## {topic}", "", *picture(topic), *details(runs, topic)]
+    for topic in dict.fromkeys(topic for topic, _ in titles(runs, "comparisons") + titles(runs, "curves")):
+        lines += [f"## {topic}", "", *picture(topic), *details(runs, topic), *curves(runs, topic)]
     report = out / "report.md"
     report.write_text("\n".join(lines), encoding="utf-8")
     return report

@@ -230,9 +230,8 @@ class Supervisor:
     def dismiss(self, workers: Sequence[Worker[Any]]) -> None:
         """Has these workers leave, each when it has ended what it runs."""
         leaving = {id(worker) for worker in workers}
-        for worker_loop in self.core.worker_loops:
-            if id(worker_loop.worker) in leaving:
-                self.core.dismiss(worker_loop.state)
+        loops = self.core.worker_loops
+        self.core.dismiss([worker_loop.state for worker_loop in loops if id(worker_loop.worker) in leaving])
 
     def lost(self) -> list[Worker[Any]]:
         """The workers that have crashed too often."""

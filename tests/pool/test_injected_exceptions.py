@@ -9,6 +9,7 @@ returns; every `init` has its `cleanup`; no lock is left locked.
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import logging
 import sys
@@ -137,6 +138,7 @@ def quiet() -> Iterator[None]:
     threading.excepthook = lambda _: None  # type: ignore[assignment]
     sys.unraisablehook = lambda _: None
     yield
+    gc.collect()  # errors that nobody has read are logged here, not in the next test
     threading.excepthook, sys.unraisablehook = hook, unraisable_hook
     logging.disable(logging.NOTSET)
 

@@ -66,12 +66,18 @@ POOL = [
     "tests/pool/test_shutdown.py",
     "tests/pool/test_pool_end_races.py",
 ]
-HUB = ["tests/hub/test_hub.py", "tests/hub/test_hub_concurrent.py", "tests/hub/test_subscription_ring_concurrent.py"]
+HUB = [
+    "tests/hub/test_hub.py",
+    "tests/hub/test_hub_turns.py",
+    "tests/hub/test_hub_concurrent.py",
+    "tests/hub/test_subscription_ring_concurrent.py",
+]
 CHECKS = {
     "ring/ring.pxd": RING,
     "waiting/wait_queue.pxd": RING,
     "waiting/wait_queue.pyx": RING,
     "ring/ring_buffer.pyx": RING,
+    "hub/subscription.pxd": HUB,
     "hub/subscription.pyx": HUB,
     "hub/subscription_ring.pyx": HUB,
 }  # others: POOL
@@ -89,7 +95,7 @@ WEAK: dict[str, list[Scenario]] = {
     **dict.fromkeys(["pool/work_source.pxd", "pool/work_source.pyx", "pool/accounting.pyx", "pool/retry_routing.pyx", "pool/source_list.pyx",
                      "pool/run.pyx", "pool/worker_loop.pyx", "pool/stream.pyx"], scenarios.POOLS),
     **dict.fromkeys(["pool/item_source.pxd", "pool/item_source.pyx", "pool/results.pyx"], scenarios.MAPS),
-    **dict.fromkeys(["hub/subscription.pyx", "hub/subscription_ring.pyx"], scenarios.HUBS),
+    **dict.fromkeys(["hub/subscription.pxd", "hub/subscription.pyx", "hub/subscription_ring.pyx"], scenarios.HUBS),
 }
 
 # What is inlined everywhere, and built anew only where those checks use it.
@@ -110,10 +116,10 @@ DROPPED = {
         "ring/ring.pxd", "        if head > tail:\n            continue  # tail was stale: getters have passed it\n", "",
     ),
     "put_many: does not wait for the slot": (
-        "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != tail:\n                relax(&spins)\n", "",
+        "ring/ring.pxd", "            while stamp_at_tail(ring, slot, tail, memory_order_acquire) != tail:\n                relax(&spins)\n", "",
     ),
     "get_many: does not wait for the slot": (
-        "ring/ring.pxd", "            while slot.stamp.load(memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
+        "ring/ring.pxd", "            while stamp_at_head(ring, slot, head, memory_order_acquire) != head + 1:\n                relax(&spins)\n", "",
     ),
     "wait: no last check": (
         "waiting/wait_queue.pyx", "            result = attempt(context)  # the last look\n", "            result = 0\n",
@@ -155,7 +161,7 @@ DROPPED = {
         "pool/run.pyx", "        if not ended and orphan:\n            self.orphans.append(orphan)",
         "        ended = True\n        if not ended and orphan:\n            self.orphans.append(orphan)",
     ),
-    "retry: wakes no worker": ("pool/retry_routing.pyx", "            if eligible and notify_owner(", "            if False and notify_owner("),
+    "retry: wakes no worker": ("pool/retry_routing.pyx", "        notify_matching(idle, is_taker, &taker)", "        pass"),
     "end: does not check that the sources have ended": (
         "pool/run.pyx", "            and self.sealed.load(memory_order_seq_cst)  # seq_cst: pairs with _close\n", "",
     ),
@@ -178,6 +184,15 @@ DROPPED = {
         "                if (<WorkSource>source).has_work():\n                    break\n",
         "                if (<WorkSource>source).has_work():\n                    break\n"
         "                if watch or quiet:\n                    (<WorkSource>source).watcher.arm(&(<WorkSource>source).pending.not_empty)\n",
+    ),
+    "signal: a mailbox that is passed over is not checked again": (
+        "hub/subscription_ring.pyx", "            if self.is_ready(item):", "            if False:",
+    ),
+    "signal: a check that finds room does not put the mailbox back": (
+        "hub/subscription_ring.pyx", "                set_place_ready(self, link)  # another", "                pass  # another",
+    ),
+    "subscription: what was passed over is not put back": (
+        "hub/subscription.pxd", "    if subscription.mailbox.passed_over.load(memory_order_seq_cst):", "    if False:",
     ),
 }
 

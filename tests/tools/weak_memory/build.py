@@ -17,6 +17,8 @@ OWN_MODULES = ["fixture", "ring_calls", "pool_calls", "hub_calls", "execution"]
 
 # Changes in the copy: file, text (found exactly once), replacement.
 CHANGED = [
+    # slots have stamps, which a GIL build does without
+    (CORE / "ring/ring.pxd", "    #ifdef Py_GIL_DISABLED\n", "    #if 1\n"),
     # a slot's item is watched for races
     (CORE / "ring/ring.pxd", "        PyObject* item;\n", "        std::plain_variable<PyObject*> item;\n"),
     # locked instructions, which a GIL build does without

@@ -41,9 +41,11 @@
 #   v        check that the counters are consistent                             PoolRun.stats
 #   s        accept no more operations, let the workers finish                  PoolRun.drain
 #
-#   H S      publish an item to all subscriptions of a hub, or to one           HubBase.broadcast, signal
+#   H S S?   publish an item to all subscriptions of a hub, or to one;          HubBase.broadcast, signal
+#            S?: to one that has room
 #   M0       read subscription 0 until it ends; M0o: it drops the oldest,       RingBuffer.get_item
 #            M0n: it keeps the newest only, otherwise it blocks
+#   V0       take one item of subscription 0, if there is one                   the same
 #   Y0 U0    subscribe it, which has not been till then; unsubscribe it         HubBase._add, _remove
 #   K        close the hub                                                      HubBase._close
 #
@@ -88,7 +90,7 @@ from ringmill._core.waiting.wait_queue cimport acquire, release
 cdef str OF_A_RING = "pgPGbwBxefntjo"
 cdef str OF_OPERATIONS = "arqkiz"
 cdef str OF_A_POOL = "WdDERNucvsmOAFQJTL"
-cdef str OF_A_HUB = "HSMYUK"
+cdef str OF_A_HUB = "HSMVYUK"
 cdef str IN_HISTORIES = "pgPGbwBxefn"
 cdef str WAYS = "frjon"
 cdef dict maps = {"m": "ordered", "Q": "ordered", "O": "unordered", "A": "items drawn", "J": "items drawn"}
@@ -285,6 +287,7 @@ def search(str scenario, int capacity, uint64_t first, int count):
     stream = (
         "external" if "u" in letters else "drawn" if "N" in letters else maps.get(min(letters & maps.keys(), default=""), "")
     )
+    read = [int(word[1:].rstrip(WAYS)) for word in scenario.replace("|", " ").split() if word[0] in "MV"]
     late = {int(word[1:]) for word in scenario.replace("|", " ").split() if word[0] == "Y"}
     histories = {}
     for seed in range(first, first + count):
@@ -292,7 +295,7 @@ def search(str scenario, int capacity, uint64_t first, int count):
         if pool:
             open_pool(fixture, scenario.count("W"), capacity, stream, "L" in letters)
         elif letters & set(OF_A_HUB):
-            open_hub(fixture, scenario.count("M"), late, capacity, ways)
+            open_hub(fixture, max(read) + 1, late, capacity, ways)
         history_length = 0
         by_the_clock = seed % 2 == 0
         wm_begin(seed, by_the_clock)

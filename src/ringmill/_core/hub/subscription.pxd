@@ -2,7 +2,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.atomic cimport atomic
+from libcpp.atomic cimport atomic, memory_order_seq_cst
 
 from ringmill._core.ring.ring_buffer cimport RingBuffer
 from ringmill._core.hub.subscription_ring cimport Snapshot, SubscriptionRing
@@ -19,6 +19,8 @@ cdef class Mailbox:
     cdef Overflow overflow
     cdef object reference       # weak, to the subscription
     cdef atomic[uint64_t] drops
+    # 1: the hub's ring passes it over, so who takes an item must set it ready. Written under the ring's lock.
+    cdef atomic[uint32_t] passed_over
     # Numbers of references that hubs hold and the collector does not attribute to them: see the head of
     # subscription.pyx
     cdef atomic[Py_ssize_t] hidden  # of snapshots and Pins
@@ -49,6 +51,12 @@ cdef class SubscriptionBase:
 
     cdef RingBuffer reader(self)
 
+cdef inline void made_room(SubscriptionBase subscription) noexcept:
+    # Follows each call that has taken items. seq_cst: after the claim of the buffer's head; pairs with the store in
+    # SubscriptionRing.pass_over
+    if subscription.mailbox.passed_over.load(memory_order_seq_cst):
+        subscription.ring.set_ready(<PyObject*>subscription.mailbox, &subscription.mailbox.passed_over)
+
 cdef class HubBase:
     cdef SubscriptionRing subscriptions  # of Mailboxes, so not shown to Python code; None where __cinit__ failed
     cdef atomic[uint32_t] shut
@@ -58,8 +66,7 @@ cdef class HubBase:
     cdef void end_all(self) noexcept
     cdef Recipients recipients(self)
     cdef PyObject* offer_to(self, PyObject* mailbox, PyObject* item) noexcept
-    cdef PyObject* offer_in_turn(self, PyObject* item) except? NULL
-    cdef Pin next_in_turn(self)
+    cdef PyObject* offer_in_turn(self, PyObject* item, PyObject** next_one) noexcept
     cdef object signal_result(self, Pin pin)
     cdef list offer_all(self, object item, Py_ssize_t* count)
     cdef object raise_full(self, Py_ssize_t count)

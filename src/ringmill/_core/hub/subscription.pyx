@@ -10,6 +10,11 @@
 # others by their overflow policy. It walks a snapshot of the subscription ring and holds no lock, so a slow subscriber
 # delays only the publisher that waits for it.
 #
+# signal does not try full mailboxes one after the other: the hub's ring keeps track of those that may have room
+# (subscription_ring.pyx, "Ready items"). A publisher that finds a mailbox full passes it over; whoever takes an item
+# from a subscription then checks whether it was passed over (made_room). That check follows each call that takes:
+# items are taken in no other way, but for drop_oldest, which fills the place again at once.
+#
 # drop_oldest: put; if the buffer is full, take one item, count it as dropped, and put again until it succeeds. Puts and
 # takes are the ring buffer's own, so each published item is exactly one of dropped, read, or still in the buffer,
 # whatever other threads do meanwhile. A publisher's items stay in order, because they enter in order and leave only
@@ -49,9 +54,21 @@ from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
 
 from ringmill._core.waiting.event_loop cimport await_for, checkpoint
 from ringmill._core.platform.primitives cimport FREE_THREADED, now_ns, steal
-from ringmill._core.ring.ring cimport DONE, NOT_NOW, SHUT, has_room, is_shut, put_count, size, try_get, try_put
+from ringmill._core.ring.ring cimport (
+    DONE,
+    NOT_NOW,
+    SHUT,
+    get_at_once,
+    has_room,
+    is_shut,
+    put_at_once,
+    put_count,
+    size,
+    try_get,
+    try_put,
+)
 from ringmill._core.ring.ring_buffer cimport RingBuffer
-from ringmill._core.hub.subscription_ring cimport Snapshot, SubscriptionRing
+from ringmill._core.hub.subscription_ring cimport Snapshot, SubscriptionRing, Turn
 from ringmill._core.waiting.wait_queue cimport NEVER, deadline_of, epoch_now, notify, wait_for
 
 from ringmill.errors import Closed, describe
@@ -139,11 +156,25 @@ cdef class Mailbox:
             self.drops.fetch_add(1, memory_order_relaxed)  # relaxed: a count
             return NOT_NOW
         while result == NOT_NOW:
+            oldest = NULL
             if try_get(self.buffer.ring, &oldest, NULL) == DONE:
                 self.drops.fetch_add(1, memory_order_relaxed)  # relaxed: a count
-                Py_DECREF(<object>oldest)  # was the ring buffer's
             result = self.offer(item)
+            if oldest:
+                # Was the ring buffer's. Not before the offer: what a __del__ publishes would find room here that the
+                # hub's ring does not know of.
+                Py_DECREF(<object>oldest)
         return result
+
+
+cdef inline bint offer_at_once(PyObject* mailbox, PyObject* item) noexcept:
+    # The common case of Mailbox.offer, without calls. False: there is no room, or the caller has to try again with that.
+    Py_INCREF(<object>item)  # the ring buffer's, if it gets there
+    if put_at_once((<Mailbox>mailbox).buffer.ring, item):
+        notify(&(<Mailbox>mailbox).buffer.not_empty)
+        return True
+    Py_DECREF(<object>item)  # never the last reference: the caller has one
+    return False
 
 
 cdef bint is_waited_in(PyObject* mailbox) noexcept:
@@ -153,6 +184,11 @@ cdef bint is_waited_in(PyObject* mailbox) noexcept:
         (<Mailbox>mailbox).buffer.not_empty.epoch.load(memory_order_relaxed) == epoch_now
         and (<Mailbox>mailbox).buffer.not_empty.word.load(memory_order_relaxed) >> 32 != 0
     )
+
+
+cdef bint has_room_in(PyObject* mailbox) noexcept:
+    # Called under the lock of the hub's ring: two atomic loads.
+    return has_room((<Mailbox>mailbox).buffer.ring)
 
 
 cdef void hide(PyObject* mailbox) noexcept:
@@ -299,6 +335,14 @@ cdef Pin pin_of(PyObject* mailbox):
     return pin
 
 
+cdef Pin pin_of_next(PyObject* mailbox):
+    # Takes the caller's reference; None for NULL.
+    if mailbox == NULL:
+        return None
+    held = steal(mailbox)
+    return pin_of(mailbox)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # the subscriber's side
 
@@ -338,7 +382,18 @@ cdef class SubscriptionBase:
             queue.Empty: No item came in time.
             Closed: The subscription has ended and all its items have been read.
         """
-        return self.reader().get(True, timeout)
+        cdef int64_t deadline = NEVER
+        cdef PyObject* item = NULL
+        cdef int result
+        if timeout is not None:
+            deadline = deadline_of(timeout)
+        result = self.reader().get_item(&item, deadline, True)
+        if result == NOT_NOW:
+            raise queue.Empty
+        if result == SHUT:
+            return self.mailbox.buffer.get_nowait()  # raises Closed
+        made_room(self)
+        return steal(item)
 
     def get_nowait(self):
         """Takes the oldest item without waiting.
@@ -352,7 +407,14 @@ cdef class SubscriptionBase:
             queue.Empty: There is no item.
             Closed: The subscription has ended and all its items have been read.
         """
-        return self.reader().get_nowait()
+        cdef PyObject* taken
+        if self.mailbox is not None and get_at_once(self.mailbox.buffer.ring, &taken):
+            notify(&self.mailbox.buffer.not_full)
+            item = steal(taken)
+        else:
+            item = self.reader().get_or_raise()
+        made_room(self)
+        return item
 
     def get_many(self, max=None, timeout=None):
         """Waits for the first item, then takes all that are there, up to `max`.
@@ -370,7 +432,9 @@ cdef class SubscriptionBase:
             queue.Empty: No item came in time.
             Closed: The subscription has ended and all its items have been read.
         """
-        return self.reader().get_many(max, timeout)
+        items = self.reader().get_many(max, timeout)
+        made_room(self)
+        return items
 
     async def aget(self):
         """Takes the oldest item, awaiting one: `get` for a task of asyncio or trio.
@@ -384,7 +448,9 @@ cdef class SubscriptionBase:
             Closed: The subscription has ended and all its items have been read.
             RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
-        return await self.reader().aget()
+        item = await self.reader().aget()
+        made_room(self)
+        return item
 
     def __iter__(self):
         """Returns the subscription itself: a loop takes items until it has ended and all have been read."""
@@ -392,9 +458,13 @@ cdef class SubscriptionBase:
 
     def __next__(self):
         """Waits for the oldest item and takes it; StopIteration when the subscription has ended and all were read."""
+        cdef PyObject* item = NULL
         if self.mailbox is None:  # as in reader
             raise StopIteration
-        return self.mailbox.buffer.__next__()
+        if self.mailbox.buffer.get_item(&item, NEVER, True) != DONE:
+            raise StopIteration
+        made_room(self)
+        return steal(item)
 
     def __aiter__(self):
         """Returns the subscription itself: `async for` takes items until it has ended and all have been read."""
@@ -404,7 +474,9 @@ cdef class SubscriptionBase:
         """Awaits and takes the oldest item; StopAsyncIteration when the subscription has ended and all were read."""
         if self.mailbox is None:  # as in reader
             raise StopAsyncIteration
-        return await self.mailbox.buffer.__anext__()
+        item = await self.mailbox.buffer.__anext__()
+        made_room(self)
+        return item
 
     def __contains__(self, item):
         """Not supported: a search would consume items."""
@@ -456,6 +528,7 @@ cdef class HubBase:
         ring = SubscriptionRing()
         ring.is_shown = is_waited_in
         ring.before_drop = uncount_link
+        ring.is_ready = has_room_in
         self.subscriptions = ring
         self.shut.store(0, memory_order_relaxed)
 
@@ -476,6 +549,7 @@ cdef class HubBase:
             (<Mailbox>mailbox).buffer.close_ring()
             Py_DECREF(<object>mailbox)  # was the ring's
 
+    @cython.final
     cdef int check_open(self) except -1:
         if self.shut.load(memory_order_seq_cst):  # seq_cst: pairs with end_all
             raise Closed(f"the hub is closed: {describe(self)}")
@@ -544,53 +618,42 @@ cdef class HubBase:
                 made = None
         return made
 
+    @cython.final
     cdef PyObject* offer_to(self, PyObject* mailbox, PyObject* item) noexcept:
         # Delivers if there is room. Returns the subscription, owned; NULL if it did not take the item.
         cdef PyObject* taker = referent(<PyObject*>(<Mailbox>mailbox).reference)
         cdef int result = SHUT
         if taker:
+            if offer_at_once(mailbox, item):
+                return taker
             result = (<Mailbox>mailbox).offer(item)
             if result == DONE:
                 return taker
             Py_DECREF(<object>taker)  # may be the last
         if result == SHUT:  # the subscription has ended, or is about to
             end_mailbox(self.subscriptions, mailbox)
+        else:
+            self.subscriptions.pass_over(mailbox, &(<Mailbox>mailbox).passed_over)
         return NULL
 
-    cdef PyObject* offer_in_turn(self, PyObject* item) except? NULL:
-        # Offers the item to each subscription in turn. Returns the one that took it, owned; or NULL.
-        cdef Recipients recipients
+    @cython.final
+    cdef PyObject* offer_in_turn(self, PyObject* item, PyObject** next_one) noexcept:
+        # Delivers to the next subscription in turn that has room; returns it, owned. NULL: none has room; `next_one`
+        # receives the mailbox of the next one, owned, or NULL if there is none.
         cdef PyObject* mailbox
         cdef PyObject* taker = NULL
-        cdef Py_ssize_t left, k, start = -1
-        # relaxed: a hint; each step below is exact
-        left = self.subscriptions.count.load(memory_order_relaxed)
-        while left > 0 and taker == NULL:
-            mailbox = self.subscriptions.step(True)
-            if mailbox == NULL:
+        cdef bint ready = True
+        cdef Turn turn
+        turn.start = NULL
+        next_one[0] = NULL
+        while taker == NULL:
+            mailbox = self.subscriptions.next_ready(&turn, &ready)
+            if not ready:
+                next_one[0] = mailbox
                 break
-            left -= 1
             taker = self.offer_to(mailbox, item)
-            Py_DECREF(<object>mailbox)  # the reference that step() returned
-        if taker == NULL:
-            # Other publishers moved the position meanwhile, so the loop above may have missed a subscription: offer to
-            # each one of a snapshot.
-            while start < 0:
-                recipients = self.recipients()
-                start = self.subscriptions.index_of_current(recipients)
-            for k in range(recipients.count):
-                taker = self.offer_to(recipients.mailboxes[(start + k) % recipients.count], item)
-                if taker:
-                    break
+            Py_DECREF(<object>mailbox)  # the reference that next_ready returned
         return taker
-
-    cdef Pin next_in_turn(self):
-        # Pins the mailbox of the next subscription; None if there is none.
-        cdef PyObject* mailbox = self.subscriptions.step(True)
-        if mailbox == NULL:
-            return None
-        held = steal(mailbox)
-        return pin_of(mailbox)
 
     cdef object signal_result(self, Pin pin):
         # The result of signal when the overflow policy did not deliver the item.
@@ -619,15 +682,16 @@ cdef class HubBase:
         cdef int64_t deadline = NEVER
         cdef int result
         cdef PyObject* taker = NULL
+        cdef PyObject* next_one
         cdef Pin pin
         if timeout is not None:
             deadline = deadline_of(timeout)
         while True:
             self.check_open()
-            taker = self.offer_in_turn(<PyObject*>item)
+            taker = self.offer_in_turn(<PyObject*>item, &next_one)
             if taker:
                 return steal(taker)
-            pin = self.next_in_turn()
+            pin = pin_of_next(next_one)
             if pin is None:
                 self.check_open()  # no subscription is left: perhaps because the hub was closed meanwhile
                 return None
@@ -655,16 +719,17 @@ cdef class HubBase:
             RuntimeError: It has to wait, and no asyncio or trio loop runs on this thread.
         """
         cdef PyObject* taker
+        cdef PyObject* next_one
         cdef Pin pin
         point = checkpoint()
         if point is not None:
             await point
         while True:  # as signal
             self.check_open()
-            taker = self.offer_in_turn(<PyObject*>item)
+            taker = self.offer_in_turn(<PyObject*>item, &next_one)
             if taker:
                 return steal(taker)
-            pin = self.next_in_turn()
+            pin = pin_of_next(next_one)
             if pin is None:
                 self.check_open()
                 return None
@@ -685,6 +750,9 @@ cdef class HubBase:
         recipients = self.recipients()
         count[0] = 0
         for k in range(recipients.count):
+            if offer_at_once(recipients.mailboxes[k], <PyObject*>item):
+                count[0] += 1
+                continue
             result = (<Mailbox>recipients.mailboxes[k]).offer(<PyObject*>item)
             if result == DONE:
                 count[0] += 1

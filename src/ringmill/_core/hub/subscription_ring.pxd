@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 from cpython.object cimport PyObject
 
+from ringmill._core.hub.index_set cimport IndexSet
 from ringmill._core.waiting.wait_queue cimport SpinLock
 
 cdef struct Link:
@@ -14,9 +15,22 @@ cdef struct Link:
     Link* same                  # the next later occurrence of the same item, or NULL
     Link* last_same             # in an item's first occurrence: the last occurrence
     Py_ssize_t index            # its index in the cached snapshot, if that has the ring's version
+    size_t place                # in a hub's ring: where it is in `places`
+    bint ready                  # likewise: whether its place is in `places.ready`
 
 cdef enum:
     FEW = 8                     # buckets that a ring begins with
+
+cdef struct Places:             # the links of a hub's ring in order, and which items may be ready
+    Link** links                # by place; only those of `ready` are valid. One allocation with what `ready` consists of
+    size_t size
+    size_t used                 # the place of the next link that is added
+    IndexSet ready              # places of items that may be ready
+
+cdef struct Turn:               # one call's search for a ready item; begins with `start` NULL
+    Link* start                 # where the ring was when it began
+    Link* moved_to              # where this search has moved it; NULL: it has not
+    uint64_t version            # the ring's then: the links are valid as long as it has not changed
 
 cdef class Snapshot:
     cdef tuple items            # from the head on; None in Recipients, which keeps them elsewhere
@@ -37,6 +51,10 @@ cdef class SubscriptionRing:
     # (NULL: always), and what is called before tp_clear drops the ring's reference to an item.
     cdef bint (*is_shown)(PyObject* item) noexcept
     cdef void (*before_drop)(PyObject* item) noexcept
+    # Likewise: whether an item is ready, from atomic loads only. NULL: the ring does not keep track of that.
+    cdef bint (*is_ready)(PyObject* item) noexcept
+    cdef Places* places         # NULL before the first item, or without is_ready
+    cdef atomic[size_t] free_places  # places.size - places.used; written under the lock; read without, as a hint
     cdef object traversed       # makes Cython generate tp_traverse and tp_clear, which subscription_ring.pyx extends
     cdef object __weakref__
 
@@ -48,3 +66,6 @@ cdef class SubscriptionRing:
     cdef bint take_out(self, PyObject* item) noexcept
     cdef PyObject* take_first(self) noexcept
     cdef PyObject* step(self, bint before) noexcept
+    cdef PyObject* next_ready(self, Turn* turn, bint* ready) noexcept
+    cdef void pass_over(self, PyObject* item, atomic[uint32_t]* passed_over) noexcept
+    cdef void set_ready(self, PyObject* item, atomic[uint32_t]* passed_over) noexcept

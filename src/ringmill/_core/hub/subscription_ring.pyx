@@ -17,11 +17,34 @@
 # buckets is ever allocated: before the lock is taken, when there are more items than buckets. Without memory for a
 # larger array, the ring goes on with the one it has, and the chains get longer.
 #
+# Ready items. In a hub's ring an item is a mailbox, and it is ready when it has room. `signal` takes the first ready
+# item from the current position on, in a few steps however many are not ready: `places` numbers the links in ring
+# order, and `ready` is the set of the places whose item may be ready (index_set.pxd). An item that is found not ready
+# is passed over, by a publisher, until it is set ready again, by the thread that took something out of it.
+#
+#   pass_over, under the lock                        a thread that makes the item ready
+#   1  passed_over = 1 (seq_cst)                     1  makes it ready: the claim of the buffer's head (seq_cst)
+#   2  checks is_ready again (seq_cst loads):        2  reads passed_over (seq_cst)
+#      if not, takes the place out of `ready`;       3  if it is 1: set_ready, under the lock, which puts the place
+#      if it is, as set_ready                           into `ready`; passed_over = 0
+#
+# All four accesses of steps 1 and 2 are sequentially consistent, so either the second check sees that the item is ready
+# or the other thread sees that it was passed over. As pass_over changes the set under the lock that it checks under, a
+# search finds an item missing from `ready` only if it was not ready at some moment and every call that made it ready
+# since then is still under way: a search never misses room of which its caller can know from a call that has returned.
+# (A check after the unlock would leave `ready` wrong for a moment.) The set may be too large: a search that finds an
+# item not ready passes it over. Each such vain try is paid for by the item that filled the mailbox since it was set
+# ready. tests/models/test_model_passed_over.py searches all interleavings.
+#
+# A place is never used twice: when the last one is used, all links are numbered anew, in an array for about twice as
+# many (allocated before the lock is taken). So that costs O(1) for each item added since the last time.
+#
 # Forks. A fork never finds the lock held or the links half changed: the forking thread is attached; it has the GIL, or,
 # on a free-threaded build, the interpreter has stopped all other attached threads, which happens only in interpreter
 # calls that may block, and there are none between the acquire and the release of this lock. The child initializes the
 # lock anew before its first use all the same (rule 13), and no list or dict is used whose mutex it could inherit
-# locked.
+# locked. A thread of the parent may have been between its steps 1 and 3, and is gone in the child: so all items count as
+# ready there.
 
 from types import GenericAlias
 
@@ -30,8 +53,16 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
-from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release
+from libcpp.atomic cimport (
+    atomic,
+    memory_order_acquire,
+    memory_order_relaxed,
+    memory_order_release,
+    memory_order_seq_cst,
+)
 
+from ringmill._core.hub.index_set cimport discard, first_from, init_set, insert, words_for
+from ringmill._core.platform.gil_atomics cimport put32
 from ringmill._core.platform.primitives cimport steal, yield_processor
 from ringmill._core.waiting.wait_queue cimport acquire, epoch_now, release
 
@@ -60,6 +91,27 @@ cdef class Snapshot:
 # ---------------------------------------------------------------------------------------------------------------
 # the lock
 
+cdef inline void set_place_ready(SubscriptionRing ring, Link* link) noexcept:
+    link.ready = True
+    insert(&ring.places.ready, link.place)
+
+
+cdef inline void set_place_unready(SubscriptionRing ring, Link* link) noexcept:
+    link.ready = False
+    discard(&ring.places.ready, link.place)
+
+
+cdef void set_all_ready(SubscriptionRing ring) noexcept:
+    cdef Link* link = ring.head
+    if ring.places == NULL or link == NULL:
+        return
+    while True:
+        set_place_ready(ring, link)
+        link = link.next
+        if link == ring.head:
+            return
+
+
 cdef void renew(SubscriptionRing ring) noexcept:
     # After a fork: one thread of the child initializes the lock anew, the others wait until it has.
     cdef uint32_t seen = ring.epoch.load(memory_order_acquire)  # acquire: pairs with the release below
@@ -67,6 +119,7 @@ cdef void renew(SubscriptionRing ring) noexcept:
         # seq_cst, by default: exactly one thread claims the renewal
         if seen != MAKING and ring.epoch.compare_exchange_strong(seen, MAKING):
             ring.lock.held.store(0, memory_order_relaxed)  # relaxed: published by the release below
+            set_all_ready(ring)
             ring.epoch.store(epoch_now, memory_order_release)  # release: the lock is whole
             return
         yield_processor()
@@ -119,6 +172,48 @@ cdef Link** rehash(SubscriptionRing ring, Link** buckets, int bits) noexcept:
     return old
 
 
+cdef Places* new_places(size_t size) noexcept:
+    # Called without the lock. NULL without memory.
+    cdef Places* places = <Places*>PyMem_RawCalloc(1, sizeof(Places) + (size + words_for(size)) * sizeof(uint64_t))
+    if places:
+        places.size = size
+        places.links = <Link**>(places + 1)
+        init_set(&places.ready, size, <uint64_t*>(places.links + size))
+    return places
+
+
+cdef inline void give_place(SubscriptionRing ring, Link* link) noexcept:
+    cdef Places* places = ring.places
+    link.place = places.used
+    places.links[link.place] = link
+    if link.ready:
+        insert(&places.ready, link.place)
+    places.used += 1
+    ring.free_places.store(places.size - places.used, memory_order_relaxed)  # relaxed, like every access: as `count`
+
+
+cdef Places* renumber(SubscriptionRing ring, Places* places) noexcept:
+    # Gives all links places in a new array, in ring order. Returns the old one.
+    cdef Places* old = ring.places
+    cdef Link* link = ring.head
+    cdef Py_ssize_t k
+    ring.places = places
+    for k in range(ring.count.load(memory_order_relaxed)):
+        give_place(ring, link)
+        link = link.next
+    return old
+
+
+cdef bint has_place(SubscriptionRing ring, Places** places) noexcept:
+    # Whether the ring has a place for one more link. If it has not, and `places` has, it is exchanged for the old one.
+    if ring.is_ready == NULL or ring.free_places.load(memory_order_relaxed):
+        return True
+    if places[0] == NULL or places[0].size <= <size_t>ring.count.load(memory_order_relaxed):
+        return False
+    places[0] = renumber(ring, places[0])
+    return True
+
+
 cdef void link_up(SubscriptionRing ring, Link* link) noexcept:
     cdef Link** place = find(ring, link.item)
     cdef Link* first = place[0]
@@ -135,8 +230,19 @@ cdef void link_up(SubscriptionRing ring, Link* link) noexcept:
         link.prev = ring.head.prev
         ring.head.prev.next = link
         ring.head.prev = link
+    if ring.is_ready:
+        link.ready = True
+        give_place(ring, link)
     ring.count.store(ring.count.load(memory_order_relaxed) + 1, memory_order_relaxed)
     ring.version += 1
+
+
+cdef Link* first_ready(SubscriptionRing ring) noexcept:
+    # The first link from the current one on that is ready; NULL if there is none.
+    cdef Py_ssize_t place = first_from(&ring.places.ready, ring.at.place)
+    if place < 0:
+        place = first_from(&ring.places.ready, 0)
+    return ring.places.links[place] if place >= 0 else NULL
 
 
 cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
@@ -153,6 +259,8 @@ cdef Link* unlink(SubscriptionRing ring, PyObject* item) noexcept:
         later.last_same = link.last_same
         later.chained = link.chained
         place[0] = later
+    if ring.is_ready:
+        set_place_unready(ring, link)
     if ring.count.load(memory_order_relaxed) == 1:
         ring.head = ring.at = NULL
     else:
@@ -217,6 +325,7 @@ cdef class SubscriptionRing:
             Py_DECREF(<object>cached)  # was the ring's
         if self.buckets != self.few:
             PyMem_RawFree(self.buckets)
+        PyMem_RawFree(self.places)
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -233,6 +342,8 @@ cdef class SubscriptionRing:
     cdef int append(self, PyObject* item) except -1:
         cdef Link* link = <Link*>PyMem_RawCalloc(1, sizeof(Link))
         cdef Link** table = NULL
+        cdef Places* places = NULL
+        cdef bint placed = False
         cdef int bits = self.bits.load(memory_order_relaxed)  # relaxed, like `count`: a hint, checked again below
         if link == NULL:
             raise MemoryError
@@ -241,11 +352,24 @@ cdef class SubscriptionRing:
             table = <Link**>PyMem_RawCalloc(<size_t>1 << bits, sizeof(Link*))  # NULL: it goes on with the old table
         link.item = item
         Py_INCREF(<object>item)  # the ring's
-        lock(self)
-        if table and bits > self.bits.load(memory_order_relaxed):  # relaxed: written under the lock
-            table = rehash(self, table, bits)
-        link_up(self, link)
-        unlock(self)
+        while not placed:
+            # relaxed: hints, which has_place checks again
+            if self.is_ready and not self.free_places.load(memory_order_relaxed):
+                places = new_places(2 * <size_t>self.count.load(memory_order_relaxed) + FEW)
+                if places == NULL:
+                    PyMem_RawFree(link)
+                    PyMem_RawFree(table)
+                    Py_DECREF(<object>item)  # would have been the ring's; not the last: the caller has one
+                    raise MemoryError
+            lock(self)
+            placed = has_place(self, &places)
+            if placed:
+                if table and bits > self.bits.load(memory_order_relaxed):  # relaxed: written under the lock
+                    table = rehash(self, table, bits)
+                link_up(self, link)
+            unlock(self)
+            PyMem_RawFree(places)  # the old ones; or the new ones, if other threads were faster
+            places = NULL
         if table != self.few:
             PyMem_RawFree(table)  # the old table; or the new one, if another thread was faster
         return 0
@@ -312,6 +436,58 @@ cdef class SubscriptionRing:
             Py_INCREF(<object>item)  # the caller's; the ring's own keeps it alive until here
         unlock(self)
         return item
+
+    cdef PyObject* next_ready(self, Turn* turn, bint* ready) noexcept:
+        # The first item from the current position on that may be ready; moves past it. If it proves not to be, the
+        # caller passes it over and calls again. When there is none, `ready` is False: returns the item that was current
+        # when the turn began, or is now if other threads have moved on since; moves past it. The caller owns the
+        # reference; NULL when the ring is empty.
+        cdef PyObject* item = NULL
+        cdef Link* link
+        lock(self)
+        link = self.at
+        if link == NULL:
+            ready[0] = False
+        else:
+            if turn.start == NULL or turn.version != self.version:
+                turn.start = link
+                turn.moved_to = NULL
+                turn.version = self.version
+            if not link.ready:
+                link = first_ready(self)
+                if link == NULL:
+                    link = turn.start if self.at == turn.moved_to else self.at
+            ready[0] = link.ready
+            self.at = turn.moved_to = link.next
+            item = link.item
+            Py_INCREF(<object>item)  # the caller's; the ring's own keeps it alive until here
+        unlock(self)
+        return item
+
+    cdef void pass_over(self, PyObject* item, atomic[uint32_t]* passed_over) noexcept:
+        # The item was found not ready: next_ready no longer returns it, until set_ready. No change of the ring.
+        cdef Link* link
+        lock(self)
+        link = find(self, item)[0]
+        if link:
+            # seq_cst: before the check; pairs with the load before a set_ready. See the head.
+            put32(passed_over[0], 1, memory_order_seq_cst)
+            if self.is_ready(item):
+                set_place_ready(self, link)  # another thread may have passed it over before
+                passed_over.store(0, memory_order_relaxed)  # relaxed: a thread that reads 1 only calls set_ready in vain
+            else:
+                set_place_unready(self, link)
+        unlock(self)
+
+    cdef void set_ready(self, PyObject* item, atomic[uint32_t]* passed_over) noexcept:
+        # The item was made ready, and had been passed over.
+        cdef Link* link
+        lock(self)
+        passed_over.store(0, memory_order_relaxed)  # relaxed: as in pass_over
+        link = find(self, item)[0]
+        if link:
+            set_place_ready(self, link)
+        unlock(self)
 
     @property
     def current(self):

@@ -28,6 +28,7 @@ cdef class Accounting:
     cdef uint64_t accepted_before   # by sources that are unlinked, and by those that submit without waiting
     cdef uint64_t cancelled
     cdef uint64_t failed            # without a worker: by breakage
+    cdef Py_ssize_t runner          # the worker that all_ended looks at first
 
     cdef void count(self, Counts* counts, uint64_t* rows) noexcept nogil
     cdef bint all_ended(self, SpinLock* lock) noexcept nogil

@@ -58,14 +58,30 @@ cdef class Accounting:
 
     cdef bint all_ended(self, SpinLock* lock) noexcept nogil:
         # Whether everything accepted has its outcome. Exact while nothing is accepted. Takes the pool's lock.
+        # One worker that runs an operation is answer enough: it looks at that one first which ran one when it looked last. So
+        # while a pool drains, it looks at all workers only about as often as one of them has run its last operation.
         cdef Counts counts
+        cdef PyObject* worker
+        cdef Py_ssize_t left
         acquire(lock)
+        left = self.workers.count
+        if self.delays.length:
+            release(lock)
+            return False
+        while left:
+            if self.runner >= self.workers.count:
+                self.runner = 0
+            worker = self.workers.states[self.runner]
+            if (<WorkerState>worker).word.load(memory_order_seq_cst) & 1:  # seq_cst: as count
+                release(lock)
+                return False
+            self.runner += 1
+            left -= 1
         self.count(&counts, NULL)
         release(lock)
-        # The first two are implied, unless one was cancelled on its way into a ring and hides another: see the head.
+        # The first is implied, unless one was cancelled on its way into a ring and hides another: see the head.
         return (
             counts.running == 0
-            and counts.delayed == 0
             and counts.accepted == counts.succeeded + counts.failed + counts.cancelled
         )
 
@@ -77,7 +93,9 @@ cdef class Accounting:
         cdef Py_ssize_t k, count
         cdef uint64_t* flat
         while True:
+            acquire(lock)
             count = self.workers.count + 1  # at least one, so that there is something to allocate
+            release(lock)
             flat = <uint64_t*>PyMem_Malloc(6 * count * sizeof(uint64_t))
             if flat == NULL:
                 raise MemoryError

@@ -204,10 +204,10 @@ cdef class ItemSource(WorkSource):
         self.last = length - 1 if length else 0
         self.bound = length
         self.sharers = sharers
-        self.spans = new_spans(span_count)
+        self.span_count = min(span_count, max(1, <Py_ssize_t>length))
+        self.spans = new_spans(self.span_count)
         if self.spans == NULL:
             raise MemoryError
-        self.span_count = span_count
         # relaxed, both: the source is published with its place in the pool's list
         self.tail.store(length | CLOSED, memory_order_relaxed)
         self.total.store(<int64_t>length, memory_order_relaxed)

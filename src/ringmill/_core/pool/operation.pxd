@@ -63,7 +63,9 @@ cdef class OperationBase:
     cdef WaitNode* waiters      # guarded by the lock of the operation's bucket
     cdef ErrorRecord error_record  # guarded by the same lock; written before the phase becomes FAILED
     cdef object context         # guarded by the same lock: the submitter's context while pending (context.pyx); or None
-    cdef PyObject* delayed      # guarded by its pool's lock: its RetryEntry while a retry is delayed, borrowed; or NULL
+    # The address of its RetryEntry while that waits or is delayed; else 0. Written under the lock of the pool that has it, read
+    # by others too, which do not follow it.
+    cdef atomic[uint64_t] entry
     cdef object __weakref__
 
     cdef bint try_cancel(self, uint32_t owner) noexcept nogil

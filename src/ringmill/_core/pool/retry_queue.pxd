@@ -16,8 +16,13 @@ cdef class RetryEntry:
     # By worker's index, 1 or 0; None: no worker. Not written while the entry stands in a queue.
     cdef readonly bytes tried_by     # equal to a worker that tried it since all had it: other workers first
     cdef readonly bytes rejected_by  # rejected it: never again
-    cdef PyObject* next         # in a RetryQueue; guarded by the pool's lock, like the next three
+    # guarded by the pool's lock, all that follows
+    cdef PyObject* next         # in a RetryQueue
     cdef PyObject* prev
+    cdef PyObject* next_of_source  # among those of its source, delayed ones too
+    cdef PyObject* prev_of_source
+    cdef PyObject* first_cursor  # the workers whose cursor is this entry, linked by next_cursor; borrowed
+    cdef bint delayed           # it is in a DelayHeap
     cdef int64_t due_ns         # in a DelayHeap: when its delay is over
     cdef Py_ssize_t place       # in a DelayHeap: its index
 

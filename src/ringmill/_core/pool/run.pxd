@@ -25,6 +25,10 @@ cdef enum Phase:
     ENDING = 3                  # workers leave
     BROKEN = 4                  # the last worker is lost; workers leave
 
+cdef struct SubmitRequest:      # a `do` that may have to wait
+    PyObject* run
+    PyObject* op
+
 cdef class PoolRun(OwnerPool):
     cdef SpinLock lock              # guards the state of the parts, as they say, and what is said here to be
     # written once
@@ -51,7 +55,8 @@ cdef class PoolRun(OwnerPool):
     # guarded by the lock
     cdef RetryQueue orphans         # cancelled, their place claimed, not yet released; see emit_cancelled
     cdef uint64_t arrivals          # numbers what is accepted, in a run that is first_come
-    cdef Py_ssize_t dismissed       # workers that are to leave and have not left yet
+    cdef Py_ssize_t held_back       # workers that were to leave and could not: see leaves
+    cdef Py_ssize_t free_from       # the worker that wants_worker looks at first
     cdef bint undelayed             # no retry is delayed any more: the interpreter ends
     cdef bint has_timer             # the timer's thread runs
     cdef bint no_timer              # it cannot be started: retries are not delayed
@@ -67,6 +72,7 @@ cdef class PoolRun(OwnerPool):
     cdef WorkerState current(self)
     cdef bint wants_worker(self) noexcept
     cdef int add_if_wanted(self) except -1
+    cdef void set_alive(self, WorkerState worker, bint alive) noexcept
     cdef bint leaves(self, WorkerState worker) noexcept
     cdef bint workers_left(self) noexcept
     # sources
@@ -82,6 +88,7 @@ cdef class PoolRun(OwnerPool):
     cdef bint submit_aside(self, OperationBase op) except -1
     cdef object submitted(self, OperationBase op, int result)
     cdef object do(self, OperationBase op, int64_t deadline)
+    cdef int wait_for_room(self, SubmitRequest* request, int64_t deadline) except -1
     cdef ItemSource map_items(self, object items, bint ordered, object function, bint unpacks, bint carries)
     cdef Py_ssize_t span_count(self)
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries)
@@ -94,6 +101,7 @@ cdef class PoolRun(OwnerPool):
     cdef bint retry_is_first(self, PyObject* source) noexcept
     cdef void end_retry(self, PyObject* entry) noexcept
     cdef int review_retries(self) except -1
+    cdef int end_chain(self, PyObject* entry) except -1
     cdef int retire(self, WorkerState worker) except -1
     cdef PyObject* take_delayed(self, int64_t now) noexcept
     cdef int release_due(self, int64_t now) except -1

@@ -144,7 +144,8 @@ cdef enum:
 cdef Py_ssize_t LONGEST_RANGE = 10_000_000
 cdef int64_t WIDEST = <int64_t>1 << 62
 
-cdef Py_ssize_t MAX_SPANS = 64  # for workers that are not there yet
+cdef Py_ssize_t LATER_SPANS = 64  # also for workers that are not there yet
+cdef Py_ssize_t MAX_SPANS = 1024
 cdef Py_ssize_t MOST_SPENT = 64  # sources that a worker removes before it begins what it has found
 
 cdef tuple nothing = ()         # the arguments of a log line
@@ -251,8 +252,9 @@ cdef class PoolRun(OwnerPool):
         return phase >= ENDING
 
     cdef int wake_for_drain(self) except -1:
-        # An operation has ended on no worker's thread: while the pool drains, a worker must check whether all have.
-        if self.phase.load(memory_order_acquire) >= DRAINING:  # acquire: pairs with _close
+        # An operation has ended on no worker's thread, after it was counted: while the pool drains, workers must know if it was
+        # the last. Of a worker's last operation they learn by itself, since it looks after it has ended that.
+        if self.phase.load(memory_order_acquire) >= DRAINING and self.accounting.all_ended(&self.lock):  # acquire: see _close
             notify_all(&self.idle)
             notify_all(&self.leaving)
         return 0
@@ -274,8 +276,9 @@ cdef class PoolRun(OwnerPool):
         self.max_workers.store(number, memory_order_relaxed)  # relaxed: what is submitted from now on sees it or not
 
     cdef bint wants_worker(self) noexcept:
-        # Under the lock. Whether more work waits than workers are free, and one more may be added.
-        cdef Py_ssize_t k
+        # Under the lock. Whether more work waits than workers are free, and one more may be added. It begins with the worker
+        # that it found free last; so it looks at all of them about once for each worker that is added.
+        cdef Py_ssize_t left = self.workers.count
         cdef Py_ssize_t present = self.workers.present.load(memory_order_relaxed)  # relaxed, all: written under the lock
         cdef Py_ssize_t waiting
         cdef PyObject* worker
@@ -284,13 +287,16 @@ cdef class PoolRun(OwnerPool):
         waiting = self.routing.queue.length
         if waiting <= present:
             waiting += self.sources.count_with_work(present + 1 - waiting)
-        for k in range(self.workers.count):
-            if not waiting:
-                return False
-            worker = self.workers.states[k]
+        while left and waiting:
+            left -= 1
+            if self.free_from >= self.workers.count:
+                self.free_from = 0
+            worker = self.workers.states[self.free_from]
             # seq_cst: after the looks at the sources; pairs with run_items
             if not (<WorkerState>worker).retired and not (<WorkerState>worker).word.load(memory_order_seq_cst) & 1:
                 waiting -= 1
+            if waiting:
+                self.free_from += 1
         return waiting > 0
 
     cdef int add_if_wanted(self) except -1:
@@ -340,15 +346,15 @@ cdef class PoolRun(OwnerPool):
 
         With `joins=False`, for workers that have not come up, their numbers are used, so that no other worker gets them.
         """
-        cdef Py_ssize_t k, dismissed, count = len(states)
+        cdef Py_ssize_t k, held_back, count = len(states)
         self.workers.reserve(states, &self.lock)
         acquire(&self.lock)
         joins = joins and self.phase.load(memory_order_relaxed) == OPEN  # relaxed: written under the lock
         for k in range(count):
             self.workers.add((<PyListObject*>states).ob_item[k], joins)
-        dismissed = self.dismissed
+        held_back = self.held_back
         release(&self.lock)
-        if dismissed:
+        if held_back:
             notify_all(&self.idle)  # a worker that was to leave, and could not, may now
         return joins
 
@@ -371,15 +377,27 @@ cdef class PoolRun(OwnerPool):
         if last:
             self.finish_run()
 
-    def dismiss(self, WorkerState state not None):
-        """Has a worker leave when it has ended what it runs; see the head. Idempotent. May be called from any thread."""
-        acquire(&self.lock)
-        if not state.retired and not state.dismissed.load(memory_order_relaxed):  # relaxed: written under the lock
-            self.dismissed += 1
-            state.dismissed.store(1, memory_order_seq_cst)  # seq_cst: before the wake-up
-        release(&self.lock)
+    def dismiss(self, list states not None):
+        """Has workers leave when they have ended what they run; see the head. Idempotent. May be called from any thread."""
+        cdef PyObject* state
+        for k in range(len(states)):
+            state = (<PyListObject*>states).ob_item[k]
+            acquire(&self.lock)
+            # relaxed: written under the lock; seq_cst: before the wake-up
+            if not (<WorkerState>state).retired and not (<WorkerState>state).dismissed.load(memory_order_relaxed):
+                (<WorkerState>state).dismissed.store(1, memory_order_seq_cst)
+            release(&self.lock)
         notify_all(&self.idle)
         notify_all(&self.leaving)
+
+    cdef void set_alive(self, WorkerState worker, bint alive) noexcept:
+        # Whether it takes operations. The caller wakes those who may take more after this.
+        acquire(&self.lock)
+        worker.alive.store(alive, memory_order_relaxed)  # relaxed: read under the lock, or as a snapshot
+        self.workers.mark(<PyObject*>worker)
+        if not alive:
+            self.routing.review += 1
+        release(&self.lock)
 
     cdef bint leaves(self, WorkerState worker) noexcept:
         # On the thread of a worker that has been dismissed, between two operations: whether it leaves now.
@@ -390,11 +408,16 @@ cdef class PoolRun(OwnerPool):
             self.waits.retire(<PyObject*>worker)
             leaving = self.workers_left()
             if leaving:
-                self.dismissed -= 1
-                # seq_cst: before the wake-up by review_retries. What it was to try next goes to the others.
-                worker.alive.store(False, memory_order_seq_cst)
+                self.held_back -= worker.held_back
+                worker.held_back = False
+                # relaxed: as set_alive. What it was to try next goes to the others, by review_retries.
+                worker.alive.store(False, memory_order_relaxed)
+                self.workers.mark(<PyObject*>worker)
+                self.routing.set_cursor(<PyObject*>worker, NULL)
             else:
                 self.waits.take_back(<PyObject*>worker)
+                self.held_back += not worker.held_back
+                worker.held_back = True
         leaving = leaving or worker.retired
         release(&self.lock)
         if leaving:
@@ -578,15 +601,20 @@ cdef class PoolRun(OwnerPool):
         Py_INCREF(op)  # the inbox's, if it gets there
         request.run = <PyObject*>self
         request.op = <PyObject*>op
+        result = do_attempt(&request)
+        if result == NOT_NOW:
+            result = self.wait_for_room(&request, deadline)
+        return self.submitted(op, result)
+
+    cdef int wait_for_room(self, SubmitRequest* request, int64_t deadline) except -1:
+        # What became of the attempt. If this raises, the operation is new again, and the inbox's reference is dropped.
         try:
-            result = do_attempt(&request)
-            if result == NOT_NOW:
-                result = wait_for(&self.inbox.not_full, do_attempt, do_more, &request, NULL, 0, deadline)
+            return wait_for(&self.inbox.not_full, do_attempt, do_more, request, NULL, 0, deadline)
         except BaseException:
+            op = <OperationBase>request.op
             Py_DECREF(op)
             self.withdraw(op)  # also where it was cancelled meanwhile: the caller gets the exception all the same
             raise
-        return self.submitted(op, result)
 
     async def ado(self, OperationBase op not None):
         cdef SubmitRequest request
@@ -724,7 +752,12 @@ cdef class PoolRun(OwnerPool):
 
     cdef Py_ssize_t span_count(self):
         # Spans for a new source: also for the workers that may be added soon.
-        return max(self.workers.count, min(self.max_workers.load(memory_order_relaxed), MAX_SPANS))  # relaxed: a hint
+        cdef Py_ssize_t later = min(self.max_workers.load(memory_order_relaxed), LATER_SPANS)  # relaxed: a hint
+        cdef Py_ssize_t count
+        acquire(&self.lock)
+        count = self.workers.count
+        release(&self.lock)
+        return min(max(count, later), MAX_SPANS)
 
     cdef ItemSource draw_items(self, uint64_t bound, bint ordered, object function, bint unpacks, bint carries):
         # A WorkSource whose items will be drawn one by one.
@@ -814,19 +847,26 @@ cdef class PoolRun(OwnerPool):
         return found
 
     cdef int review_retries(self) except -1:
-        # A worker may take less than before: ends the entries that no worker may take now, wakes all for the others.
-        cdef PyObject* entry
-        cdef PyObject* following
+        # A worker is left out for good: ends the entries that no worker may take now, wakes all for the others.
+        cdef PyObject* chain
         acquire(&self.lock)
-        entry = self.routing.take_unroutable()
+        chain = self.routing.take_unroutable()
         release(&self.lock)
+        notify_all(&self.idle)  # first: done() of those that end may take long
+        self.end_chain(chain)
+        return 0
+
+    cdef int end_chain(self, PyObject* entry) except -1:
+        # Ends entries that no worker may take. Takes the caller's references.
+        cdef PyObject* following
+        if not entry:
+            return 0
         while entry:
             following = (<RetryEntry>entry).next
             (<RetryEntry>entry).next = NULL
             self.end_retry(entry)
             entry = following
         notify(&self.inbox.not_full)
-        notify_all(&self.idle)
         return 0
 
     cdef int retire(self, WorkerState worker) except -1:
@@ -838,6 +878,9 @@ cdef class PoolRun(OwnerPool):
             enough = True
         else:
             self.waits.retire(<PyObject*>worker)
+            self.routing.set_cursor(<PyObject*>worker, NULL)
+            self.held_back -= worker.held_back
+            worker.held_back = False
             enough = self.workers_left()
         release(&self.lock)
         if enough:
@@ -885,12 +928,20 @@ cdef class PoolRun(OwnerPool):
     @property
     def timer_runs(self):
         """Whether the timer's thread runs; a snapshot."""
-        return self.has_timer
+        cdef bint runs
+        acquire(&self.lock)
+        runs = self.has_timer
+        release(&self.lock)
+        return runs
 
     @property
     def cancels_delayed(self):
         """Whether retries that would be delayed are cancelled: the program ends."""
-        return self.undelayed
+        cdef bint cancels
+        acquire(&self.lock)
+        cancels = self.undelayed
+        release(&self.lock)
+        return cancels
 
     def give_up_timer(self):
         """The timer's thread cannot be started: retries are not delayed, until one can."""
@@ -956,7 +1007,8 @@ cdef class PoolRun(OwnerPool):
         # where the wait could not end. None if it is not.
         cdef WorkerWait wait
         cdef PyObject* raw
-        cdef bint refused
+        cdef PyObject* chain = NULL
+        cdef bint refused, deferred = False
         cdef WorkerState worker = self.current()
         if worker is None:
             return None
@@ -976,9 +1028,14 @@ cdef class PoolRun(OwnerPool):
         refused = self.waits.refuses(raw)
         if refused:
             self.waits.unlink_wait(raw)
+        else:
+            # What only this worker was to take, others may now, or none.
+            deferred = self.routing.begin_wait(<PyObject*>worker)
+            chain = self.routing.take_unroutable_for(operation, <PyObject*>source if source is not None else NULL, self.number)
         release(&self.lock)
-        if self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
-            self.review_retries()  # what only this worker was to take, others may now, or none
+        if deferred:
+            notify_all(&self.idle)  # first: as in review_retries
+        self.end_chain(chain)
         if refused:
             raise RuntimeError(
                 f"a worker of {self.policy!r} waits for work of its own pool, and no worker is left to do it"
@@ -987,13 +1044,13 @@ cdef class PoolRun(OwnerPool):
 
     cdef void leave_wait(self, object wait) noexcept:
         # From any thread: a task that is destroyed is closed wherever the collector runs.
-        cdef Py_ssize_t dismissed
+        cdef Py_ssize_t held_back
         acquire(&self.lock)
         self.waits.unlink_wait(<PyObject*>wait)
-        dismissed = self.dismissed
+        held_back = self.held_back
         release(&self.lock)
-        if dismissed:
-            notify_all(&self.idle)  # a worker that has been dismissed may leave now
+        if held_back:
+            notify_all(&self.idle)  # a worker that was to leave, and could not, may now
 
     def _count_waiting(self):
         # For tests.
@@ -1007,7 +1064,7 @@ cdef class PoolRun(OwnerPool):
     # cancelled
 
     cdef int cancel(self, OperationBase op) except -1:
-        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: a delay runs.
+        # Cancels it if it is queued here, and emits it if its place was claimed meanwhile, or it has none: it was put back.
         # False: it is not, any more.
         cdef PyObject* entry = NULL
         cdef bint cancels
@@ -1015,10 +1072,7 @@ cdef class PoolRun(OwnerPool):
         cancels = op.try_cancel(self.number)
         if cancels:
             self.accounting.cancelled += 1
-            entry = op.delayed
-            if entry:
-                op.delayed = NULL
-                self.routing.delays.remove(entry)
+            entry = self.routing.take_cancelled(op)
         release(&self.lock)
         if not cancels:
             return False
@@ -1037,9 +1091,8 @@ cdef class PoolRun(OwnerPool):
             unplace(op)
             Py_INCREF(op)  # the stream's
             emit((<RetryEntry>entry).source, <PyObject*>op, (<RetryEntry>entry).position)
-            Py_DECREF(<object>entry)  # the heap's, or the orphans'
-        elif self.routing.length.load(memory_order_seq_cst):  # seq_cst: as take
-            notify(&self.idle)  # any worker may emit it now
+            Py_DECREF(<object>entry)  # the queue's, the heap's, or the orphans'
+            notify(&self.inbox.not_full)
         self.wake_for_drain()
         return True
 
@@ -1129,7 +1182,7 @@ cdef class PoolRun(OwnerPool):
         cdef PyObject* following
         self.end_unbegun(source, CANCELLED, None)
         acquire(&self.lock)
-        entry = self.routing.take_of_source(<PyObject*>source) if source.has_retries else NULL
+        entry = self.routing.take_of_source(<PyObject*>source)
         release(&self.lock)
         if entry:
             notify(&self.inbox.not_full)
@@ -1364,10 +1417,6 @@ cdef list list_of(object operations):
         (<PyListObject*>ops).ob_item[k] = op
     return ops
 
-
-cdef struct SubmitRequest:      # a `do` that may have to wait
-    PyObject* run
-    PyObject* op
 
 cdef int do_attempt(void* request) noexcept:
     cdef PyObject* run = (<SubmitRequest*>request).run

@@ -109,9 +109,9 @@ cdef class SourceList:
 
     cdef uint64_t accepted(self) noexcept nogil:
         # How many operations the linked sources have accepted.
-        cdef uint64_t count = 0, place
+        cdef uint64_t count = 0
         cdef PyObject* at
-        cdef Py_ssize_t k
+        cdef Py_ssize_t k, place
         for place in range(QUIET, SPENT + 1):
             at = self.firsts[place]
             for k in range(self.lengths[place]):

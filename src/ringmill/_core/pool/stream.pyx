@@ -721,6 +721,7 @@ cdef class Stream:
         self.core.end_abandoned(self.source)
         self.core.remove(self.source)
         notify(&self.core.idle)
+        self.core.wake_for_drain()
         self.source.drop_ready()
         if self.draws and not self.awaits and turn_attempt(<void*>self):
             self.drop_source()

@@ -83,5 +83,6 @@ cdef class WorkerLoop:
     cdef void report_error(self, PyObject* error) noexcept
     cdef void end_life(self, bint given_up) noexcept
     cdef void release_sources(self) noexcept
+    cdef bint is_gone(self, bint for_good) noexcept
     cdef void release_worker(self) noexcept
     cdef void end_thread(self) noexcept

@@ -168,7 +168,21 @@ cdef class WorkerLoop:
     @property
     def is_retired(self):
         """Whether the worker was lost, or has left; a snapshot."""
-        return bool(self.state.retired)
+        return self.is_gone(False)
+
+    cdef bint is_gone(self, bint for_good) noexcept:
+        # Whether it was lost or has left; `for_good`: and the run does not keep it.
+        cdef WorkerState state = self.state  # so that no reference is counted under the lock
+        cdef bint gone
+        acquire(&self.pool_run.lock)
+        gone = state.retired
+        if for_good:
+            # relaxed: written under the lock
+            gone = gone and (
+                not state.joined or state.dismissed.load(memory_order_relaxed) and not self.keeps_worker
+            )
+        release(&self.pool_run.lock)
+        return gone
 
     def set_equals(self, bytes equals):
         """Which of the workers before it, by number, it is equal to; said before it takes its first operation."""
@@ -199,7 +213,7 @@ cdef class WorkerLoop:
 
     def set_alive(self, bint alive):
         """Whether it takes operations. Workers that wait for another worker to take a retry look again."""
-        self.state.alive.store(alive, memory_order_seq_cst)  # seq_cst: before the wake-up
+        self.pool_run.set_alive(self.state, alive)
         if not alive:
             notify_all(&self.pool_run.idle)
 
@@ -329,6 +343,7 @@ cdef class WorkerLoop:
         self.release_items()
         self.source = self.current_source = None  # it holds nothing while it sleeps
         self.turn = 0
+        self.took_retry = False  # a worker that is woken for a retry takes that first: no other one is told of it
         return LEAVE if run.should_end() else NOTHING
 
     cdef int take_oldest(self, bint sleepy) noexcept:
@@ -728,8 +743,7 @@ cdef class WorkerLoop:
         cdef PyObject* result = NULL
         self.end_failed(<PyObject*>(self.crash if self.crash is not None else broke_down), False, True)
         if given_up:
-            # seq_cst: as set_alive. What it was to try next goes to the others, which retire() wakes.
-            self.state.alive.store(False, memory_order_seq_cst)
+            self.pool_run.set_alive(self.state, False)  # what it was to try next goes to the others, which retire() wakes
             self.clean_up()
             self.report_error(<PyObject*>self.crash)
             if self.pool_run.phase.load(memory_order_acquire) < ENDING:  # acquire: pairs with _close
@@ -741,10 +755,7 @@ cdef class WorkerLoop:
                 Py_XDECREF(result)
         self.crash = None
         self.release_sources()
-        # relaxed: as take
-        if self.state.retired and (
-            not self.state.joined or self.state.dismissed.load(memory_order_relaxed) and not self.keeps_worker
-        ):
+        if self.is_gone(True):
             self.release_worker()
         if self.pool_run.threads.end(self.state):
             self.end_thread()
@@ -970,7 +981,6 @@ cdef class WorkerLoop:
         entry = <PyObject*>self.record
         Py_INCREF(<object>entry)  # the queue's, if it gets there
         acquire(&run.lock)
-        self.record.source.has_retries = True
         self.state.retried += 1
         # relaxed load and release: as in end_succeeded
         self.state.word.store(self.state.word.load(memory_order_relaxed) + 1, memory_order_release)
@@ -980,8 +990,7 @@ cdef class WorkerLoop:
             undelayed = run.undelayed or run.phase.load(memory_order_relaxed) >= ENDING
             delayed = not undelayed and not run.no_timer
             if delayed:
-                run.routing.delays.push(entry, due)
-                (<OperationBase>raw).delayed = entry
+                run.routing.delay(entry, due)
             else:
                 run.routing.delays.give_back()
         if not delayed and not undelayed:

@@ -23,9 +23,15 @@ cdef class WorkerState:
     cdef uint64_t retried
     cdef uint64_t tries
     cdef uint64_t restarts
-    cdef atomic[uint32_t] alive     # between init and the end of its loop: retries may go to it
+    cdef atomic[uint32_t] alive     # between init and the end of its loop; written under the pool's lock
     cdef bint retired               # written under the pool's lock, like all that follows
     cdef bint joined                # it has been one of the run's workers
+    cdef bint held_back             # it was to leave and could not: see PoolRun.leaves
+    # for retry_routing.pyx
+    cdef PyObject* cursor           # the last entry that it has passed over, borrowed; NULL: it begins at the first one
+    cdef PyObject* next_cursor      # another worker whose cursor is there
+    cdef PyObject* prev_cursor
+    cdef uint64_t reviewed          # the review in which it has passed over those up to the cursor
     # for worker_waits.pyx
     cdef PyObject* first_wait       # its WorkerWaits, borrowed: each is linked while its owner is in the wait
     cdef PyObject* running          # the operation in which it entered the last of them; only to be compared

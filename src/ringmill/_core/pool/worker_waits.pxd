@@ -28,7 +28,6 @@ cdef class WorkerWait:
 cdef class WorkerWaits:
     # All of it is guarded by the pool's lock, under which all methods are called.
     cdef WorkerTable workers        # written once
-    cdef Py_ssize_t stalled_count   # workers that are present and have a WorkerWait of whatever kind
     cdef Py_ssize_t look_from       # the worker that was found not to wait when one was last looked for
     cdef PyObject* stalled[64]      # chains of the WorkerStates that have a WorkerWait, by the operation that they run
     cdef uint64_t visits            # numbers the searches of waits_for_itself
@@ -44,8 +43,8 @@ cdef class WorkerWaits:
     cdef void leave_stalled(self, PyObject* worker) noexcept
     cdef bint waits_for_itself(self, PyObject* worker, PyObject* wait) noexcept
 
-# All under the pool's lock; `worker` is a WorkerState, borrowed. Whether it is in a wait for work of its pool that has not
-# come: it takes no operation before that has, or its time is over.
+# All under the pool's lock; `worker` is a WorkerState, borrowed. Whether it is in a wait for work of its pool that has not come
+# for good: it takes no operation before that has, or its time is over. It begins to be so where it enters a wait, nowhere else.
 cdef bint is_waiting(PyObject* worker) noexcept nogil
 # The same of waits without a timeout only: it takes no operation before that has come.
 cdef bint is_stalled(PyObject* worker) noexcept nogil

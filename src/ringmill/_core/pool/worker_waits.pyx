@@ -44,15 +44,13 @@ cdef class WorkerWaits:
         if not (<WorkerState>worker).retired:
             (<WorkerState>worker).retired = True
             self.workers.present.fetch_sub(1, memory_order_relaxed)  # relaxed: as WorkerTable.add
-            if (<WorkerState>worker).first_wait:
-                self.stalled_count -= 1
+            self.workers.mark(worker)
 
     cdef void take_back(self, PyObject* worker) noexcept:
         # Undoes retire(): the worker cannot leave yet.
         (<WorkerState>worker).retired = False
         self.workers.present.fetch_add(1, memory_order_relaxed)  # relaxed: as WorkerTable.add
-        if (<WorkerState>worker).first_wait:
-            self.stalled_count += 1
+        self.workers.mark(worker)
 
     cdef Py_ssize_t count_waiting(self) noexcept:
         cdef Py_ssize_t count = 0, k
@@ -69,14 +67,13 @@ cdef class WorkerWaits:
             self.join_stalled(worker, running)
         elif not (<WorkerState>worker).first_wait:
             self.join_stalled(worker, running)
-            if not (<WorkerState>worker).retired:
-                self.stalled_count += 1
         (<WorkerWait>wait).linked = True
         (<WorkerWait>wait).prev = NULL
         (<WorkerWait>wait).next = (<WorkerState>worker).first_wait
         if (<WorkerState>worker).first_wait:
             (<WorkerWait>(<WorkerState>worker).first_wait).prev = wait
         (<WorkerState>worker).first_wait = wait
+        self.workers.mark(worker)
 
     cdef void unlink_wait(self, PyObject* wait) noexcept:
         # Under the lock, on any thread. Idempotent.
@@ -92,8 +89,7 @@ cdef class WorkerWaits:
         (<WorkerState>worker).first_wait = (<WorkerWait>wait).next
         if not (<WorkerState>worker).first_wait:
             self.leave_stalled(worker)
-            if not (<WorkerState>worker).retired:
-                self.stalled_count -= 1
+            self.workers.mark(worker)
 
     cdef void join_stalled(self, PyObject* worker, PyObject* running) noexcept:
         cdef PyObject** bucket = &self.stalled[(<uintptr_t>running >> 6) & 63]
@@ -113,7 +109,7 @@ cdef class WorkerWaits:
         # entered some wait, and begins with the one that it found last.
         cdef Py_ssize_t left = self.workers.count
         cdef PyObject* worker
-        if self.stalled_count < self.workers.present.load(memory_order_relaxed):  # relaxed: written under the lock
+        if self.workers.in_wait < self.workers.present.load(memory_order_relaxed):  # relaxed: written under the lock
             return True
         while left:
             left -= 1
@@ -171,7 +167,8 @@ cdef class WorkerWait:
             self.worker.run.leave_wait(self)
 
 
-cdef bint has_come(PyObject* wait) noexcept nogil:
+cdef bint has_come(PyObject* wait, bint for_good) noexcept nogil:
+    # `for_good`: and stays so. What is ready in a stream another reader may take, and then the wait goes on.
     cdef PyObject* operation = <PyObject*>(<WorkerWait>wait).operation
     cdef PyObject* source = <PyObject*>(<WorkerWait>wait).source
     if operation != <PyObject*>None:
@@ -181,13 +178,13 @@ cdef bint has_come(PyObject* wait) noexcept nogil:
             or (<OperationBase>operation).generation.load(memory_order_acquire) != (<WorkerWait>wait).expected_generation
         )
     # The turn may be free for a moment, and another reader have it the next.
-    if not (<WorkerWait>wait).for_turn and (<WorkSource>source).has_ready():
+    if not for_good and not (<WorkerWait>wait).for_turn and (<WorkSource>source).has_ready():
         return True
     return (<WorkSource>source).is_over()
 
 
-cdef bint holds_worker(PyObject* wait) noexcept nogil:
-    # Under the lock. Whether its worker takes no operation because of it.
+cdef bint holds_worker(PyObject* wait, bint for_good) noexcept nogil:
+    # Under the lock. Whether its worker takes no operation because of it. `for_good`: as has_come.
     cdef PyObject* worker = <PyObject*>(<WorkerWait>wait).worker
     cdef uint64_t word
     if (<WorkerWait>wait).in_task:
@@ -195,11 +192,11 @@ cdef bint holds_worker(PyObject* wait) noexcept nogil:
         # relaxed: written by its own thread, which looks for operations only after that
         if word != (<WorkerWait>wait).word or not word & 1 and (<WorkerState>worker).alive.load(memory_order_relaxed):
             return False
-    return not has_come(wait)
+    return not has_come(wait, for_good)
 
 
 cdef bint stalls_worker(PyObject* wait) noexcept nogil:
-    return not (<WorkerWait>wait).timed and holds_worker(wait)
+    return not (<WorkerWait>wait).timed and holds_worker(wait, False)
 
 
 cdef bint is_stalled(PyObject* worker) noexcept nogil:
@@ -214,7 +211,7 @@ cdef bint is_stalled(PyObject* worker) noexcept nogil:
 cdef bint is_waiting(PyObject* worker) noexcept nogil:
     cdef PyObject* wait = (<WorkerState>worker).first_wait
     while wait:
-        if holds_worker(wait):
+        if holds_worker(wait, True):
             return True
         wait = (<WorkerWait>wait).next
     return False
@@ -223,7 +220,7 @@ cdef bint is_waiting(PyObject* worker) noexcept nogil:
 cdef bint waits_for(PyObject* worker, PyObject* operation, PyObject* source, bint timed) noexcept nogil:
     cdef PyObject* wait = (<WorkerState>worker).first_wait
     while wait:
-        if (timed or not (<WorkerWait>wait).timed) and holds_worker(wait) and (
+        if (timed or not (<WorkerWait>wait).timed) and holds_worker(wait, False) and (
             operation and <PyObject*>(<WorkerWait>wait).operation == operation
             or source and <PyObject*>(<WorkerWait>wait).source == source
         ):

@@ -26,6 +26,11 @@
 # After the bit is set, tail does not change any more, so a getter that finds the ring closed and empty is right for
 # good.
 #
+# With a GIL a slot has no stamp. An attached thread is alone, so no slot is ever between a claim and its publication, and the
+# cursors say what the stamp would: stamp_at_tail and stamp_at_head make it from them, and the compiler makes of that one
+# comparison. So a slot takes half the memory, and a getter writes none: the line of a slot goes from the producer's
+# processor to the consumer's once, and not back.
+#
 # Ownership: the caller of a put owns a reference and gives it to the slot by the claim. The getter whose claim takes
 # the slot owns it from then on. Between a claim and its stamp there is no Python API, hence no signal handler, no
 # collector and no detaching: on a GIL build no other thread ever sees a claimed slot; on a free-threaded build the
@@ -35,6 +40,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libcpp.atomic cimport (
     atomic,
+    memory_order,
     memory_order_acquire,
     memory_order_relaxed,
     memory_order_release,
@@ -53,8 +59,15 @@ cdef extern from *:
     #include <atomic>
     #include <cstdint>
     #include <new>
+    #ifdef Py_GIL_DISABLED
+    #define RINGMILL_STAMPS 1
+    #else
+    #define RINGMILL_STAMPS 0
+    #endif
     struct RingmillSlot {
+    #if RINGMILL_STAMPS
         std::atomic<std::uint64_t> stamp;
+    #endif
         PyObject* item;
     };
     struct RingmillRing {
@@ -67,13 +80,42 @@ cdef extern from *:
         alignas(128) std::atomic<std::uint64_t> tail{0};
     };
     static_assert(sizeof(RingmillRing) == 384, "the constants, head and tail must not share a cache line");
-    static_assert(sizeof(RingmillSlot) == 2 * sizeof(std::uint64_t), "the stamp must be as small as its word");
+    static_assert(sizeof(RingmillSlot) == (1 + RINGMILL_STAMPS) * sizeof(std::uint64_t), "as small as its words");
+    #if RINGMILL_STAMPS
+    static inline std::uint64_t ringmill_stamp_at_tail(
+        const RingmillRing*, const RingmillSlot* slot, std::uint64_t, std::memory_order order
+    ) {
+        return slot->stamp.load(order);
+    }
+    static inline std::uint64_t ringmill_stamp_at_head(
+        const RingmillRing*, const RingmillSlot* slot, std::uint64_t, std::memory_order order
+    ) {
+        return slot->stamp.load(order);
+    }
+    static inline void ringmill_set_stamp(RingmillSlot* slot, std::uint64_t stamp, std::memory_order order) {
+        slot->stamp.store(stamp, order);
+    }
+    #else
+    /* relaxed: ordered by the GIL. A closed tail has no free slot. */
+    static inline std::uint64_t ringmill_stamp_at_tail(
+        const RingmillRing* ring, const RingmillSlot*, std::uint64_t tail, std::memory_order
+    ) {
+        bool full = tail >> 63 || ring->head.load(std::memory_order_relaxed) + ring->one_lap == tail;
+        return full ? tail + 1 - ring->one_lap : tail;
+    }
+    static inline std::uint64_t ringmill_stamp_at_head(
+        const RingmillRing* ring, const RingmillSlot*, std::uint64_t head, std::memory_order
+    ) {
+        bool empty = (ring->tail.load(std::memory_order_relaxed) << 1 >> 1) == head;
+        return empty ? head : head + 1;
+    }
+    static inline void ringmill_set_stamp(RingmillSlot*, std::uint64_t, std::memory_order) {}
+    #endif
     [[maybe_unused]] static inline RingmillRing* ringmill_new_ring(void) { return new (std::nothrow) RingmillRing(); }
     [[maybe_unused]] static inline void ringmill_delete_ring(RingmillRing* ring) { delete ring; }
     #endif
     """
     cppclass Slot "RingmillSlot":
-        atomic[uint64_t] stamp  # a head or tail word: says which thread may touch the slot
         PyObject* item          # owned while the stamp says that the slot is filled
     cppclass Ring "RingmillRing":
         Slot* slots             # written once, like the next four
@@ -85,6 +127,10 @@ cdef extern from *:
         atomic[uint64_t] tail
     Ring* new_ring "ringmill_new_ring"() noexcept
     void delete_ring "ringmill_delete_ring"(Ring*) noexcept
+    # The stamp of the slot at `tail`, or at `head`, which the ring's cursor had at some time; see the head.
+    uint64_t stamp_at_tail "ringmill_stamp_at_tail"(Ring*, Slot*, uint64_t tail, memory_order) noexcept nogil
+    uint64_t stamp_at_head "ringmill_stamp_at_head"(Ring*, Slot*, uint64_t head, memory_order) noexcept nogil
+    void set_stamp "ringmill_set_stamp"(Slot*, uint64_t stamp, memory_order) noexcept nogil
 
 cdef enum Result:
     NOT_NOW = 0                 # full, or empty
@@ -134,7 +180,7 @@ cdef inline bint fill_slot(Ring* ring, Slot* slot, uint64_t* tail, PyObject* ite
     if not swap64(ring.tail, tail[0], next_word(ring, slot, tail[0]), memory_order_seq_cst, memory_order_seq_cst):
         return False
     slot.item = item  # the slot owns the reference now
-    slot.stamp.store(tail[0] + 1, memory_order_release)  # release: publishes the item; pairs with the getters' loads
+    set_stamp(slot, tail[0] + 1, memory_order_release)  # release: publishes the item; pairs with the getters' loads
     return True
 
 cdef inline bint take_slot(Ring* ring, Slot* slot, uint64_t* head, PyObject** item) noexcept nogil:
@@ -144,7 +190,7 @@ cdef inline bint take_slot(Ring* ring, Slot* slot, uint64_t* head, PyObject** it
     if not swap64(ring.head, head[0], next_word(ring, slot, head[0]), memory_order_seq_cst, memory_order_relaxed):
         return False
     item[0] = slot.item  # the caller owns the reference now
-    slot.stamp.store(head[0] + ring.one_lap, memory_order_release)  # release: after the read; pairs with the putters' loads
+    set_stamp(slot, head[0] + ring.one_lap, memory_order_release)  # release: after the read; pairs with the putters' loads
     return True
 
 cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexcept nogil:
@@ -155,7 +201,7 @@ cdef inline Result try_put(Ring* ring, PyObject* item, uint64_t* position) noexc
     cdef int spins = 0
     while not says_closed(tail):
         slot = &ring.slots[tail & (ring.one_lap - 1)]
-        stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in take_slot
+        stamp = stamp_at_tail(ring, slot, tail, memory_order_acquire)  # acquire: pairs with the release in take_slot
         if stamp == tail:
             if fill_slot(ring, slot, &tail, item):
                 if position:
@@ -177,7 +223,7 @@ cdef inline Result try_get(Ring* ring, PyObject** item, uint64_t* position) noex
     cdef int spins = 0
     while True:
         slot = &ring.slots[head & (ring.one_lap - 1)]
-        stamp = slot.stamp.load(memory_order_acquire)  # acquire: pairs with the release in fill_slot
+        stamp = stamp_at_head(ring, slot, head, memory_order_acquire)  # acquire: pairs with the release in fill_slot
         if stamp == head + 1:
             if take_slot(ring, slot, &head, item):
                 if position:
@@ -200,7 +246,8 @@ cdef inline bint try_get_before(Ring* ring, uint64_t limit, PyObject** item) noe
     cdef int spins = 0
     while head < limit:  # neither word goes back, so what is before a limit once is claimed by a put for good
         slot = &ring.slots[head & (ring.one_lap - 1)]
-        if slot.stamp.load(memory_order_acquire) == head + 1:  # acquire: pairs with the release in fill_slot
+        # acquire: pairs with the release in fill_slot
+        if stamp_at_head(ring, slot, head, memory_order_acquire) == head + 1:
             if take_slot(ring, slot, &head, item):
                 return True
             continue
@@ -216,14 +263,14 @@ cdef inline bint put_at_once(Ring* ring, PyObject* item) noexcept nogil:
     cdef uint64_t tail = ring.tail.load(memory_order_relaxed)  # relaxed: the claim decides
     cdef Slot* slot = &ring.slots[tail & (ring.one_lap - 1)]
     # acquire: as in try_put. No stamp has the closed bit, so none equals a tail that has it.
-    return slot.stamp.load(memory_order_acquire) == tail and fill_slot(ring, slot, &tail, item)
+    return stamp_at_tail(ring, slot, tail, memory_order_acquire) == tail and fill_slot(ring, slot, &tail, item)
 
 cdef inline bint get_at_once(Ring* ring, PyObject** item) noexcept nogil:
     # True: the caller owns the slot's reference. False: empty, or another thread was faster.
     cdef uint64_t head = ring.head.load(memory_order_relaxed)  # relaxed: the claim decides
     cdef Slot* slot = &ring.slots[head & (ring.one_lap - 1)]
     # acquire: as in try_get
-    return slot.stamp.load(memory_order_acquire) == head + 1 and take_slot(ring, slot, &head, item)
+    return stamp_at_head(ring, slot, head, memory_order_acquire) == head + 1 and take_slot(ring, slot, &head, item)
 
 cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, Py_ssize_t* done) noexcept nogil:
     # Puts as many items as there is room for. The slots own the first `done` of the caller's references then.
@@ -248,10 +295,10 @@ cdef inline Result try_put_many(Ring* ring, PyObject** items, Py_ssize_t count, 
         for k in range(claimed):
             slot = &ring.slots[tail & (ring.one_lap - 1)]
             # acquire: pairs with the release of the getter, which has claimed the slot and is about to free it
-            while slot.stamp.load(memory_order_acquire) != tail:
+            while stamp_at_tail(ring, slot, tail, memory_order_acquire) != tail:
                 relax(&spins)
             slot.item = items[k]  # the slot owns the reference now
-            slot.stamp.store(tail + 1, memory_order_release)  # release: publishes the item; pairs with the getters' loads
+            set_stamp(slot, tail + 1, memory_order_release)  # release: publishes the item; pairs with the getters' loads
             tail = after(ring, tail, 1)
         items += claimed
         done[0] += <Py_ssize_t>claimed
@@ -281,10 +328,10 @@ cdef inline Result try_get_many(Ring* ring, PyObject** items, Py_ssize_t count, 
         for k in range(claimed):
             slot = &ring.slots[head & (ring.one_lap - 1)]
             # acquire: pairs with the release of the putter, which has claimed the slot and is about to publish
-            while slot.stamp.load(memory_order_acquire) != head + 1:
+            while stamp_at_head(ring, slot, head, memory_order_acquire) != head + 1:
                 relax(&spins)
             items[k] = slot.item  # the caller owns the reference now
-            slot.stamp.store(head + ring.one_lap, memory_order_release)  # release: after the read; pairs with the putters' loads
+            set_stamp(slot, head + ring.one_lap, memory_order_release)  # release: after the read; pairs with the putters' loads
             head = after(ring, head, 1)
         items += claimed
         done[0] += <Py_ssize_t>claimed
@@ -296,7 +343,7 @@ cdef inline void fill(Ring* ring, PyObject** items) noexcept nogil:
     cdef uint64_t index
     for index in range(ring.capacity):
         ring.slots[index].item = items[index]
-        ring.slots[index].stamp.store(index + 1, memory_order_relaxed)  # relaxed: the ring is not published yet
+        set_stamp(&ring.slots[index], index + 1, memory_order_relaxed)  # relaxed: the ring is not published yet
     ring.tail.store(ring.one_lap | <uint64_t>1 << CLOSED_BIT, memory_order_relaxed)  # relaxed: the same
 
 cdef inline bint shut(Ring* ring) noexcept nogil:

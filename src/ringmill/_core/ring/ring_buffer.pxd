@@ -25,6 +25,8 @@ cdef class RingBuffer:
     cdef object _put_tuple(self, tuple items, int64_t deadline)
     cdef list _take(self, Py_ssize_t limit, list first)
     cdef object get_or_raise(self)
+    cdef object get_or_wait(self, object block, object timeout)
+    cdef int put_or_wait(self, object item, object block, object timeout) except -1
     cdef bint close_ring(self) except -1
     cdef bint finish(self) except -1
     cdef int check_made(self) except -1

@@ -45,6 +45,7 @@ from ringmill._core.ring.ring cimport (
     new_ring,
     put_at_once,
     put_count,
+    set_stamp,
     shut,
     size,
     try_get,
@@ -118,7 +119,7 @@ cdef Ring* allocate(Py_ssize_t capacity) noexcept:
     ring.last = ring.slots + capacity - 1
     for index in range(<uint64_t>capacity):
         # relaxed: the ring becomes visible to other threads only with the object that owns it
-        ring.slots[index].stamp.store(index, memory_order_relaxed)
+        set_stamp(&ring.slots[index], index, memory_order_relaxed)
     return ring
 
 
@@ -202,7 +203,8 @@ cdef class RingBuffer:
     Until it has, every method of the object raises RuntimeError.
 
     Args:
-        capacity: The exact number of items that the ring can hold, from 1. Each costs 16 bytes, used or not.
+        capacity: The exact number of items that the ring can hold, from 1. Each costs 8 bytes, used or not; 16 on a
+            free-threaded build.
         maxsize: `queue.Queue`'s name for `capacity`; give one of the two.
 
     Raises:
@@ -349,12 +351,19 @@ cdef class RingBuffer:
             queue.Full: There was no room in time. The item was not put.
             Closed: The ring is closed, or was closed while this call waited. The item was not put.
         """
+        Py_INCREF(item)  # the slot's, if it gets there
+        if timeout is None and put_at_once(self.ring, <PyObject*>item):  # without a `try`, which costs more than the rest
+            notify(&self.not_empty)
+            return
+        self.put_or_wait(item, block, timeout)
+
+    cdef int put_or_wait(self, object item, object block, object timeout) except -1:
+        # The rest of put, when the first look found no room. Takes a reference that the caller has taken for the slot.
         cdef int64_t deadline = NEVER
         cdef int result
-        if timeout is not None:
-            deadline = deadline_of(timeout)
-        Py_INCREF(item)  # the slot's, if it gets there
         try:
+            if timeout is not None:
+                deadline = deadline_of(timeout)
             result = self.put_item(<PyObject*>item, deadline, block)
         except BaseException:
             Py_DECREF(item)
@@ -362,6 +371,7 @@ cdef class RingBuffer:
         if result != DONE:
             Py_DECREF(item)
             _raise_put(self, result)
+        return 0
 
     def put_nowait(self, item):
         """Puts an item at the end without waiting.
@@ -398,6 +408,14 @@ cdef class RingBuffer:
             queue.Empty: No item came in time.
             Closed: The ring is closed and drained.
         """
+        cdef PyObject* item = NULL
+        if timeout is None and get_at_once(self.ring, &item):
+            notify(&self.not_full)
+            return steal(item)
+        return self.get_or_wait(block, timeout)
+
+    cdef object get_or_wait(self, object block, object timeout):
+        # The rest of get, when the first look found nothing.
         cdef int64_t deadline = NEVER
         cdef PyObject* item = NULL
         cdef int result

@@ -75,7 +75,7 @@ cdef struct WaitNode:
     PyObject* sleeper           # NULL for a thread; else the Sleeper, borrowed (see begin_sleep)
     uint32_t epoch              # the fork epoch in which it was queued
     bint queued                 # in the list and not granted; guarded by the queue's lock
-    void* owner                 # of a thread: for notify_owner; of a Sleeper: its event loop. Only compared
+    void* owner                 # of a thread: for notify_matching; of a Sleeper: its event loop, only compared
     atomic[uint64_t] granted_flag  # 1: granted; read by a spinner. GIL builds only, as the next
     atomic[uint32_t] spins      # 1: the thread spins
 
@@ -120,20 +120,28 @@ cdef SearchResult search(WaitQueue* q, uint64_t moved, int64_t deadline) noexcep
 # the last check before sleep. `more` returns whether another waiter of the same queue would find something.
 ctypedef int (*Attempt)(void* context) noexcept
 
-# `owner`: the identity for notify_owner, or NULL. `moved`: how many items the caller has moved since its last wait, or
+# `owner`: what notify_matching asks about, or NULL. `moved`: how many items the caller has moved since its last wait, or
 # 0.
 cdef int wait_for(
     WaitQueue* q, Attempt attempt, Attempt more, void* context, void* owner, uint64_t moved, int64_t deadline
 ) except -1
 
+# The fork epoch: 1 in the process that imported ringmill, one more in each child of a fork. Read-only.
+cdef uint32_t epoch_now
+
 cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept
-cdef bint notify_owner(WaitQueue* q, void* owner) noexcept
+# Whether the thread with that owner is meant. Called under the queue's lock.
+ctypedef bint (*Matches)(void* owner, void* context) noexcept nogil
+cdef bint notify_matching(WaitQueue* q, Matches matches, void* context) noexcept
 cdef void notify_all(WaitQueue* q) noexcept
 
 cdef inline void notify(WaitQueue* q) noexcept:
     # seq_cst: the second of the waker's two accesses; pairs with the store in begin_sleep and the waiter's last check
     cdef uint64_t word = q.word.load(memory_order_seq_cst)
-    if word:
+    # A searcher, who knows already: as notify_slow, which is called for the rest. relaxed and acquire: as there
+    if word and not (
+        <uint32_t>word and q.hint.load(memory_order_relaxed) and q.epoch.load(memory_order_acquire) == epoch_now
+    ):
         notify_slow(q, word)
 
 cdef int64_t deadline_of(object timeout) except? -2
@@ -142,5 +150,3 @@ ctypedef int (*visitproc)(PyObject*, void*) noexcept
 # As tp_traverse, for the Sleepers in a queue.
 cdef int visit_sleepers(WaitQueue* q, visitproc visit, void* arg) noexcept
 
-# The fork epoch: 1 in the process that imported ringmill, one more in each child of a fork. Read-only.
-cdef uint32_t epoch_now

@@ -494,15 +494,15 @@ cdef void notify_slow(WaitQueue* q, uint64_t word) noexcept:
         # a loop is closed: try the next Sleeper of its subqueue
 
 
-cdef bint notify_owner(WaitQueue* q, void* owner) noexcept:
-    # Wakes the thread with that owner, whether or not there are searchers: no other thread can take what is there.
+cdef bint notify_matching(WaitQueue* q, Matches matches, void* context) noexcept:
+    # Wakes the first thread whose owner matches, whether or not there are searchers: they may not take what is there.
     cdef WaitNode* node
     q.hint.store(1, memory_order_release)  # release: as in notify_slow; the thread may be spinning
     if q.word.load(memory_order_seq_cst) < SLEEPER:  # seq_cst: as in notify
         return False
     _lock(q)
     node = q.first
-    while node and node.owner != owner:
+    while node and not matches(node.owner, context):
         node = node.next
     if node:
         _unlink(q, node)
