@@ -441,6 +441,19 @@ def test_cancelled_in_any_order_where_all_have_passed_over_them(order: tuple[int
     assert pool.stats().cancelled == 4
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_what_stands_behind_those_that_are_cancelled(order: tuple[int, ...]) -> None:
+    """A worker has passed over them and not looked further yet: it begins where they stood."""
+    with waiting(3, 4) as (pool, _, stream, jobs):
+        with held(pool, 1):
+            behind = pool.do(Job(wanted=1))
+            wait_until(lambda: sorted(behind.rejected) == [2, 3] and pool.stats().running == 2)
+            assert all(jobs[number].cancel() for number in order)
+        assert behind.wait(LONG)
+        assert behind.seen == [1]
+        assert len(list(stream)) == 3
+
+
 @pytest.mark.parametrize("cancelled", ["first", "middle", "last", "odd", "all but one"])
 @pytest.mark.parametrize("workers", [2, 9])
 def test_those_that_are_left_keep_their_order(workers: int, cancelled: str) -> None:
@@ -663,15 +676,15 @@ def test_those_that_end_without_a_worker_while_the_pool_drains(count: int) -> No
 
 
 def test_cancelled_by_many_threads_while_the_pool_drains(switch_interval: float) -> None:
+    """All workers sleep, so one of the threads that cancel must tell them that it was the last."""
     for _ in range(20):
         pool: WorkerPool[Any] = WorkerPool(Hands(), 2)
         pool.start()
-        with held(pool, 1):
-            jobs = [pool.do(Job(Retry(delay=HOUR if k % 2 else None))) for k in range(8)]
-            wait_for_retry(pool, *jobs)
-            ender = start_threads(pool.shutdown)
-            wait_until(lambda pool=pool: not core_of(pool).is_open)  # type: ignore[misc]
-            run_threads(*[job.cancel for job in jobs])
+        jobs = [pool.do(Job(Retry(delay=HOUR))) for _ in range(8)]
+        wait_for_retry(pool, *jobs, running=0)
+        ender = start_threads(pool.shutdown)
+        wait_until(lambda pool=pool: not core_of(pool).is_open)  # type: ignore[misc]
+        run_threads(*[job.cancel for job in jobs])
         ender.join()
         assert all(job.outcome is Outcome.CANCELLED for job in jobs)
         check_at_rest(pool.stats())
