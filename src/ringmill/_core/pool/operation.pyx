@@ -442,7 +442,10 @@ cdef class OperationBase:
             return False
         if sleeper:
             Py_INCREF(<object>sleeper)  # owned by the chain, then by the thread that takes it
+        node.prev = NULL
         node.next = self.waiters
+        if self.waiters:
+            self.waiters.prev = node
         node.queued = True
         node.epoch = epoch_now
         self.waiters = node
@@ -452,15 +455,17 @@ cdef class OperationBase:
     cdef bint unlink(self, WaitNode* node) noexcept:
         # Removes a waiter. False: the releasing thread has taken it.
         cdef SpinLock* lock = _bucket(self)
-        cdef WaitNode** link = &self.waiters
         cdef bint queued
         acquire(lock)
         queued = node.queued
-        while queued and link[0]:
-            if link[0] == node:
-                link[0] = node.next
-                break
-            link = &link[0].next
+        if queued:
+            if node.prev:
+                node.prev.next = node.next
+            else:
+                self.waiters = node.next
+            if node.next:
+                node.next.prev = node.prev
+            node.queued = False
         release(lock)
         if queued and node.sleeper:
             Py_DECREF(<object>node.sleeper)  # the chain's

@@ -1091,6 +1091,9 @@ cdef class PoolRun(OwnerPool):
             unplace(op)
             Py_INCREF(op)  # the stream's
             emit((<RetryEntry>entry).source, <PyObject*>op, (<RetryEntry>entry).position)
+            # On a free-threaded build the entry, which a worker made, may live on for long (rule 14); the operation does not.
+            (<RetryEntry>entry).operation = None
+            (<RetryEntry>entry).source = None
             Py_DECREF(<object>entry)  # the queue's, the heap's, or the orphans'
             notify(&self.inbox.not_full)
         self.wake_for_drain()

@@ -62,7 +62,7 @@ cdef inline void release(SpinLock* lock) noexcept nogil:
 
 
 cdef struct WaitNode:
-    WaitNode* prev              # of the list of threads, or of a subqueue's circular list; guarded by the queue's lock
+    WaitNode* prev              # of the list of threads, of a subqueue's circular list, or of an operation's waiters
     WaitNode* next              # once granted: the waker's chain
     WaitNode* above             # of the first node of a subqueue: the first nodes of the subqueues before and after it;
     WaitNode* below             # guarded by the queue's lock
