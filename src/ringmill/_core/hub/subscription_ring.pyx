@@ -44,8 +44,8 @@
 # on a free-threaded build, the interpreter has stopped all other attached threads, which happens only in interpreter
 # calls that may block, and there are none between the acquire and the release of this lock. The child initializes the
 # lock anew before its first use all the same (rule 13), and no list or dict is used whose mutex it could inherit
-# locked. A thread of the parent may have been between its steps 1 and 3, and is gone in the child: so all items count as
-# ready there.
+# locked. A thread of the parent may have been between its steps 1 and 3, and is gone in the child: so all items count
+# as ready there.
 
 from types import GenericAlias
 
@@ -478,7 +478,7 @@ cdef class SubscriptionRing:
             put32(passed_over[0], 1, memory_order_seq_cst)
             if self.is_ready(item):
                 set_place_ready(self, link)  # another thread may have passed it over before
-                passed_over.store(0, memory_order_relaxed)  # relaxed: a thread that reads 1 only calls set_ready in vain
+                passed_over.store(0, memory_order_relaxed)  # relaxed: a reader of 1 only calls set_ready in vain
             else:
                 set_place_unready(self, link)
         unlock(self)
