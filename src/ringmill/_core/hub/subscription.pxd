@@ -19,7 +19,7 @@ cdef class Mailbox:
     cdef Overflow overflow
     cdef object reference       # weak, to the subscription
     cdef atomic[uint64_t] drops
-    # 1: the hub's ring passes it over, so who takes an item must set it ready. Written under the ring's lock.
+    # 1: the hub's ring passes it over: a thread that takes an item must set it ready. Written under the ring's lock.
     cdef atomic[uint32_t] passed_over
     # Numbers of references that hubs hold and the collector does not attribute to them: see the head of
     # subscription.pyx

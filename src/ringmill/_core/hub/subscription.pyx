@@ -168,7 +168,8 @@ cdef class Mailbox:
 
 
 cdef inline bint offer_at_once(PyObject* mailbox, PyObject* item) noexcept:
-    # The common case of Mailbox.offer, without calls. False: there is no room, or the caller has to try again with that.
+    # The common case of Mailbox.offer, without calls. False: full, closed, or another thread was faster; Mailbox.offer
+    # tells which.
     Py_INCREF(<object>item)  # the ring buffer's, if it gets there
     if put_at_once((<Mailbox>mailbox).buffer.ring, item):
         notify(&(<Mailbox>mailbox).buffer.not_empty)

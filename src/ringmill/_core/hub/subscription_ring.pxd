@@ -22,7 +22,7 @@ cdef enum:
     FEW = 8                     # buckets that a ring begins with
 
 cdef struct Places:             # the links of a hub's ring in order, and which items may be ready
-    Link** links                # by place; only those of `ready` are valid. One allocation with what `ready` consists of
+    Link** links                # by place; only those of `ready` are valid. One allocation with the words of `ready`
     size_t size
     size_t used                 # the place of the next link that is added
     IndexSet ready              # places of items that may be ready

@@ -2,6 +2,7 @@
 # thread.
 #
 # May use `waiting` (its spin lock and fork epoch) and `platform`.
+# Longer than most files: the links, their hash table and their places change together, under one lock.
 #
 # The model is Go's container/ring, which only one goroutine may use. Here a spin lock guards the links (rule 7): under
 # it nothing is allocated, no Python code runs and no reference is dropped; references given up by a change are dropped
@@ -43,8 +44,8 @@
 # on a free-threaded build, the interpreter has stopped all other attached threads, which happens only in interpreter
 # calls that may block, and there are none between the acquire and the release of this lock. The child initializes the
 # lock anew before its first use all the same (rule 13), and no list or dict is used whose mutex it could inherit
-# locked. A thread of the parent may have been between its steps 1 and 3, and is gone in the child: so all items count as
-# ready there.
+# locked. A thread of the parent may have been between its steps 1 and 3, and is gone in the child: so all items count
+# as ready there.
 
 from types import GenericAlias
 
@@ -89,7 +90,7 @@ cdef class Snapshot:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the lock
+# which places are ready: these functions are called under the lock, or by its renewal after a fork
 
 cdef inline void set_place_ready(SubscriptionRing ring, Link* link) noexcept:
     link.ready = True
@@ -111,6 +112,9 @@ cdef void set_all_ready(SubscriptionRing ring) noexcept:
         if link == ring.head:
             return
 
+
+# ---------------------------------------------------------------------------------------------------------------
+# the lock
 
 cdef void renew(SubscriptionRing ring) noexcept:
     # After a fork: one thread of the child initializes the lock anew, the others wait until it has.
@@ -465,16 +469,16 @@ cdef class SubscriptionRing:
         return item
 
     cdef void pass_over(self, PyObject* item, atomic[uint32_t]* passed_over) noexcept:
-        # The item was found not ready: next_ready no longer returns it, until set_ready. No change of the ring.
+        # The item was found not ready: until set_ready, next_ready does not return it. See the head.
         cdef Link* link
         lock(self)
         link = find(self, item)[0]
         if link:
-            # seq_cst: before the check; pairs with the load before a set_ready. See the head.
+            # seq_cst: before the check; pairs with the load in made_room (subscription.pxd)
             put32(passed_over[0], 1, memory_order_seq_cst)
             if self.is_ready(item):
                 set_place_ready(self, link)  # another thread may have passed it over before
-                passed_over.store(0, memory_order_relaxed)  # relaxed: a thread that reads 1 only calls set_ready in vain
+                passed_over.store(0, memory_order_relaxed)  # relaxed: a reader of 1 only calls set_ready in vain
             else:
                 set_place_unready(self, link)
         unlock(self)
