@@ -259,6 +259,7 @@ def test_at_each_wait_of_the_other_worker(waits: int, state: str) -> None:
             child.opened.set()
             assert back.reached.wait(LONG)
             gate = back
+        gate.opened.set()
 
 
 @STATES
