@@ -259,6 +259,7 @@ def test_at_each_wait_of_the_other_worker(waits: int, state: str) -> None:
             child.opened.set()
             assert back.reached.wait(LONG)
             gate = back
+        gate.opened.set()
 
 
 @STATES
@@ -320,6 +321,7 @@ def test_a_task_reads_a_stream_that_another_reader_empties() -> None:
     first, second = Job(wanted=1), Job(wanted=1)
 
     def source() -> Iterator[Job]:
+        assert waits.reached.wait(LONG)  # so that nothing comes out before the task waits
         yield first
         assert source_open.wait(LONG)
         yield second
@@ -338,13 +340,12 @@ def test_a_task_reads_a_stream_that_another_reader_empties() -> None:
         asyncio.run(main())
 
     with WorkerPool(Hands(), 3) as pool:
-        with held(pool, 1):  # so that nothing comes out before the task waits
-            stream = pool.wrap(source(), drawn_by="thread")
-            pool.do(outer := Job(step, wanted=2))
-            assert waits.reached.wait(LONG)
-            job = pool.do(Job(Retry(), refused=(1,)))
-        wait_until(lambda: stream.ready == 1 and job.tries == 1)
-        look_around(pool, 0)
+        stream = pool.wrap(source(), drawn_by="thread")
+        pool.do(outer := Job(step, wanted=2))
+        wait_until(lambda: stream.ready == 1)
+        job = pool.do(Job(Retry(), refused=(1,)))
+        wait_until(lambda: job.tries == 1)
+        look_around(pool, 0, 1)
         assert stream.get(LONG) is first
         waits.opened.set()
         assert goes_on.reached.wait(LONG)
