@@ -37,7 +37,7 @@ cdef class Fixture:
         wm_name(&ring.ring.head, "head")
         wm_name(&ring.ring.tail, "tail")
         for k in range(<int>min(ring.capacity, 4)):
-            wm_name(&ring.ring.slots[k].stamp, [b"stamp 0", b"stamp 1", b"stamp 2", b"stamp 3"][k])
+            wm_name(<void*>&ring.ring.slots[k], [b"stamp 0", b"stamp 1", b"stamp 2", b"stamp 3"][k])  # first in the slot
             wm_name(&ring.ring.slots[k].item, [b"slot 0", b"slot 1", b"slot 2", b"slot 3"][k])
         wm_name(&ring.not_empty.word, "not_empty.word")
         wm_name(&ring.not_empty.lock, "not_empty.lock")
