@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -689,3 +690,74 @@ def test_cancelled_by_many_threads_while_the_pool_drains(switch_interval: float)
         ender.join()
         assert all(job.outcome is Outcome.CANCELLED for job in jobs)
         check_at_rest(pool.stats())
+
+
+@pytest.mark.parametrize("delay", [0.0, HOUR])
+@pytest.mark.parametrize("drawn_by", ["reader", "thread"])
+def test_a_stream_that_is_dropped_after_its_source_has_ended_cancels_its_retries(drawn_by: Any, delay: float) -> None:
+    """The pool has removed the source by then; its operations wait for the worker that has not tried them."""
+    tried: list[Operation] = []
+    reached, opened = threading.Event(), threading.Event()
+
+    class Plain(Operation):
+        pass
+
+    class First(Worker[Plain]):
+        def process(self, op: Plain) -> None:
+            if op is holding:
+                raise Reject
+            tried.append(op)
+            if op in jobs:
+                raise Retry(delay=delay)
+
+    class Second(Worker[Plain]):
+        def process(self, op: Plain) -> None:
+            if op is not holding:
+                raise Reject
+            reached.set()
+            assert opened.wait(LONG)
+
+    holding, jobs = Plain(), [Plain() for _ in range(3)]
+    with WorkerPool([First(), Second()]) as pool:
+        try:
+            pool.do(holding)
+            assert reached.wait(LONG)
+            stream = pool.wrap(iter(jobs), drawn_by=drawn_by)
+            with contextlib.suppress(queue.Empty):
+                stream.get(timeout=0.05)  # draws, where the reader does
+            wait_until(lambda: len(tried) == len(jobs))
+            assert pool.do(Plain()).wait(LONG)  # a look after the end of the source
+            del stream
+            assert all(job.wait(LONG) for job in jobs)
+            assert [job.outcome for job in jobs] == [Outcome.CANCELLED] * len(jobs)
+            wait_until(lambda: pool.stats().queued == pool.stats().delayed == 0)
+            assert pool.stats().accepted == len(jobs) + 2
+        finally:
+            opened.set()
+    assert pool.stats().cancelled == len(jobs)
+
+
+def test_an_operation_that_is_put_back_after_its_stream_was_dropped_is_cancelled() -> None:
+    reached, opened = threading.Event(), threading.Event()
+
+    class Plain(Operation):
+        pass
+
+    class Once(Worker[Plain]):
+        def process(self, op: Plain) -> None:
+            reached.set()
+            assert opened.wait(LONG)
+            raise Retry(delay=HOUR)
+
+    job = Plain()
+    with WorkerPool([Once()]) as pool:
+        try:
+            stream = pool.wrap(iter([job]), drawn_by="thread")
+            assert reached.wait(LONG)
+            del stream
+        finally:
+            opened.set()
+        assert job.wait(LONG)
+        assert job.outcome is Outcome.CANCELLED
+    stats = pool.stats()
+    assert (stats.accepted, stats.cancelled, stats.tries) == (1, 1, 1)

@@ -240,6 +240,7 @@ cdef class RetryRouting:
         cdef PyObject* passed
         cdef PyObject* entry
         cdef PyObject* operation
+        cdef PyObject* source
         if (<WorkerState>worker).reviewed != self.review:
             (<WorkerState>worker).reviewed = self.review
             self.set_cursor(worker, NULL)
@@ -247,9 +248,15 @@ cdef class RetryRouting:
         entry = (<RetryEntry>passed).next if passed else self.queue.first
         while entry:
             operation = <PyObject*>(<RetryEntry>entry).operation
-            # One that was cancelled on its way into the queue is for any worker, to be emitted.
-            if phase_of(<OperationBase>operation) == CANCELLED or self.may_take(
-                <PyObject*>(<RetryEntry>entry).tried_by, <PyObject*>(<RetryEntry>entry).rejected_by, worker
+            source = <PyObject*>(<RetryEntry>entry).source
+            # One that was cancelled on its way into the queue is for any worker, to be emitted; one whose stream was dropped
+            # while a worker ran it, to be cancelled. relaxed: the first look at it comes after that
+            if (
+                phase_of(<OperationBase>operation) == CANCELLED
+                or (<WorkSource>source).abandoned.load(memory_order_relaxed)
+                or self.may_take(
+                    <PyObject*>(<RetryEntry>entry).tried_by, <PyObject*>(<RetryEntry>entry).rejected_by, worker
+                )
             ):
                 break
             passed = entry

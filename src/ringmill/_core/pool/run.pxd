@@ -100,6 +100,7 @@ cdef class PoolRun(OwnerPool):
     cdef PyObject* take_retry_for(self, PyObject* worker) noexcept
     cdef bint retry_is_first(self, PyObject* source) noexcept
     cdef void end_retry(self, PyObject* entry) noexcept
+    cdef void cancel_dropped(self, PyObject* entry) noexcept
     cdef int review_retries(self) except -1
     cdef int end_chain(self, PyObject* entry) except -1
     cdef int retire(self, WorkerState worker) except -1

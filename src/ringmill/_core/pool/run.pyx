@@ -458,16 +458,20 @@ cdef class PoolRun(OwnerPool):
 
     cdef int remove(self, WorkSource source) except -1:
         # Unlinks a source that has ended and that holds nothing more. Idempotent.
-        cdef bint linked
+        cdef bint linked, held
         cdef PyObject* watcher = <PyObject*>source.watcher
         acquire(&self.lock)
         linked = self.sources.unlink(<PyObject*>source)
+        held = source.held
+        source.held = False
         if linked:
             self.accounting.accepted_before += source.accepted()
             if source.external:
                 (<RingWatcher>watcher).source = NULL
         release(&self.lock)
-        if linked:
+        if held:
+            Py_DECREF(source)  # the list's: see drop
+        elif linked:
             if source.watcher is not None:
                 source.watcher.disarm(&source.pending.not_empty)
             self.sources.forget(source, False)
@@ -505,9 +509,18 @@ cdef class PoolRun(OwnerPool):
 
     cdef void drop(self, WorkSource source) noexcept:
         # Its stream is gone: a worker cancels what is left, and removes the source. May be called wherever the collector runs.
+        # One that has ended may have been removed while operations of it wait for another try: then it comes back for that. Those
+        # that a worker runs now, any worker cancels when they have been put back.
         source.abandoned.store(1, memory_order_seq_cst)  # seq_cst: pairs with SourceList.look_at, for one that is READY
         acquire(&self.lock)
-        self.sources.make_spent(<PyObject*>source)
+        if source.retries and source.place.load(memory_order_relaxed) == UNLINKED:  # relaxed: written under the lock
+            source.held = True
+            Py_INCREF(source)  # the list's, until remove()
+            self.accounting.accepted_before -= source.accepted()
+        if source.retries:
+            self.sources.move(<PyObject*>source, source.place.load(memory_order_relaxed), SPENT)  # relaxed: as above
+        else:
+            self.sources.make_spent(<PyObject*>source)
         release(&self.lock)
         notify(&self.idle)
 
@@ -811,6 +824,15 @@ cdef class PoolRun(OwnerPool):
         self.end_one(<OperationBase>operation, <WorkSource>source, (<RetryEntry>entry).position, outcome, error_record, None)
         Py_DECREF(<object>entry)  # the caller's
         self.wake_for_drain()
+
+    cdef void cancel_dropped(self, PyObject* entry) noexcept:
+        # Its stream was dropped before it was tried again. Takes the caller's reference. What ends it may run a hook of the
+        # user's, whose interruption must not stop the worker.
+        try:
+            self.end_entry(entry, CANCELLED, None)
+            self.wake_for_drain()
+        except BaseException:
+            log_exception("%s could not end an operation of a stream that was dropped", self.policy.name)
 
     cdef PyObject* broken_record(self, PyObject* operation) noexcept:
         # Each operation of a broken pool fails with an error object of its own; where there is no memory, with a
@@ -1385,6 +1407,7 @@ cdef class PoolRun(OwnerPool):
         for source in list(self.sources.kept):
             source.end(self.stopped_error())
             self.remove(source)
+        self.remove_spent(PY_SSIZE_T_MAX)
 
     def finish_run(self):
         """No thread of the run is left, and none will begin. May be called again, also at the same time."""

@@ -43,6 +43,7 @@ cdef class WorkSource:
     cdef PyObject* bad_item     # external: the item that could not be accepted, owned
     cdef atomic[int64_t] total  # how many come out in all; -1: not known yet. Written once, under the lock
     cdef atomic[uint32_t] abandoned  # the stream was dropped: a worker cancels what is left
+    cdef bint held              # the list owns it by a reference of its own: see PoolRun.drop; guarded by the pool's lock
     cdef PyObject* retries      # its first RetryEntry, of those that wait or are delayed; guarded by the pool's lock
     # in the pool's SourceList; guarded by the pool's lock
     cdef uint64_t arrival       # its number, in the order in which sources came or became READY

@@ -371,9 +371,15 @@ cdef class WorkerLoop:
         return LEAVE if run.should_end() else NOTHING
 
     cdef int take_retry(self) noexcept:
-        cdef PyObject* entry = self.pool_run.take_retry_for(<PyObject*>self.state)
-        if not entry:
-            return NOTHING
+        cdef PyObject* entry
+        while True:
+            entry = self.pool_run.take_retry_for(<PyObject*>self.state)
+            if not entry:
+                return NOTHING
+            # acquire: pairs with drop
+            if not (<WorkSource><PyObject*>(<RetryEntry>entry).source).abandoned.load(memory_order_acquire):
+                break
+            self.pool_run.cancel_dropped(entry)
         self.record = <RetryEntry>steal(entry)
         self.state.op = <PyObject*>self.record.operation
         Py_INCREF(<object>self.state.op)  # the worker's
@@ -958,6 +964,7 @@ cdef class WorkerLoop:
         """
         cdef PyObject* raw = self.state.op
         cdef PyObject* entry
+        cdef PyObject* source = <PyObject*>self.current_source
         cdef PoolRun run = self.pool_run
         cdef int64_t due = deadline_of(delay) if delay else 0
         cdef bint kept = False, delayed = False, undelayed = False
@@ -988,7 +995,8 @@ cdef class WorkerLoop:
         if due:
             # relaxed: written under the lock
             undelayed = run.undelayed or run.phase.load(memory_order_relaxed) >= ENDING
-            delayed = not undelayed and not run.no_timer
+            # One of a stream that was dropped meanwhile is cancelled, by the worker that takes it: see take_retry.
+            delayed = not undelayed and not run.no_timer and not (<WorkSource>source).abandoned.load(memory_order_relaxed)
             if delayed:
                 run.routing.delay(entry, due)
             else:
