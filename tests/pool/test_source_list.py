@@ -643,7 +643,7 @@ def test_quiet_streams_end_with_their_pool(
         entered.wait(LONG)
         ender = start_threads(lambda: end(pool))
         if kind != "ring":  # their readers, or threads, wait for their sources
-            wait_until(lambda: "' running" not in repr(pool))
+            wait_until(lambda: all(feed.stream.total is not None for feed in feeds))  # they have been ended
             for feed in feeds:
                 feed.queue.put(Item() if kind == "map" else Job())
         assert readers.join() == [True] * MANY
