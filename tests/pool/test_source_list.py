@@ -643,7 +643,7 @@ def test_quiet_streams_end_with_their_pool(
         entered.wait(LONG)
         ender = start_threads(lambda: end(pool))
         if kind != "ring":  # their readers, or threads, wait for their sources
-            wait_until(lambda: "' running" not in repr(pool))
+            wait_until(lambda: all(feed.stream.total is not None for feed in feeds))  # they have been ended
             for feed in feeds:
                 feed.queue.put(Item() if kind == "map" else Job())
         assert readers.join() == [True] * MANY
@@ -675,12 +675,15 @@ def test_pending_items_of_streams_that_were_quiet(end: Callable[[WorkerPool[Any]
         pending.append(feed.give())
         with pytest.raises(queue.Empty):
             feed.stream.get(0)
+    runs = 1 if end is end_by_shutdown else 0
     ender = start_threads(lambda: end(pool))
-    wait_until(lambda: "' running" not in repr(pool))
+    if runs:
+        wait_until(lambda: all(feed.stream.total is not None for feed in feeds))
+    else:
+        wait_until(lambda: pool.stats().cancelled == len(feeds))
     gate.opened.set()
     ender.join()
     assert held.outcome is Outcome.SUCCEEDED
-    runs = 1 if end is end_by_shutdown else 0
     assert [item.runs for item in pending] == [runs] * len(pending)
     stats = pool.stats()
     check_at_rest(stats)
