@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ import pytest
 
 from ringmill import PoolExecutor
 from tests.futures.test_futures import LONG, double
+from tests.threads import wait_until
 
 
 @pytest.mark.parametrize(
@@ -130,3 +132,35 @@ def test_map_of_nothing() -> None:
         assert list(executor.map(double, [])) == []
         assert list(executor.map(double)) == []
         assert list(executor.map(double, [], buffersize=2)) == []
+
+
+@pytest.mark.parametrize("way", ["dropped", "closed", "raises", "read"])
+def test_an_executor_keeps_nothing_of_a_bounded_map_that_is_over(way: str) -> None:
+    def count() -> int:
+        gc.collect()
+        return sum(type(each).__name__ == "ItemSource" for each in gc.get_objects())
+
+    def items() -> Iterator[int]:
+        yield 1
+        if way == "raises":
+            raise ValueError
+        yield 2
+
+    def gone() -> bool:
+        executor.submit(int).result(LONG)  # a worker looks for work
+        return count() <= before
+
+    before = count()
+    with PoolExecutor(1) as executor:
+        for _ in range(20):
+            if way == "raises":
+                with pytest.raises(ValueError):  # noqa: PT011  # the iterable's own
+                    executor.map(double, items(), buffersize=2)
+                continue
+            results: Any = executor.map(double, items(), buffersize=1)
+            if way == "closed":
+                results.close()
+            elif way == "read":
+                assert list(results) == [2, 4]
+            del results
+        wait_until(gone)

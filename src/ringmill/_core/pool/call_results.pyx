@@ -47,6 +47,15 @@ cdef class CallResults:
     cdef int64_t deadline
     cdef bint begun
 
+    def __del__(self):
+        self.leave_unread()
+
+    cdef int leave_unread(self) except -1:
+        # What was submitted is called all the same; no more comes.
+        if self.iterator is not None and not self.begun and self.current is not None and self.run.epoch == epoch_now:
+            end(self.run, self.current.items)
+        return 0
+
     def __iter__(self):
         """Returns the iterator itself."""
         return self
@@ -155,6 +164,7 @@ cdef class CallResults:
         cdef Results part
         cdef list parts
         if not self.begun:
+            self.leave_unread()
             self.current = None
             self.parts = []
             self.iterator = None
@@ -236,14 +246,14 @@ def map_calls(PoolRun run not None, calls, function, tuple iterables not None, t
         return results
     source = run.draw_items(buffersize + 1, True, function, unpacks, context)
     results.current = results_of(run, source)
+    results.iterator = iterator  # from here on, the source ends with the results
     for _ in range(buffersize):
         item = next(iterator, results)
         if item is results:
-            end(run, source)
+            results.end_drawing()
             return results
         put(run, source, item)
         item = None
-    results.iterator = iterator
     return results
 
 

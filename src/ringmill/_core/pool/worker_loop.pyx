@@ -278,6 +278,8 @@ cdef class WorkerLoop:
                 else:
                     error = TypeError(f"the source must give Operations, got {describe(bad_item)}")
             source.end_source(error)
+            # Found by its turn, without a look at the list: another worker may have made it QUIET meanwhile.
+            self.pool_run.make_ready(<PyObject*>source)
         except BaseException:
             log_exception("a source ended with a failure in %s", self.state.name)
         return 0
