@@ -32,7 +32,6 @@ _register: Callable[[Callable[[], None]], object] | None = getattr(threading, "_
 _begun = False  # no pool may be started any more
 _ended = False  # the hook has run to its end
 _registered_after_processes = False
-_look_at = 16  # of how many runs those that were collected are forgotten
 _runs: dict[int, weakref.ref[Supervisor]] = {}  # the runs that were started; some have ended, or were collected
 
 
@@ -43,12 +42,10 @@ def has_begun() -> bool:
 
 def add(run: Supervisor) -> bool:
     """Registers a run to be finished when the main thread ends. False: it has ended, so the caller must end the run."""
-    global _registered_after_processes, _look_at
-    if len(_runs) >= _look_at:
-        for key, reference in list(_runs.items()):
-            if reference() is None:
-                _runs.pop(key, None)
-        _look_at = 2 * len(_runs) + 16  # so that it costs the same for each run, however many there are
+    global _registered_after_processes
+    for key, reference in list(_runs.items()):
+        if reference() is None:
+            _runs.pop(key, None)
     reference = weakref.ref(run)
     _runs[id(reference)] = reference  # that of the run might be used again, and the other one be forgotten for this
     if not _registered_after_processes and "concurrent.futures.process" in sys.modules:
