@@ -1,11 +1,9 @@
 """The stacks of other threads as text, for the log.
 
 On a GIL build the frames of a running thread can be read, because each step of that is atomic. On a free-threaded build
-they
-cannot: the thread goes on while its frames are read, and leaves them; CPython guards neither `f_back` nor `f_lineno`,
-    and
-following them crashes. There `faulthandler.dump_traceback` is used, which stops all threads while it writes, from
-3.13.2 on (CPython issue 128400); on older versions no stack is taken.
+they cannot: the thread goes on while its frames are read, and leaves them; CPython guards neither `f_back` nor
+`f_lineno`, and following them crashes. There `faulthandler.dump_traceback` is used, which stops all threads while it
+writes, from 3.13.2 on (CPython issue 128400); on older versions no stack is taken.
 
 Imports nothing of ringmill.
 """
