@@ -138,7 +138,7 @@ def quiet() -> Iterator[None]:
     threading.excepthook = lambda _: None  # type: ignore[assignment]
     sys.unraisablehook = lambda _: None
     yield
-    gc.collect()  # errors that nobody has read are logged here, not in the next test
+    gc.collect()  # unread errors are logged when they are collected: here, not in the next test
     threading.excepthook, sys.unraisablehook = hook, unraisable_hook
     logging.disable(logging.NOTSET)
 

@@ -82,7 +82,7 @@ def raising(error: BaseException) -> Callable[[], Any]:
     return step
 
 
-class Feed:
+class Channel:
     """A stream of one of the KINDS, into which items are brought one at a time.
 
     Attributes:
@@ -150,15 +150,15 @@ class Crowd:
     """Streams that are there so that others are QUIET."""
 
     def __init__(self, pool: WorkerPool[Any]) -> None:
-        self.feeds = [Feed(pool, "ring") for _ in range(MANY)]
+        self.channels = [Channel(pool, "ring") for _ in range(MANY)]
 
     def settle(self) -> None:
-        for feed in self.feeds:
-            feed.send()
+        for channel in self.channels:
+            channel.send()
 
     def end(self) -> None:
-        for feed in self.feeds:
-            feed.end()
+        for channel in self.channels:
+            channel.end()
 
 
 @contextlib.contextmanager
@@ -198,15 +198,16 @@ def test_one_item_at_a_time_through_many_streams(
 ) -> None:
     rng = random.Random(seed)
     with make_pool(kind, workers) as pool:
-        feeds = [Feed(pool, kind, rng.choice([1, 2]) if kind in ("ring", "thread") else 1) for _ in range(2 * MANY)]
+        bounds = [rng.choice([1, 2]) if kind in ("ring", "thread") else 1 for _ in range(2 * MANY)]
+        channels = [Channel(pool, kind, bound) for bound in bounds]
         for _ in range(4):
-            rng.shuffle(feeds)
-            for feed in feeds:
-                feed.send()
-            assert pool.stats().accepted == sum(len(feed.given) for feed in feeds)
-        for feed in feeds:
-            feed.end()
-        assert pool.stats().accepted == pool.stats().succeeded == 4 * len(feeds)
+            rng.shuffle(channels)
+            for channel in channels:
+                channel.send()
+            assert pool.stats().accepted == sum(len(channel.given) for channel in channels)
+        for channel in channels:
+            channel.end()
+        assert pool.stats().accepted == pool.stats().succeeded == 4 * len(channels)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -216,13 +217,13 @@ def test_one_item_at_a_time_by_several_threads(workers: int, seed: int, switch_i
 
     def feed_some(pool: WorkerPool[Any], number: int) -> None:
         rng = random.Random(seed + number)
-        feeds = [Feed(pool, kind) for kind in ("reader", "thread", "ring", "map")]
+        channels = [Channel(pool, kind) for kind in ("reader", "thread", "ring", "map")]
         for _ in range(rounds):
-            rng.choice(feeds).send()
+            rng.choice(channels).send()
             if rng.random() < 0.3:
                 assert pool.do(Job()).wait(LONG)
-        for feed in feeds:
-            feed.end()
+        for channel in channels:
+            channel.end()
 
     with make_pool("", workers) as pool:
         run_threads(*[lambda number=number: feed_some(pool, number) for number in range(4)])
@@ -234,56 +235,56 @@ def test_several_readers_of_each_stream(kind: str, seed: int, switch_interval: f
     """Items are brought by several threads; each goes to one of two readers."""
     each = 20
     with make_pool(kind, 2) as pool:
-        feeds = [Feed(pool, kind) for _ in range(MANY)]
+        channels = [Channel(pool, kind) for _ in range(MANY)]
 
         def bring(number: int) -> None:
             rng = random.Random(seed + number)
-            turns = feeds * each
+            turns = channels * each
             rng.shuffle(turns)
-            for feed in turns:
-                feed.give()
+            for channel in turns:
+                channel.give()
 
-        readers = start_threads(*[lambda f=feed: list(f.stream) for feed in feeds for _ in range(2)])
+        readers = start_threads(*[lambda f=channel: list(f.stream) for channel in channels for _ in range(2)])
         run_threads(*[lambda number=number: bring(number) for number in range(2)])
-        for feed in feeds:
-            feed.ring.close()
-            feed.queue.put(END)
+        for channel in channels:
+            channel.ring.close()
+            channel.queue.put(END)
         shares = readers.join()
-        for number, feed in enumerate(feeds):
-            feed.came = shares[2 * number] + shares[2 * number + 1]
-            assert len(feed.came) == 2 * each
-            feed.check()
+        for number, channel in enumerate(channels):
+            channel.came = shares[2 * number] + shares[2 * number + 1]
+            assert len(channel.came) == 2 * each
+            channel.check()
 
 
 def test_room_that_a_read_makes_is_room_for_the_next_item() -> None:
     with crowded() as (pool, crowd):
-        feed = Feed(pool, "ring")
-        first = feed.give()
+        channel = Channel(pool, "ring")
+        first = channel.give()
         assert first.wait(LONG)  # the stream is full now
-        second = feed.give()
+        second = channel.give()
         crowd.settle()
-        assert feed.take() is first
+        assert channel.take() is first
         assert second.wait(LONG)  # no thread reads, or puts
-        assert feed.take() is second
-        feed.end()
+        assert channel.take() is second
+        channel.end()
 
 
 @pytest.mark.parametrize("read", [Stream.get_many, lambda stream: [next(stream)], lambda stream: [stream.get()]])
 def test_each_way_of_reading_makes_room(read: Callable[[Any], list[Any]]) -> None:
     with crowded() as (pool, crowd):
-        feed = Feed(pool, "ring", 2)
+        channel = Channel(pool, "ring", 2)
         for _ in range(3):
-            ops = [feed.give(), feed.give()]
+            ops = [channel.give(), channel.give()]
             assert all(op.wait(LONG) for op in ops)
-            ops += [feed.give(), feed.give()]
+            ops += [channel.give(), channel.give()]
             crowd.settle()
             while ops:
-                came = read(feed.stream)
-                feed.came += came
+                came = read(channel.stream)
+                channel.came += came
                 assert all(op in ops for op in came)
                 ops = [op for op in ops if op not in came]
                 assert all(op.wait(LONG) for op in ops[:1])
-        feed.end()
+        channel.end()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -316,19 +317,19 @@ def test_tasks_read_many_streams(kind: str, awaits: bool, backend: str) -> None:
 def test_tasks_of_a_ring_make_room() -> None:
     async def main() -> None:
         with crowded() as (pool, crowd):
-            feed = Feed(pool, "ring")
-            first = feed.give()
+            channel = Channel(pool, "ring")
+            first = channel.give()
             assert first.wait(LONG)
-            second = feed.give()
+            second = channel.give()
             crowd.settle()
-            feed.came.append(await feed.stream.__anext__())
+            channel.came.append(await channel.stream.__anext__())
             assert second.wait(LONG)
-            third = feed.give()
+            third = channel.give()
             crowd.settle()
-            feed.came.append(await feed.stream.aget())
+            channel.came.append(await channel.stream.aget())
             assert third.wait(LONG)
-            feed.take()
-            feed.end()
+            channel.take()
+            channel.end()
 
     asyncio.run(main())
 
@@ -498,13 +499,13 @@ def test_a_ring_that_is_closed_ends_its_stream() -> None:
     """With no reader, and no other work."""
 
     def close_one() -> weakref.ref[Any]:
-        feed = Feed(pool, "ring")
-        feed.send()
+        channel = Channel(pool, "ring")
+        channel.send()
         crowd.settle()
-        feed.ring.close()
-        wait_until(lambda: bool(feed.stream.closed))
-        assert feed.stream.total == 1
-        return weakref.ref(feed.ring)
+        channel.ring.close()
+        wait_until(lambda: bool(channel.stream.closed))
+        assert channel.stream.total == 1
+        return weakref.ref(channel.ring)
 
     with crowded(2) as (pool, crowd):
         before = sources()
@@ -519,17 +520,17 @@ def test_a_quiet_stream_that_is_left_is_removed(kind: str, how: str) -> None:
     """The pool is idle, and no other work comes."""
     with crowded(2) as (pool, crowd):
         before, watchers = sources(), count_objects("RingWatcher")
-        feed = Feed(pool, kind)
-        feed.send()
+        channel = Channel(pool, kind)
+        channel.send()
         if kind == "thread":
-            given = feed.give()  # the thread that draws waits for room now, and not for the source
+            given = channel.give()  # the thread that draws waits for room now, and not for the source
             assert given.wait(LONG)
         crowd.settle()
         time.sleep(SHORT)  # long enough that the workers sleep, where the fault would show; right in any case
-        ring = feed.ring
+        ring = channel.ring
         if how == "close":
-            feed.stream.close()
-        del feed
+            channel.stream.close()
+        del channel
         wait_until(lambda: sources() <= before)
         wait_until(lambda: count_objects("RingWatcher") <= watchers)  # though the ring is there
         assert not ring.closed
@@ -539,18 +540,18 @@ def test_a_quiet_stream_that_is_left_is_removed(kind: str, how: str) -> None:
 def test_what_is_pending_in_a_dropped_stream_is_cancelled(kind: str) -> None:
     with crowded() as (pool, crowd):
         before = sources()
-        feed = Feed(pool, kind, 3)
+        channel = Channel(pool, kind, 3)
         crowd.settle()
         gate = Gate()
         held = pool.do(Job(gate))
         assert gate.reached.wait(LONG)
-        given = [feed.give() for _ in range(3)]
+        given = [channel.give() for _ in range(3)]
         for _ in given:
             with pytest.raises(queue.Empty):
-                feed.stream.get(0)  # draws one
+                channel.stream.get(0)  # draws one
         accepted = pool.stats().accepted
         with contextlib.nullcontext() if kind == "reader" else pytest.warns(ResourceWarning):
-            del feed
+            del channel
             gc.collect()
         # It is to be removed; until then it counts.
         assert (pool.stats().accepted, pool.stats().queued, pool.stats().running) == (accepted, 3, 1)
@@ -567,15 +568,15 @@ def test_retries_of_a_dropped_stream_are_cancelled() -> None:
     """Their delay runs, and the pool is idle."""
     with crowded() as (pool, crowd):
         before = sources()
-        feed = Feed(pool, "reader", 2)
-        given = [feed.give(raising(Retry(delay=HOUR))) for _ in range(2)]
+        channel = Channel(pool, "reader", 2)
+        given = [channel.give(raising(Retry(delay=HOUR))) for _ in range(2)]
         for op in given:
             with pytest.raises(queue.Empty):
-                feed.stream.get(0)
+                channel.stream.get(0)
             assert op.begun.wait(LONG)
         wait_until(lambda: pool.stats().delayed == 2)
         crowd.settle()
-        del feed
+        del channel
         assert all(op.wait(LONG) for op in given)
         assert all(op.outcome is Outcome.CANCELLED for op in given)
         wait_until(lambda: sources() <= before)
@@ -587,9 +588,9 @@ def test_more_streams_are_dropped_at_once_than_a_worker_removes_at_a_time() -> N
         gate = Gate()
         pool.do(Job(gate))
         assert gate.reached.wait(LONG)
-        feeds = [Feed(pool, "ring") for _ in range(200)]
-        rings = [feed.ring for feed in feeds]
-        del feeds
+        channels = [Channel(pool, "ring") for _ in range(200)]
+        rings = [channel.ring for channel in channels]
+        del channels
         batch = pool.execute([Job() for _ in range(TURN)])
         gate.opened.set()
         assert len(list(batch)) == TURN
@@ -626,32 +627,32 @@ def test_quiet_streams_end_with_their_pool(
     caplog.set_level(logging.CRITICAL + 1, "ringmill")
     error = BrokenPool if end is end_by_breaking else PoolNotRunning
 
-    def read(feed: Feed, entered: threading.Barrier) -> bool:
+    def read(channel: Channel, entered: threading.Barrier) -> bool:
         entered.wait(LONG)
         with pytest.raises(error):
-            feed.stream.get(LONG)
+            channel.stream.get(LONG)
         return True
 
     def play() -> list[RingBuffer[Any]]:
         pool = make_pool(kind, 1, max_restarts=0)
         pool.start()
-        feeds = [Feed(pool, kind) for _ in range(MANY)]
-        for feed in feeds:
-            feed.send()
+        channels = [Channel(pool, kind) for _ in range(MANY)]
+        for channel in channels:
+            channel.send()
         entered = threading.Barrier(MANY + 1)
-        readers = start_threads(*[lambda feed=feed: read(feed, entered) for feed in feeds])
+        readers = start_threads(*[lambda channel=channel: read(channel, entered) for channel in channels])
         entered.wait(LONG)
         ender = start_threads(lambda: end(pool))
         if kind != "ring":  # their readers, or threads, wait for their sources
-            wait_until(lambda: all(feed.stream.total is not None for feed in feeds))  # they have been ended
-            for feed in feeds:
-                feed.queue.put(Item() if kind == "map" else Job())
+            wait_until(lambda: all(channel.stream.total is not None for channel in channels))  # they have been ended
+            for channel in channels:
+                channel.queue.put(Item() if kind == "map" else Job())
         assert readers.join() == [True] * MANY
         ender.join()
         pool.shutdown()
         check_at_rest(pool.stats())
         assert pool.stats().succeeded == MANY
-        return [feed.ring for feed in feeds]
+        return [channel.ring for channel in channels]
 
     before = sources()
     rings = play()
@@ -664,47 +665,47 @@ def test_quiet_streams_end_with_their_pool(
 def test_pending_items_of_streams_that_were_quiet(end: Callable[[WorkerPool[Any]], None]) -> None:
     pool = make_pool("", 1)
     pool.start()
-    feeds = [Feed(pool, kind) for kind in ("reader", "map") for _ in range(MANY)]
-    for feed in feeds:
-        feed.send()
+    channels = [Channel(pool, kind) for kind in ("reader", "map") for _ in range(MANY)]
+    for channel in channels:
+        channel.send()
     gate = Gate()
     held = pool.do(Job(gate))
     assert gate.reached.wait(LONG)
     pending = []
-    for feed in feeds:
-        pending.append(feed.give())
+    for channel in channels:
+        pending.append(channel.give())
         with pytest.raises(queue.Empty):
-            feed.stream.get(0)
+            channel.stream.get(0)
     runs = 1 if end is end_by_shutdown else 0
     ender = start_threads(lambda: end(pool))
     if runs:
-        wait_until(lambda: all(feed.stream.total is not None for feed in feeds))
+        wait_until(lambda: all(channel.stream.total is not None for channel in channels))
     else:
-        wait_until(lambda: pool.stats().cancelled == len(feeds))
+        wait_until(lambda: pool.stats().cancelled == len(channels))
     gate.opened.set()
     ender.join()
     assert held.outcome is Outcome.SUCCEEDED
     assert [item.runs for item in pending] == [runs] * len(pending)
     stats = pool.stats()
     check_at_rest(stats)
-    assert (stats.accepted, stats.cancelled) == (2 * len(feeds) + 1, (1 - runs) * len(feeds))
-    for feed, item in zip(feeds, pending, strict=True):
-        if runs or feed.kind == "reader":
-            assert feed.stream.get(LONG) is item
-        error = PoolNotRunning if runs or feed.kind == "reader" else CancelledError
+    assert (stats.accepted, stats.cancelled) == (2 * len(channels) + 1, (1 - runs) * len(channels))
+    for channel, item in zip(channels, pending, strict=True):
+        if runs or channel.kind == "reader":
+            assert channel.stream.get(LONG) is item
+        error = PoolNotRunning if runs or channel.kind == "reader" else CancelledError
         with pytest.raises(error):
-            feed.stream.get(LONG)
+            channel.stream.get(LONG)
 
 
 def test_workers_that_come_and_go() -> None:
     with WorkerPool(Runner, 1) as pool:
-        feeds = [Feed(pool, kind) for kind in KINDS for _ in range(3)]
+        channels = [Channel(pool, kind) for kind in KINDS for _ in range(3)]
         for count in (1, 3, 2, 4, 1):
             pool.resize(count)
-            for feed in feeds:
-                feed.send()
-        for feed in feeds:
-            feed.end()
+            for channel in channels:
+                channel.send()
+        for channel in channels:
+            channel.end()
 
 
 # Turns
@@ -716,8 +717,8 @@ def test_no_source_waits_for_more_than_a_turn_of_each_other(workers: int) -> Non
     busy, length = 20, 4 * TURN
     begun: list[int] = []
     with crowded(workers) as (pool, crowd):
-        feed = Feed(pool, "ring")
-        feed.send()
+        channel = Channel(pool, "ring")
+        channel.send()
         crowd.settle()
         gates = [Gate() for _ in range(workers)]
         for gate in gates:
@@ -730,12 +731,12 @@ def test_no_source_waits_for_more_than_a_turn_of_each_other(workers: int) -> Non
         for gate in gates:
             gate.opened.set()
         assert middle.reached.wait(LONG)
-        feed.give(lambda: begun.append(-1))
+        channel.give(lambda: begun.append(-1))
         at = len(begun)  # with two workers, the other one may have begun it already
         middle.opened.set()
-        feed.take()
+        channel.take()
         assert all(len(list(stream)) == length for stream in streams)
-        feed.end()
+        channel.end()
     assert begun.count(-1) == 1
     between = begun[at : begun.index(-1)]
     assert max(map(between.count, range(busy))) <= TURN * workers * 2
@@ -758,30 +759,30 @@ def test_streams_come_and_go_at_random(workers: int, seed: int, switch_interval:
     def play(pool: WorkerPool[Any], number: int) -> None:
         rng = random.Random(seed + number)
         kinds = ["reader", "ring", "map", "thread"]
-        feeds = [Feed(pool, rng.choice(kinds)) for _ in range(MANY)]
+        channels = [Channel(pool, rng.choice(kinds)) for _ in range(MANY)]
         for _ in range(200):
-            at = rng.randrange(len(feeds))
-            feed = feeds[at]
+            at = rng.randrange(len(channels))
+            channel = channels[at]
             chance = rng.random()
             if chance < 0.8:
-                feed.send()
+                channel.send()
             elif chance < 0.87:
-                feed.end()
-                feeds[at] = Feed(pool, rng.choice(kinds))
+                channel.end()
+                channels[at] = Channel(pool, rng.choice(kinds))
             elif chance < 0.94:
-                feed.stream.close()
-                feed.queue.put(END)
-                feed.check()
-                feeds[at] = Feed(pool, rng.choice(kinds))
+                channel.stream.close()
+                channel.queue.put(END)
+                channel.check()
+                channels[at] = Channel(pool, rng.choice(kinds))
             else:
-                if not feed.came:
-                    feed.send()  # a map that is dropped unread is warned of
-                feed.queue.put(END)
-                feed.check()
-                del feed
-                feeds[at] = Feed(pool, rng.choice(kinds))
-        for feed in feeds:
-            feed.end()
+                if not channel.came:
+                    channel.send()  # a map that is dropped unread is warned of
+                channel.queue.put(END)
+                channel.check()
+                del channel
+                channels[at] = Channel(pool, rng.choice(kinds))
+        for channel in channels:
+            channel.end()
 
     before = sources()
     with make_pool("", workers) as pool:

@@ -27,6 +27,7 @@ cdef class RetryRouting:
     cdef void unlink(self, PyObject* entry) noexcept
     cdef void delay(self, PyObject* entry, int64_t due_ns) noexcept
     cdef void undelay(self, PyObject* entry) noexcept
+    cdef void take_out(self, PyObject* entry) noexcept
     cdef void enlist(self, PyObject* entry, bint delayed) noexcept
     cdef void delist(self, PyObject* entry) noexcept
     cdef PyObject* take_for(self, PyObject* worker) noexcept

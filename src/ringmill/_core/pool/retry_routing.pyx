@@ -172,6 +172,13 @@ cdef class RetryRouting:
         self.delist(entry)
         self.delays.remove(entry)
 
+    cdef void take_out(self, PyObject* entry) noexcept:
+        # From the queue or the heap. The reference is the caller's then.
+        if (<RetryEntry>entry).delayed:
+            self.undelay(entry)
+        else:
+            self.unlink(entry)
+
     cdef void enlist(self, PyObject* entry, bint delayed) noexcept:
         # Its operation and its source find it from here on.
         cdef PyObject* source = <PyObject*>(<RetryEntry>entry).source
@@ -275,10 +282,8 @@ cdef class RetryRouting:
     cdef PyObject* take_cancelled(self, OperationBase operation) noexcept:
         # The entry of an operation that was cancelled while it waits or is delayed here, owned by the caller; NULL: none.
         cdef PyObject* entry = <PyObject*>operation.entry.load(memory_order_relaxed)  # relaxed: under the lock
-        if entry and (<RetryEntry>entry).delayed:
-            self.undelay(entry)
-        elif entry:
-            self.unlink(entry)
+        if entry:
+            self.take_out(entry)
         return entry
 
     cdef bint begin_wait(self, PyObject* worker) noexcept:
@@ -348,10 +353,7 @@ cdef class RetryRouting:
         cdef PyObject* chain = NULL
         while (<WorkSource>source).retries:
             entry = (<WorkSource>source).retries
-            if (<RetryEntry>entry).delayed:
-                self.undelay(entry)
-            else:
-                self.unlink(entry)
+            self.take_out(entry)
             (<RetryEntry>entry).next = chain
             chain = entry
         return chain

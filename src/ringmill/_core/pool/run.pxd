@@ -79,6 +79,7 @@ cdef class PoolRun(OwnerPool):
     cdef int add(self, WorkSource source) except -1
     cdef int remove(self, WorkSource source) except -1
     cdef void make_ready(self, PyObject* source) noexcept
+    cdef void return_source(self, PyObject* source) noexcept
     cdef void drop(self, WorkSource source) noexcept
     cdef PyObject* next_source(self, bint in_turn, bint watch) except? NULL
     cdef int remove_spent(self, Py_ssize_t most) except -1

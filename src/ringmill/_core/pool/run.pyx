@@ -493,17 +493,20 @@ cdef class PoolRun(OwnerPool):
     cdef void make_ready(self, PyObject* source) noexcept:
         # Something has happened in a source that the caller keeps in memory.
         acquire(&self.lock)
+        self.return_source(source)
+        release(&self.lock)
+
+    cdef void return_source(self, PyObject* source) noexcept:
+        # Under the lock. A source that was QUIET is READY again, behind those that came or returned before.
         if self.sources.make_ready(source):
             self.arrivals += 1
             (<WorkSource>source).arrival = self.arrivals
-        release(&self.lock)
 
     cdef void ring_changed(self, PyObject** source) noexcept:
         # The watcher of an external source was woken, whose source that is, while it is linked.
         acquire(&self.lock)
-        if source[0] and self.sources.make_ready(source[0]):
-            self.arrivals += 1
-            (<WorkSource>source[0]).arrival = self.arrivals
+        if source[0]:
+            self.return_source(source[0])
         release(&self.lock)
         notify(&self.idle)
 
@@ -517,8 +520,7 @@ cdef class PoolRun(OwnerPool):
             source.held = True
             Py_INCREF(source)  # the list's, until remove()
             self.accounting.accepted_before -= source.accepted()
-        if source.retries:
-            self.sources.move(<PyObject*>source, source.place.load(memory_order_relaxed), SPENT)  # relaxed: as above
+            self.sources.move(<PyObject*>source, UNLINKED, SPENT)
         else:
             self.sources.make_spent(<PyObject*>source)
         release(&self.lock)

@@ -4,8 +4,9 @@
 # pool's lock, where nothing may be allocated (rule 7 of the core): so `reserve` makes room before the lock is taken, and
 # the array that a larger one replaces is freed after the unlock. No thread keeps a pointer into it beyond the lock.
 #
-# Beside the states lie flags, a byte a worker, in which a question about all workers ("is one left that has not rejected this")
-# is answered for eight of them at a time (retry_routing.pyx). Whoever changes what they say, under the lock, calls `mark`.
+# Beside the states lie flags, a byte for each worker, so that a question about all workers ("is one left that has not rejected
+# this") is answered for eight of them at a time (retry_routing.pyx). A thread that changes what a flag depends on calls `mark`
+# under the same lock.
 #
 # May use `worker_state` and `waiting` (the lock).
 
